@@ -1,0 +1,204 @@
+"""The command line: each command calls the library and prints what it returns.
+
+Results go to stdout, everything else to stderr. Heavy imports stand inside the commands, so that ``--help``
+answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from converter.errors import S4ConvertError
+from converter.version import __version__
+
+COMPENSATIONS = ("scale", "none")
+EXIT_USAGE, EXIT_STORAGE, EXIT_INTERRUPTED = 2, 3, 130
+
+
+class MainJobGroup(click.Group):
+    """A group whose arguments, where they name no command, are those of the main job."""
+
+    main_job = "convert"
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] not in ("--help", "--version"):
+            args = [self.main_job, *args]
+        return super().parse_args(ctx, args)
+
+    def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        formatter.write_usage(ctx.command_path, "IN OUT --mask MASK.json [OPTIONS]")
+        formatter.write_usage(ctx.command_path, "COMMAND [ARGS]...", prefix="       ")
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        self.commands[self.main_job].format_options(ctx, formatter)
+        self.format_commands(ctx, formatter)
+
+
+def _shared_options(command: Any) -> Any:
+    for option in (
+        click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error."),
+        click.option("-v", "--verbose", count=True, help="Say more; twice, still more."),
+        click.option("--json", "as_json", is_flag=True, help="Print JSON."),
+    ):
+        command = option(command)
+    return command
+
+
+@click.group(cls=MainJobGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="s4convert")
+def cli() -> None:
+    """Rewrite a LLaVA checkpoint on disk so that pruned attention heads stay pruned.
+
+    The heads that MASK.json prunes are silenced in IN's weights, a compensation is folded into o_proj, the
+    effect is verified on a probe batch, and the result is written to OUT, which unmodified LLaVA code loads.
+    """
+
+
+@cli.command(hidden=True)
+@click.argument("source", metavar="IN", type=click.Path(path_type=Path))
+@click.argument("out", metavar="OUT", type=click.Path(path_type=Path))
+@click.option("--mask", required=True, type=click.Path(path_type=Path), help="Which heads are pruned.")
+@click.option(
+    "--compensate",
+    type=click.Choice(COMPENSATIONS),
+    default=COMPENSATIONS[0],
+    show_default=True,
+    help="What kept heads get: times heads/kept, or nothing.",
+)
+@click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
+@click.option("--no-verify", is_flag=True, help="Skip the hidden states; bytes are always checked.")
+@click.option("--force", is_flag=True, help="Replace the checkpoint that stands at OUT.")
+@click.option("--allow-converted", is_flag=True, help="Accept an IN that was converted before.")
+@click.option("--jobs", type=click.IntRange(min=1), help="Threads that write and check.  [default: the processors]")
+@click.option("-q", "--quiet", is_flag=True, help="Print only OUT's path.")
+@_shared_options
+def convert(
+    source: Path,
+    out: Path,
+    mask: Path,
+    compensate: str,
+    dry_run: bool,
+    no_verify: bool,
+    force: bool,
+    allow_converted: bool,
+    jobs: int | None,
+    quiet: bool,
+    as_json: bool,
+    verbose: int,
+) -> None:
+    """Convert the checkpoint IN to OUT."""
+    _set_up(verbose, quiet=quiet)
+    from converter.conversion import carry_out, prepare
+
+    conversion = prepare(source, out, mask, compensation=compensate, force=force, allow_converted=allow_converted)
+    if dry_run:
+        click.echo(json.dumps(conversion.to_json(), indent=1) if as_json else conversion.to_text())
+        return
+    report = carry_out(conversion, check_behaviour=not no_verify, jobs=jobs, progress=not quiet)
+    if as_json:
+        click.echo(json.dumps({"out": str(out)} | report.to_json(), indent=1))
+    else:
+        click.echo(out if quiet else f"{report.to_text()}\nwritten: {out}")
+
+
+@cli.command()
+@click.argument("checkpoint", metavar="CKPT", type=click.Path(path_type=Path))
+@_shared_options
+def inspect(checkpoint: Path, as_json: bool, verbose: int) -> None:
+    """Show a checkpoint's layout, geometry and silent heads."""
+    _set_up(verbose)
+    from converter.inspection import inspect_checkpoint
+
+    inspection = inspect_checkpoint(checkpoint)
+    click.echo(json.dumps(inspection.to_json(), indent=1) if as_json else inspection.to_text())
+
+
+@cli.command()
+@click.argument("original", type=click.Path(path_type=Path))
+@click.argument("converted", type=click.Path(path_type=Path))
+@click.option("--mask", type=click.Path(path_type=Path), help="The mask.  [default: the one in CONVERTED's manifest]")
+@click.option(
+    "--compensate", type=click.Choice(COMPENSATIONS), help="The compensation.  [default: as in the manifest, or scale]"
+)
+@click.option("--jobs", type=click.IntRange(min=1), help="Threads that check.  [default: the processors]")
+@_shared_options
+def verify(
+    original: Path,
+    converted: Path,
+    mask: Path | None,
+    compensate: str | None,
+    jobs: int | None,
+    as_json: bool,
+    verbose: int,
+) -> None:
+    """Check that CONVERTED is what its mask asks of ORIGINAL."""
+    _set_up(verbose)
+    from converter.verification import verify_conversion
+
+    report = verify_conversion(original, converted, mask=mask, compensation=compensate, jobs=jobs, progress=True)
+    click.echo(json.dumps(report.to_json(), indent=1) if as_json else report.to_text())
+
+
+@cli.command()
+@click.argument("directory", default="s4convert-demo", type=click.Path(path_type=Path))
+@_shared_options
+def demo(directory: Path, as_json: bool, verbose: int) -> None:
+    """Run the main job on a small trained LLaVA that ships with s4convert, in DIRECTORY."""
+    _set_up(verbose)
+    from converter.demo.demo import demonstrate
+
+    demonstration = demonstrate(directory, progress=True)
+    click.echo(json.dumps(demonstration.to_json(), indent=1) if as_json else demonstration.to_text())
+
+
+def _set_up(verbose: int, *, quiet: bool = False) -> None:
+    """Messages to stderr, one line each; SIGTERM cleans up as Ctrl-C does."""
+    level = logging.ERROR if quiet else [logging.INFO, logging.DEBUG][min(verbose, 1)]
+    logging.basicConfig(stream=sys.stderr, level=logging.ERROR, format="s4convert: %(message)s")
+    logging.getLogger("converter").setLevel(level)
+    signal.signal(signal.SIGTERM, _interrupt)
+
+
+def _interrupt(signal_number: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def main() -> NoReturn:
+    """Run the command line; every error is one line on stderr and an exit code."""
+    debug = "--debug" in sys.argv[1:]
+    try:
+        cli.main(standalone_mode=False)
+    except S4ConvertError as error:
+        _fail(str(error), error.exit_code, debug)
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        hint = f"; see {context.command_path} --help" if context is not None else ""
+        _fail(error.format_message().rstrip(".") + hint, EXIT_USAGE, debug)
+    except (KeyboardInterrupt, click.Abort):
+        _fail("interrupted; nothing was left at OUT", EXIT_INTERRUPTED, debug)
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read our output has gone
+        sys.exit(EXIT_STORAGE)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        _fail(f"{where}{error.strerror or error}", EXIT_STORAGE, debug)
+    sys.exit(0)
+
+
+def _fail(message: str, exit_code: int, debug: bool) -> NoReturn:
+    if debug:
+        traceback.print_exc()
+    click.echo(f"s4convert: error: {' '.join(message.split())}", err=True)
+    sys.exit(exit_code)
+
+
+if __name__ == "__main__":
+    main()

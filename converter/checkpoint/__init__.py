@@ -1,0 +1,23 @@
+"""A checkpoint on disk, read-only: its layout, geometry, tensors and sidecars."""
+
+from converter.checkpoint.checkpoint import (
+    CONFIG_FILE,
+    INDEX_FILE,
+    MANIFEST_FILE,
+    Checkpoint,
+    StoredTensor,
+    read_json_object,
+)
+from converter.checkpoint.geometry import Geometry
+from converter.checkpoint.layouts import Family
+
+__all__ = [
+    "CONFIG_FILE",
+    "INDEX_FILE",
+    "MANIFEST_FILE",
+    "Checkpoint",
+    "Family",
+    "Geometry",
+    "StoredTensor",
+    "read_json_object",
+]

@@ -1,0 +1,168 @@
+"""The header of a safetensors file, parsed more strictly than the reference parser does.
+
+A converter must not repeat an ambiguity into its output, so everything that the reference rejects is
+rejected here, and so is what it lets pass: duplicate tensor names, duplicate metadata keys, unknown fields,
+white space before ``{``, unsafe names. Format: https://github.com/huggingface/safetensors#format
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from converter.errors import CheckpointError, StorageError
+
+MAX_HEADER_BYTES = 100_000_000  # the reference parser's limit
+MAX_INTEGER = 2**64 - 1
+LENGTH_BYTES = 8
+
+DTYPE_BITS: Mapping[str, int] = MappingProxyType(
+    {
+        "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+        "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8,
+        "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
+        "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
+        "I32": 32, "U32": 32, "F32": 32,
+        "I64": 64, "U64": 64, "F64": 64, "C64": 64,
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """One tensor of a safetensors file: *begin* and *end* are byte offsets from the start of the file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+    @property
+    def num_bytes(self) -> int:
+        return self.end - self.begin
+
+
+@dataclass(frozen=True)
+class SafetensorsHeader:
+    """What a safetensors file says of itself; *entries* are in the order of their data."""
+
+    entries: tuple[TensorEntry, ...]
+    metadata: Mapping[str, str]
+    data_begin: int
+    file_size: int
+
+
+def read_header(path: Path) -> SafetensorsHeader:
+    """Read and check the header of the safetensors file *path*; the data is not read.
+
+    Raises:
+        CheckpointError: the file is not a well-formed safetensors file.
+        StorageError: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            file_size = os.fstat(file.fileno()).st_size
+            length_field = file.read(LENGTH_BYTES)
+            if len(length_field) < LENGTH_BYTES:
+                raise CheckpointError(f"{path}: {file_size} bytes are too few for a safetensors file; copy it again")
+            length = int.from_bytes(length_field, "little")
+            if length > MAX_HEADER_BYTES:
+                raise CheckpointError(
+                    f"{path}: its header claims {length:,} bytes, more than {MAX_HEADER_BYTES:,}; "
+                    "this is not a safetensors file"
+                )
+            if length > file_size - LENGTH_BYTES:
+                raise CheckpointError(f"{path}: the header ends past the end of the file; copy the file again")
+            raw = file.read(length)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read: {error.strerror}") from error
+    try:
+        return parse_header(raw, file_size)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: malformed safetensors header: {error}") from error
+
+
+def parse_header(raw: bytes, file_size: int) -> SafetensorsHeader:
+    """The header whose JSON text is *raw*, of a file of *file_size* bytes; ValueError says what is wrong."""
+    if not raw.startswith(b"{"):
+        raise ValueError("it does not start with '{'")
+    try:
+        fields = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 at byte {error.start}") from error
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if not isinstance(fields, dict):
+        raise ValueError("not a JSON object")
+    metadata = fields.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise ValueError("__metadata__ must map names to strings")
+    for text in (*metadata, *metadata.values()):
+        _check_unicode(text)
+    data_begin = LENGTH_BYTES + len(raw)
+    entries = sorted(
+        (_parse_entry(name, entry, data_begin) for name, entry in fields.items()), key=lambda e: (e.begin, e.end)
+    )
+    position = data_begin
+    for entry in entries:
+        if entry.begin != position:
+            kind = "overlaps the one before it" if entry.begin < position else "leaves a gap before it"
+            raise ValueError(f"tensor {entry.name!r} {kind}")
+        position = entry.end
+    if position != file_size:
+        raise ValueError(f"the tensors end at byte {position}, the file at byte {file_size}")
+    return SafetensorsHeader(tuple(entries), MappingProxyType(metadata), data_begin, file_size)
+
+
+def _parse_entry(name: str, entry: Any, data_begin: int) -> TensorEntry:
+    if not name or "\0" in name or ".." in name:
+        raise ValueError(f"tensor name {name!r} is not safe")
+    _check_unicode(name)
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise ValueError(f"tensor {name!r} must have exactly dtype, shape and data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
+        raise ValueError(f"tensor {name!r} has unknown dtype {dtype!r}")
+    if not isinstance(shape, list) or not all(_is_size(size) for size in shape):
+        raise ValueError(f"tensor {name!r} has a shape that is not a list of sizes")
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(_is_size(offset) for offset in offsets):
+        raise ValueError(f"tensor {name!r} must have two data_offsets")
+    begin, end = offsets
+    if end < begin:
+        raise ValueError(f"tensor {name!r} ends before it begins")
+    # The product of the non-zero sizes: a zero must not hide a size that no machine can hold.
+    if prod(size for size in shape if size) > MAX_INTEGER // 64:
+        raise ValueError(f"tensor {name!r} has an absurd shape")
+    bits = prod(shape) * DTYPE_BITS[dtype]
+    if bits != (end - begin) * 8:
+        raise ValueError(f"tensor {name!r} of {dtype} {shape} does not fill its {end - begin} bytes")
+    return TensorEntry(name, dtype, tuple(shape), data_begin + begin, data_begin + end)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        seen: set[str] = set()
+        name = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise ValueError(f"duplicate name {name!r}")
+    return fields
+
+
+def _no_constant(constant: str) -> Any:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _check_unicode(text: str) -> None:
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError(f"lone surrogate in {text!r}")
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_INTEGER

@@ -1,0 +1,160 @@
+"""The main job: from a checkpoint and a mask to a new checkpoint."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from converter.checkpoint import Checkpoint
+from converter.checkpoint.silence import silent_heads
+from converter.errors import CheckpointError, UsageError, VerificationError
+from converter.manifest import manifest, write_manifest
+from converter.mask import HeadMask, load_mask
+from converter.progress import byte_bar
+from converter.rewrite.plan import Plan, make_plan
+from converter.rewrite.staging import bytes_needed, check_destination, commit, free_bytes, open_staging
+from converter.rewrite.writer import disk_flusher, stage
+from converter.verify.checks import check_converted, default_jobs
+from converter.verify.report import Report
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A conversion that has been checked against the disk and not been carried out yet."""
+
+    checkpoint: Checkpoint
+    out: Path
+    plan: Plan
+
+    @property
+    def bytes_needed(self) -> int:
+        """Bytes that OUT will take at the most."""
+        return bytes_needed(self.checkpoint)
+
+    @property
+    def bytes_free(self) -> int:
+        """Bytes that are free where OUT will stand."""
+        return free_bytes(self.out)
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan, and the space it takes, for a script to read."""
+        return self.plan.to_json() | {"needed_bytes": self.bytes_needed, "free_bytes": self.bytes_free}
+
+    def to_text(self) -> str:
+        """The plan, and the space it takes, for a person to read."""
+        plan = self.plan
+        lines = [f"{edit.tensor.name}  {edit.describe()}  [{edit.tensor.shard}]" for edit in plan.edits]
+        lines += [
+            "",
+            f"{plan.mask.num_pruned} heads in {len(plan.mask.touched_layers)} layers, compensation {plan.compensation}",
+            f"{len(plan.edits)} edits in spans of {plan.num_bytes:,} bytes",
+            f"{self.bytes_needed:,} bytes needed, {self.bytes_free:,} free",
+            "nothing was written (--dry-run)",
+        ]
+        return "\n".join(lines)
+
+
+def prepare(
+    source: Path | str,
+    out: Path | str,
+    mask: Path | str | HeadMask,
+    *,
+    compensation: str = "scale",
+    force: bool = False,
+    allow_converted: bool = False,
+) -> Conversion:
+    """Open IN, read the mask, make the plan, and refuse what cannot be done; nothing is written.
+
+    Raises:
+        CheckpointError, MaskError, UsageError, StorageError: as the class says.
+    """
+    checkpoint, out = Checkpoint.open(source), Path(out)
+    if not isinstance(mask, HeadMask):
+        path, (mask, how_read) = mask, load_mask(mask, checkpoint.geometry)
+        _log.info("%s: %s", path, how_read)
+    check_destination(checkpoint, out, force=force)
+    if not allow_converted:
+        _refuse_converted(checkpoint)
+    for name in checkpoint.left_behind:
+        _log.warning("%s: left behind, it may hold unpruned weights", checkpoint.path / name)
+    return Conversion(checkpoint, out, make_plan(checkpoint, mask, compensation))
+
+
+def carry_out(
+    conversion: Conversion, *, check_behaviour: bool = True, jobs: int | None = None, progress: bool = False
+) -> Report:
+    """Stage, verify and commit *conversion*; OUT exists if and only if this returns.
+
+    With *check_behaviour* off, the byte-by-byte check is still made. *progress* shows bars on stderr.
+
+    Raises:
+        VerificationError: the staged checkpoint is not what the mask asks for.
+        CheckpointError, StorageError: as the class says.
+    """
+    checkpoint, plan = conversion.checkpoint, conversion.plan
+    jobs = jobs or default_jobs()
+    with open_staging(conversion.out) as staging, disk_flusher() as flusher:
+        total = sum(stamp.size for stamp in checkpoint.stamps.values())
+        with byte_bar("write", total, shown=progress) as bar:
+            staged = stage(checkpoint, plan, staging.directory, flusher, jobs=jobs, progress=bar.update)
+        report = check_converted(
+            checkpoint,
+            _open_staged(staged.directory),
+            plan.mask,
+            plan.compensation,
+            check_behaviour=check_behaviour,
+            jobs=jobs,
+            progress=progress,
+        )
+        checkpoint.check_unchanged()
+        write_manifest(manifest(checkpoint, plan, report), staging.directory)
+        flusher.wait()
+        commit(staging)
+    return report
+
+
+def convert(
+    source: Path | str,
+    out: Path | str,
+    mask: Path | str | HeadMask,
+    *,
+    compensation: str = "scale",
+    check_behaviour: bool = True,
+    force: bool = False,
+    allow_converted: bool = False,
+    jobs: int | None = None,
+    progress: bool = False,
+) -> Report:
+    """Silence *mask*'s heads in the checkpoint *source* and write the result to *out*.
+
+    *compensation* is ``scale`` (kept heads times num_heads / kept) or ``none``. *force* replaces a checkpoint
+    that stands at *out*; *allow_converted* accepts a *source* that was converted before.
+
+    Raises:
+        S4ConvertError: the subclass says what kind; nothing was written under *out*.
+    """
+    conversion = prepare(source, out, mask, compensation=compensation, force=force, allow_converted=allow_converted)
+    return carry_out(conversion, check_behaviour=check_behaviour, jobs=jobs, progress=progress)
+
+
+def _open_staged(directory: Path) -> Checkpoint:
+    try:
+        return Checkpoint.open(directory)
+    except CheckpointError as error:  # IN was sound, so the fault is the writing's
+        raise VerificationError(str(error)) from error
+
+
+def _refuse_converted(checkpoint: Checkpoint) -> None:
+    hint = "convert the original instead, or insist with --allow-converted"
+    if checkpoint.manifest is not None:
+        raise UsageError(
+            f"{checkpoint.path}: was converted before, and its compensation would be folded in twice; {hint}"
+        )
+    for layer in range(checkpoint.geometry.num_layers):
+        silent = silent_heads(checkpoint, layer)
+        if silent:
+            raise UsageError(f"{checkpoint.path}: layer {layer}: head {silent[0]} is zero already; {hint}")

@@ -1,0 +1,105 @@
+"""Runs a checkpoint's language model through stock transformers code, one decoder layer in memory at a time.
+
+The stock model class (``LlamaModel``, ``MistralModel``, ``Qwen2Model``) is built with a single decoder layer,
+without vocabulary, and with the identity as its final norm. For each layer that layer's weights are loaded and
+the hidden states are fed through the model's own ``forward``, so that the installed version's code handles
+positions, masks and caches. The result is bit-identical to the full model's ``output_hidden_states`` in
+float32, except that the last entry of those is taken after the final norm.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from converter.checkpoint import Checkpoint
+from converter.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+
+    # Called with the input of o_proj [1, tokens, heads * head_dim]; what it returns goes in instead.
+    HeadsHook = Callable[[torch.Tensor], torch.Tensor]
+
+
+class LayerDecoder:
+    """One decoder layer of stock code, whose weights are those of the layer loaded last; float32."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        import torch
+        from transformers import AutoConfig, AutoModel
+
+        config = dict(checkpoint.text_config)
+        for name in ("architectures", "model_type", "torch_dtype", "dtype", "layer_types", "quantization_config"):
+            config.pop(name, None)
+        geometry = checkpoint.geometry
+        config |= {
+            "num_hidden_layers": 1,
+            "hidden_size": geometry.hidden_size,
+            "num_attention_heads": geometry.num_heads,
+            "num_key_value_heads": geometry.num_kv_heads,
+            "vocab_size": 1,
+            "pad_token_id": None,
+        }
+        with stock_code():
+            self._model = (
+                AutoModel.from_config(AutoConfig.for_model(checkpoint.text_model_type, **config)).float().eval()
+            )
+        self._model.norm = torch.nn.Identity()
+        self._layer = self._model.layers[0]
+
+    def load(self, checkpoint: Checkpoint, layer: int) -> None:
+        """Put the weights of *checkpoint*'s decoder layer *layer* in place, tensor by tensor.
+
+        Raises:
+            CheckpointError: the stock layer and the checkpoint's differ in tensors or shapes.
+        """
+        import torch
+
+        stored = checkpoint.layers[layer]
+        with torch.no_grad():
+            for name, parameter in self._layer.named_parameters():
+                tensor = stored.get(name)
+                if tensor is None or tensor.shape != tuple(parameter.shape):
+                    state = "is missing" if tensor is None else f"has shape {list(tensor.shape)}"
+                    raise CheckpointError(
+                        f"{checkpoint.path}: layer {layer}: {name} {state}; "
+                        f"stock {type(self._model).__name__} wants {list(parameter.shape)}"
+                    )
+                parameter.copy_(torch.from_numpy(checkpoint.read_rows(tensor)))
+
+    def forward(self, hidden: torch.Tensor, heads_hook: HeadsHook | None = None) -> torch.Tensor:
+        """The residual stream [1, tokens, hidden_size] after the loaded layer, for *hidden* before it."""
+        import torch
+
+        handle = None
+        if heads_hook is not None:
+            handle = self._layer.self_attn.o_proj.register_forward_pre_hook(
+                lambda module, inputs: (heads_hook(inputs[0]),)
+            )
+        try:
+            with torch.inference_mode():
+                output: torch.Tensor = self._model(inputs_embeds=hidden, use_cache=False).last_hidden_state
+        finally:
+            if handle is not None:
+                handle.remove()
+        return output
+
+
+@contextlib.contextmanager
+def stock_code() -> Iterator[None]:
+    """Keep transformers from writing to the terminal: what matters is told by us."""
+    from transformers.utils import logging as transformers_logging
+
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        transformers_logging.enable_progress_bar()

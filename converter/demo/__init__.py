@@ -1,0 +1,1 @@
+"""The trained mini LLaVA that ships with the package, and what can be shown with it."""

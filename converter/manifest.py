@@ -1,0 +1,81 @@
+"""``s4convert.json``: what OUT says of itself, so that anyone can check it and nobody converts it twice."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from converter.checkpoint import MANIFEST_FILE, Checkpoint
+from converter.errors import CheckpointError, VerificationError
+from converter.mask import HeadMask, parse_mask
+from converter.rewrite.compensation import COMPENSATIONS
+from converter.rewrite.plan import Plan
+from converter.verify.report import Report
+from converter.version import __version__
+
+MANIFEST_FORMAT = "s4convert/1"
+
+
+def manifest(checkpoint: Checkpoint, plan: Plan, report: Report) -> dict[str, Any]:
+    """The manifest of a conversion. It holds no time and no path, so the same inputs give the same bytes."""
+    return {
+        "format": MANIFEST_FORMAT,
+        "tool_version": __version__,
+        "source": checkpoint.path.resolve().name,
+        "mask": plan.mask.to_json(),
+        "compensation": plan.compensation,
+        "plan": {"edits": len(plan.edits), "rewritten_bytes": plan.num_bytes},
+        "verification": report.to_json(),
+        "files": {name: {"size": size, "sha256": sha256} for name, (size, sha256) in report.structure.digests.items()},
+    }
+
+
+def write_manifest(content: dict[str, Any], directory: Path) -> None:
+    """Write *content* into *directory* and bring it to the disk."""
+    with (directory / MANIFEST_FILE).open("x", encoding="utf-8") as file:
+        file.write(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@dataclass(frozen=True)
+class StatedConversion:
+    """What a manifest says of its checkpoint; *files* maps names to their (size, sha256)."""
+
+    mask: HeadMask
+    compensation: str
+    files: Mapping[str, tuple[int, str]]
+
+
+def read_conversion(converted: Checkpoint) -> StatedConversion | None:
+    """What *converted*'s manifest states, or None where it has no manifest.
+
+    Raises:
+        CheckpointError: the manifest is of another version, or malformed.
+        MaskError: the mask in it does not fit the checkpoint.
+    """
+    content = converted.manifest
+    if content is None:
+        return None
+    where = converted.path / MANIFEST_FILE
+    if content.get("format") != MANIFEST_FORMAT:
+        raise CheckpointError(f"{where}: format is {content.get('format')!r}; this version reads {MANIFEST_FORMAT!r}")
+    if content.get("compensation") not in COMPENSATIONS:
+        raise CheckpointError(f"{where}: compensation {content.get('compensation')!r} is not known to this version")
+    try:
+        files = {name: (entry["size"], entry["sha256"]) for name, entry in content["files"].items()}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{where}: its list of files is malformed; convert the original again") from error
+    mask, _ = parse_mask(content.get("mask"), converted.geometry)
+    return StatedConversion(mask, content["compensation"], files)
+
+
+def check_digests(stated: StatedConversion, converted: Checkpoint, report: Report) -> None:
+    """Raise VerificationError unless the manifest's list of files is what the structure check saw."""
+    for name in sorted(set(stated.files) | set(report.structure.digests)):
+        if stated.files.get(name) != report.structure.digests.get(name):
+            raise VerificationError(f"{converted.path / name}: is not what {MANIFEST_FILE} says of it; convert again")

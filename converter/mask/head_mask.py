@@ -1,0 +1,65 @@
+"""Which heads are pruned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from converter.checkpoint.geometry import Geometry
+
+NATIVE_FORMAT = "s4convert-mask/1"
+
+
+@dataclass(frozen=True)
+class HeadMask:
+    """The pruned query heads of every layer, and what the mask says of compensation.
+
+    *pruned* has one sorted tuple of head numbers per layer. *scale*, where the mask carries it, maps a layer
+    to the factor for its kept heads. *provenance* is the mask's own account of where it came from.
+    """
+
+    num_heads: int
+    pruned: tuple[tuple[int, ...], ...]
+    scale: Mapping[int, float] | None = None
+    provenance: Mapping[str, Any] | None = None
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.pruned)
+
+    @property
+    def num_pruned(self) -> int:
+        """Pruned heads in the whole model."""
+        return sum(len(heads) for heads in self.pruned)
+
+    @property
+    def touched_layers(self) -> tuple[int, ...]:
+        """The layers that lose at least one head."""
+        return tuple(layer for layer, heads in enumerate(self.pruned) if heads)
+
+    def kept(self, layer: int) -> tuple[int, ...]:
+        """The heads of *layer* that stay, sorted."""
+        pruned = set(self.pruned[layer])
+        return tuple(head for head in range(self.num_heads) if head not in pruned)
+
+    def pruned_kv_heads(self, layer: int, geometry: Geometry) -> tuple[int, ...]:
+        """The kv heads of *layer* whose query heads are all pruned: nothing reads them any more."""
+        pruned, group = set(self.pruned[layer]), geometry.heads_per_group
+        return tuple(
+            kv for kv in range(geometry.num_kv_heads) if pruned.issuperset(range(kv * group, (kv + 1) * group))
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The mask in the native format, only layers that lose heads listed."""
+        content: dict[str, Any] = {
+            "format": NATIVE_FORMAT,
+            "num_layers": self.num_layers,
+            "num_heads": self.num_heads,
+            "pruned": {str(layer): list(self.pruned[layer]) for layer in self.touched_layers},
+        }
+        if self.scale is not None:
+            content["scale"] = {str(layer): factor for layer, factor in sorted(self.scale.items())}
+        if self.provenance is not None:
+            content["provenance"] = dict(self.provenance)
+        return content

@@ -1,0 +1,143 @@
+"""The plan: every edit that a mask asks of a checkpoint, by tensor and byte range. Pure: nothing is read or written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from converter.checkpoint import Checkpoint, StoredTensor
+from converter.checkpoint.dtypes import Float32Array
+from converter.checkpoint.geometry import Geometry
+from converter.mask import HeadMask
+from converter.rewrite.compensation import column_factors
+
+
+@dataclass(frozen=True)
+class RowEdit:
+    """Rows [first, first + count) of a ``q``, ``k`` or ``v`` weight (or bias) become zero."""
+
+    tensor: StoredTensor
+    layer: int
+    projection: str
+    first: int
+    count: int
+
+    @property
+    def begin(self) -> int:
+        """The first byte in the shard that the edit may change."""
+        return self.tensor.entry.begin + self.first * self.tensor.row_bytes
+
+    @property
+    def end(self) -> int:
+        """One past the last byte in the shard that the edit may change."""
+        return self.begin + self.count * self.tensor.row_bytes
+
+    def describe(self) -> str:
+        return f"rows {self.first}-{self.first + self.count - 1} become 0"
+
+
+@dataclass(frozen=True)
+class ColumnEdit:
+    """Columns of an ``o_proj`` weight are multiplied by *factors* [columns]; those with factor 0 become +0."""
+
+    tensor: StoredTensor
+    layer: int
+    factors: Float32Array
+
+    projection = "o"
+
+    @property
+    def begin(self) -> int:
+        return self.tensor.entry.begin
+
+    @property
+    def end(self) -> int:
+        return self.tensor.entry.end
+
+    def apply(self, rows: Float32Array) -> Float32Array:
+        """The edited *rows* [any number, columns] of the tensor."""
+        edited = rows * self.factors
+        edited[:, self.factors == 0] = 0.0  # a negative weight times 0 is -0
+        return edited
+
+    def describe(self) -> str:
+        zeroed = int(np.count_nonzero(self.factors == 0))
+        kept = float(self.factors[self.factors != 0][0])
+        return f"{zeroed} of {len(self.factors)} columns become 0, the others times {kept:.4f}"
+
+
+Edit = RowEdit | ColumnEdit
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All edits of one conversion, ordered by shard and position; no two overlap."""
+
+    mask: HeadMask
+    compensation: str
+    edits: tuple[Edit, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes in the spans that the edits rewrite."""
+        return sum(edit.end - edit.begin for edit in self.edits)
+
+    def edits_of(self, shard: str) -> tuple[Edit, ...]:
+        """The edits of one shard, in file order."""
+        return tuple(edit for edit in self.edits if edit.tensor.shard == shard)
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan for a script to read."""
+        return {
+            "compensation": self.compensation,
+            "pruned_heads": self.mask.num_pruned,
+            "rewritten_bytes": self.num_bytes,
+            "edits": [
+                {
+                    "tensor": edit.tensor.name,
+                    "shard": edit.tensor.shard,
+                    "begin": edit.begin,
+                    "end": edit.end,
+                    "change": edit.describe(),
+                }
+                for edit in self.edits
+            ],
+        }
+
+
+def make_plan(checkpoint: Checkpoint, mask: HeadMask, compensation: str) -> Plan:
+    """The edits that silence *mask*'s heads in *checkpoint* and fold *compensation* into its ``o_proj``.
+
+    For a pruned head h with rows r(h) = [h * head_dim, (h + 1) * head_dim): rows r(h) of ``q``, rows of a kv
+    head whose query heads are all pruned in ``k`` and ``v``, and columns r(h) of ``o`` become zero. Only the
+    columns of ``o`` silence a head for certain: zero q rows alone make its attention uniform.
+    """
+    geometry = checkpoint.geometry
+    edits: list[Edit] = []
+    for layer in mask.touched_layers:
+        kv_heads = mask.pruned_kv_heads(layer, geometry)
+        for projection, heads in (("q", mask.pruned[layer]), ("k", kv_heads), ("v", kv_heads)):
+            for kind in ("weight", "bias"):
+                tensor = checkpoint.projection(layer, projection, kind)
+                if tensor is not None:
+                    edits += _row_edits(tensor, layer, projection, heads, geometry)
+        output = checkpoint.projection(layer, "o", "weight")
+        assert output is not None  # Checkpoint.open refuses a layer without it
+        edits.append(ColumnEdit(output, layer, column_factors(mask, layer, geometry, compensation)))
+    return Plan(mask, compensation, tuple(sorted(edits, key=lambda edit: (edit.tensor.shard, edit.begin))))
+
+
+def _row_edits(
+    tensor: StoredTensor, layer: int, projection: str, heads: tuple[int, ...], geometry: Geometry
+) -> list[Edit]:
+    """One edit per run of neighbouring heads."""
+    edits: list[Edit] = []
+    start = 0
+    for end in range(1, len(heads) + 1):
+        if end == len(heads) or heads[end] != heads[end - 1] + 1:
+            first, count = heads[start] * geometry.head_dim, (end - start) * geometry.head_dim
+            edits.append(RowEdit(tensor, layer, projection, first, count))
+            start = end
+    return edits

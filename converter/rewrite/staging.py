@@ -1,0 +1,189 @@
+"""Where the unfinished output lives, and how it becomes OUT in one step.
+
+Beside OUT stand, while a conversion runs, ``.OUT.s4convert-lock`` (held with ``flock``, which the kernel lets
+go of when the process dies, however it dies) and ``.OUT.s4convert-staging``. Nothing is ever written under
+OUT itself: the staging directory is renamed to it when it is whole, verified and on the disk. With
+``--force`` the directory that stood there is first renamed to ``.OUT.s4convert-replaced``, and put back if
+the process dies before the new one is in its place.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from converter.checkpoint import CONFIG_FILE, MANIFEST_FILE, Checkpoint
+from converter.errors import StorageError, UsageError
+
+_log = logging.getLogger(__name__)
+
+# Room for what is written beside the copied files: the manifest and file-system metadata.
+SPARE_BYTES = 8 << 20
+
+
+@dataclass(frozen=True)
+class Staging:
+    """The hidden siblings of OUT that a conversion works in."""
+
+    out: Path
+
+    @property
+    def directory(self) -> Path:
+        """The unfinished output."""
+        return self._sibling("staging")
+
+    @property
+    def replaced(self) -> Path:
+        """The directory that stood at OUT, between its removal and the new one's arrival."""
+        return self._sibling("replaced")
+
+    @property
+    def lock(self) -> Path:
+        return self._sibling("lock")
+
+    def _sibling(self, role: str) -> Path:
+        return self.out.with_name(f".{self.out.name}.s4convert-{role}")
+
+
+def check_destination(checkpoint: Checkpoint, out: Path, *, force: bool) -> None:
+    """Refuse, before the first byte, an OUT that would harm IN, other files, or not fit on the disk.
+
+    Raises:
+        UsageError: OUT is IN, inside it or around it; or something stands at OUT.
+        StorageError: the parent directory is missing, read-only or has too little space.
+    """
+    source, destination = checkpoint.path.resolve(), out.resolve()
+    if source == destination or (out.exists() and out.samefile(source)):
+        raise UsageError(f"{out}: is IN itself; IN is never written to, choose another OUT")
+    if source in destination.parents:
+        raise UsageError(f"{out}: lies inside IN; choose an OUT elsewhere")
+    if destination in source.parents:
+        raise UsageError(f"{out}: IN lies inside it; choose an OUT elsewhere")
+    if out.is_symlink():
+        raise UsageError(f"{out}: is a symbolic link; give the real directory, or another OUT")
+    if out.exists():
+        _check_replaceable(out, force=force)
+    parent = out.absolute().parent
+    if not parent.is_dir():
+        raise StorageError(f"{parent}: no such directory; create it first")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise StorageError(f"{parent}: no permission to write there; choose another OUT")
+    needed, free = bytes_needed(checkpoint), free_bytes(out)
+    if needed > free:
+        raise StorageError(
+            f"{parent}: {needed:,} bytes are needed and {free:,} are free; make room for {needed - free:,} more"
+        )
+
+
+def bytes_needed(checkpoint: Checkpoint) -> int:
+    """What the output will take on the disk, at the most."""
+    return sum(stamp.size for stamp in checkpoint.stamps.values()) + SPARE_BYTES
+
+
+def free_bytes(out: Path) -> int:
+    """What the file system that OUT is on has left for this user."""
+    status = os.statvfs(out.absolute().parent)
+    return status.f_bavail * status.f_frsize
+
+
+def _check_replaceable(out: Path, *, force: bool) -> None:
+    if not out.is_dir():
+        raise UsageError(f"{out}: is a file; choose another OUT")
+    if not any(out.iterdir()):
+        return
+    if not force:
+        raise UsageError(f"{out}: is not empty; choose another OUT, or replace it with --force")
+    if not any((out / name).is_file() for name in (CONFIG_FILE, MANIFEST_FILE)):
+        raise UsageError(f"{out}: holds something else than a checkpoint, so --force will not replace it")
+
+
+@contextmanager
+def open_staging(out: Path) -> Iterator[Staging]:
+    """Hold OUT's lock and an empty staging directory; on the way out what was not committed is removed.
+
+    Raises:
+        StorageError: another conversion to the same OUT is running, or the directory cannot be made.
+    """
+    staging = Staging(out.absolute())
+    try:
+        descriptor = _take_lock(staging)
+    except OSError as error:
+        raise StorageError(f"{staging.lock}: cannot be locked: {error.strerror}") from error
+    try:
+        _recover(staging)
+        staging.directory.mkdir()
+        yield staging
+    except OSError as error:
+        raise StorageError(
+            f"{error.filename or staging.directory}: {error.strerror}; nothing was left at OUT"
+        ) from error
+    finally:
+        shutil.rmtree(staging.directory, ignore_errors=True)
+        staging.lock.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def commit(staging: Staging) -> None:
+    """Put the staged directory in OUT's place; its files are on the disk already.
+
+    Raises:
+        StorageError: something was put at OUT during the run.
+        OSError: the disk refused.
+    """
+    out = staging.out
+    sync_directories(staging.directory)
+    if out.exists() and any(out.iterdir()):
+        out.rename(staging.replaced)
+    staging.directory.rename(out)  # replaces an empty directory, and fails on any other
+    _sync_directory(out.parent)
+    shutil.rmtree(staging.replaced, ignore_errors=True)
+
+
+def sync_directories(top: Path) -> None:
+    """Bring the entries of *top* and of every directory in it to the disk."""
+    for folder, _, _ in os.walk(top, topdown=False):
+        _sync_directory(Path(folder))
+
+
+def _take_lock(staging: Staging) -> int:
+    while True:
+        descriptor = os.open(staging.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise StorageError(f"{staging.out}: another s4convert is writing it; wait for that one") from error
+        # The owner before us may have removed the file between our open and our lock; then it locks nothing.
+        try:
+            if os.path.samestat(os.fstat(descriptor), staging.lock.stat()):
+                return descriptor
+        except FileNotFoundError:
+            pass
+        os.close(descriptor)
+
+
+def _recover(staging: Staging) -> None:
+    """Clear up after a conversion to the same OUT that was killed; the lock says that it is dead."""
+    if staging.replaced.exists():
+        if staging.out.exists():
+            shutil.rmtree(staging.replaced)
+        else:
+            staging.replaced.rename(staging.out)
+            _log.warning("%s: put back; a conversion that should replace it was killed", staging.out)
+    if staging.directory.exists():
+        shutil.rmtree(staging.directory)
+        _log.warning("%s: removed; a conversion that was killed had left it", staging.directory)
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

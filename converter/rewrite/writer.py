@@ -1,0 +1,196 @@
+"""Writing the staged checkpoint: unchanged spans are copied by the kernel, edited spans are computed.
+
+No header is ever written anew: an edit keeps its tensor's dtype and shape, so every byte outside the edited
+spans is the input's byte.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from converter.checkpoint import Checkpoint
+from converter.checkpoint.dtypes import decode, encode
+from converter.errors import CheckpointError, StorageError
+from converter.progress import Progress
+from converter.rewrite.plan import ColumnEdit, Edit, Plan
+
+COPY_BYTES = 64 << 20  # so that progress moves and an interrupt is heard
+EDIT_BYTES = 4 << 20  # stored bytes of a block of rows; its float32 working copies bound the memory of an edit
+SEGMENT_BYTES = 256 << 20  # a large shard is written by several threads
+
+# What file systems answer that cannot copy inside the kernel.
+_NO_KERNEL_COPY = frozenset((errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL))
+
+
+@dataclass(frozen=True)
+class StagedCheckpoint:
+    """The written files in *directory*, the same names as in the input."""
+
+    directory: Path
+    files: tuple[str, ...]
+
+
+class DiskFlusher:
+    """Brings written files to the disk while the next ones are being written and checked."""
+
+    def __init__(self) -> None:
+        self._executor = ThreadPoolExecutor(max_workers=4, thread_name_prefix="flush")
+        self._pending: list[Future[None]] = []
+
+    def submit(self, path: Path) -> None:
+        """Start bringing *path* to the disk."""
+        self._pending.append(self._executor.submit(_sync_file, path))
+
+    def wait(self) -> None:
+        """Return when every submitted file is on the disk; OSError if the disk refused one."""
+        for future in self._pending:
+            future.result()
+
+    def close(self) -> None:
+        """Forget what has not been started."""
+        self._executor.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def disk_flusher() -> Iterator[DiskFlusher]:
+    flusher = DiskFlusher()
+    try:
+        yield flusher
+    finally:
+        flusher.close()
+
+
+def stage(
+    checkpoint: Checkpoint, plan: Plan, directory: Path, flusher: DiskFlusher, *, jobs: int, progress: Progress
+) -> StagedCheckpoint:
+    """Write *checkpoint* with *plan*'s edits into the empty *directory*, by *jobs* threads.
+
+    *progress* is told the number of bytes of every piece that is done. The files are given to *flusher*;
+    they are on the disk when it says so. The bytes written do not depend on *jobs*.
+
+    Raises:
+        CheckpointError: a weight that an edit reads is not finite, or its new value overflows the stored dtype.
+        StorageError: an input file became shorter while it was copied.
+        OSError: the disk refused.
+    """
+    stop = threading.Event()
+    for name, stamp in checkpoint.stamps.items():
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(directory / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        try:
+            os.truncate(descriptor, stamp.size)
+        finally:
+            os.close(descriptor)
+    with ThreadPoolExecutor(max_workers=jobs, thread_name_prefix="write") as executor:
+        by_file = {
+            name: [
+                executor.submit(_write_segment, checkpoint, plan, name, begin, end, directory, stop, progress)
+                for begin, end in _segments(stamp.size)
+            ]
+            for name, stamp in checkpoint.stamps.items()
+        }
+        try:
+            for name, segments in by_file.items():
+                for segment in segments:
+                    segment.result()
+                flusher.submit(directory / name)
+        except BaseException:
+            stop.set()
+            executor.shutdown(wait=False, cancel_futures=True)
+            raise
+    return StagedCheckpoint(directory, tuple(checkpoint.stamps))
+
+
+def _segments(size: int) -> list[tuple[int, int]]:
+    return [(begin, min(begin + SEGMENT_BYTES, size)) for begin in range(0, size, SEGMENT_BYTES)]
+
+
+def _write_segment(
+    checkpoint: Checkpoint,
+    plan: Plan,
+    name: str,
+    begin: int,
+    end: int,
+    directory: Path,
+    stop: threading.Event,
+    progress: Progress,
+) -> None:
+    """Write the bytes [begin, end) of file *name*: an edit belongs to the segment that it begins in."""
+    edits = plan.edits_of(name)
+    source = os.open(checkpoint.path / name, os.O_RDONLY)
+    target = os.open(directory / name, os.O_WRONLY)
+    try:
+        position = max([begin, *(min(edit.end, end) for edit in edits if edit.begin < begin)])
+        for edit in edits:
+            if not begin <= edit.begin < end:
+                continue
+            _copy(source, target, position, edit.begin, name, stop, progress)
+            _write_edit(checkpoint, edit, target, stop, progress)
+            position = min(edit.end, end)
+        _copy(source, target, position, end, name, stop, progress)
+    finally:
+        os.close(source)
+        os.close(target)
+
+
+def _copy(source: int, target: int, begin: int, end: int, name: str, stop: threading.Event, progress: Progress) -> None:
+    while begin < end and not stop.is_set():
+        size = min(COPY_BYTES, end - begin)
+        try:
+            copied = os.copy_file_range(source, target, size, begin, begin)
+        except OSError as error:
+            if error.errno not in _NO_KERNEL_COPY:
+                raise
+            copied = _write(target, os.pread(source, min(size, EDIT_BYTES), begin), begin)
+        if not copied:
+            raise StorageError(f"{name}: became shorter while it was copied; start again when IN is at rest")
+        begin += copied
+        progress(copied)
+
+
+def _write_edit(checkpoint: Checkpoint, edit: Edit, target: int, stop: threading.Event, progress: Progress) -> None:
+    if not isinstance(edit, ColumnEdit):
+        progress(_write(target, bytes(edit.end - edit.begin), edit.begin))
+        return
+    tensor = edit.tensor
+    rows_per_block = max(1, EDIT_BYTES // tensor.row_bytes)
+    for first in range(0, tensor.shape[0], rows_per_block):
+        if stop.is_set():
+            return
+        rows = checkpoint.read_rows(tensor, first, min(rows_per_block, tensor.shape[0] - first))
+        where = f"{checkpoint.path / tensor.shard}: {tensor.name} (layer {edit.layer})"
+        if not np.isfinite(rows).all():
+            raise CheckpointError(f"{where} holds NaN or infinity; mend the checkpoint first")
+        with np.errstate(over="ignore"):
+            edited = edit.apply(rows)
+        data = encode(edited, tensor.dtype)
+        if not np.isfinite(decode(data, tensor.dtype)).all():
+            raise CheckpointError(
+                f"{where} would overflow {tensor.dtype} when compensated; store it as F32, or use --compensate none"
+            )
+        progress(_write(target, data, tensor.entry.begin + first * tensor.row_bytes))
+
+
+def _write(target: int, data: bytes, offset: int) -> int:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(target, view, offset)
+        view, offset = view[written:], offset + written
+    return len(data)
+
+
+def _sync_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

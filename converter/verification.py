@@ -1,0 +1,62 @@
+"""The checks alone: are two directories the two sides of one conversion?"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from converter.checkpoint import Checkpoint
+from converter.errors import UsageError, VerificationError
+from converter.manifest import check_digests, read_conversion
+from converter.mask import load_mask
+from converter.verify.checks import check_converted, default_jobs
+from converter.verify.report import Report
+
+_log = logging.getLogger(__name__)
+
+
+def verify_conversion(
+    original: Path | str,
+    converted: Path | str,
+    *,
+    mask: Path | str | None = None,
+    compensation: str | None = None,
+    check_behaviour: bool = True,
+    jobs: int | None = None,
+    progress: bool = False,
+) -> Report:
+    """Check that *converted* is what its mask asks of *original*; both are directories, neither is written to.
+
+    Mask and compensation are those of *converted*'s manifest unless given; without either, the compensation
+    is ``scale``.
+
+    Raises:
+        VerificationError: it is not.
+        UsageError: there is no manifest and no mask is given.
+        CheckpointError, MaskError, StorageError: as the class says.
+    """
+    before, after = Checkpoint.open(original), Checkpoint.open(converted)
+    if after.geometry != before.geometry:
+        raise VerificationError(f"{converted}: its geometry is not the original's; is this the right ORIGINAL?")
+    stated = read_conversion(after)
+    if mask is not None:
+        head_mask, how_read = load_mask(mask, before.geometry)
+        _log.info("%s: %s", mask, how_read)
+    elif stated is not None:
+        head_mask = stated.mask
+    else:
+        raise UsageError(f"{converted}: has no manifest that names its mask; give it with --mask")
+    if compensation is None:
+        compensation = "scale" if stated is None else stated.compensation
+    report = check_converted(
+        before,
+        after,
+        head_mask,
+        compensation,
+        check_behaviour=check_behaviour,
+        jobs=jobs or default_jobs(),
+        progress=progress,
+    )
+    if stated is not None:
+        check_digests(stated, after, report)
+    return report

@@ -1,0 +1,48 @@
+"""Both checks of a converted checkpoint, one after the other."""
+
+from __future__ import annotations
+
+import os
+
+from converter.checkpoint import Checkpoint
+from converter.mask import HeadMask
+from converter.progress import byte_bar, layer_bar
+from converter.verify.report import Report
+from converter.verify.structure import check_structure
+
+
+def check_converted(
+    original: Checkpoint,
+    converted: Checkpoint,
+    mask: HeadMask,
+    compensation: str,
+    *,
+    check_behaviour: bool,
+    jobs: int,
+    progress: bool,
+) -> Report:
+    """Check *converted*'s bytes, and its hidden states where *check_behaviour* is on.
+
+    Raises:
+        VerificationError: the first thing that is wrong.
+        StorageError: a file cannot be read.
+    """
+    total = sum(stamp.size for stamp in original.stamps.values())
+    with byte_bar("check", total, shown=progress) as bar:
+        structure = check_structure(original, converted, mask, compensation, jobs=jobs, progress=bar.update)
+    if not check_behaviour:
+        return Report(mask, structure, None)
+    # Imported here, because transformers takes seconds to import and --no-verify does without.
+    from converter.verify import behaviour
+    from converter.verify.probe import make_probe
+
+    with layer_bar("probe", original.geometry.num_layers, shown=progress) as bar:
+        figures = behaviour.check_behaviour(
+            original, converted, mask, compensation, make_probe(original), progress=bar.update
+        )
+    return Report(mask, structure, figures)
+
+
+def default_jobs() -> int:
+    """Threads that keep the disk and the processors busy."""
+    return min(8, max(2, os.cpu_count() or 2))
