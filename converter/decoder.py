@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from converter.checkpoint import Checkpoint
 from converter.errors import CheckpointError
@@ -20,8 +20,8 @@ from converter.errors import CheckpointError
 if TYPE_CHECKING:
     import torch
 
-    # Called with the input of o_proj [1, tokens, heads * head_dim]; what it returns goes in instead.
-    HeadsHook = Callable[[torch.Tensor], torch.Tensor]
+# Called with the input of o_proj [1, tokens, heads * head_dim]; what it returns goes in instead.
+HeadsHook: TypeAlias = "Callable[[torch.Tensor], torch.Tensor]"
 
 
 class LayerDecoder:

@@ -35,7 +35,7 @@ def accuracy(checkpoint: Path, questions: Path, *, blank: bool = False) -> dict[
     problems = json.loads((questions / "problems.json").read_text())
     counts = {"image": [0, 0], "text": [0, 0]}
     for entry in tqdm(json.loads((questions / "questions.json").read_text()), desc=checkpoint.name, leave=False):
-        image = Image.open(questions / "images" / entry["image"]) if "image" in entry else None
+        image = Image.open(questions / "images" / entry["image"]).convert("RGB") if "image" in entry else None
         if blank:
             if image is None:
                 continue

@@ -18,6 +18,9 @@ ITEM_BYTES: Mapping[str, int] = MappingProxyType({"F32": 4, "F16": 2, "BF16": 2}
 # The distance from 1.0 to the next larger number of the dtype.
 EPSILON: Mapping[str, float] = MappingProxyType({"F32": 2.0**-23, "F16": 2.0**-10, "BF16": 2.0**-7})
 
+# The smallest magnitude that rounds to infinity: half a place beyond the dtype's largest number.
+OVERFLOW: Mapping[str, float] = MappingProxyType({"F32": float("inf"), "F16": 65520.0, "BF16": 2.0**128 - 2.0**119})
+
 
 def decode(data: bytes, dtype: str) -> Float32Array:
     """The stored values as a flat float32 array; exact for every dtype of :data:`ITEM_BYTES`."""

@@ -133,7 +133,7 @@ def _ask(path: Path, questions: list[dict[str, list[dict[str, str]]]]) -> list[s
         model = LlavaForConditionalGeneration.from_pretrained(path).float().eval()
         processor = load_processor(path)
         for entry in questions:
-            image = Image.open(QUESTIONS / str(entry["image"])) if "image" in entry else None
+            image = Image.open(QUESTIONS / str(entry["image"])).convert("RGB") if "image" in entry else None
             prompt = f"{SYSTEM_PROMPT} USER: {_question(entry)}\n{LETTER_INSTRUCTION} ASSISTANT:"
             inputs = processor(text=prompt, images=image, return_tensors="pt")
             output = model.generate(**inputs, do_sample=False, max_new_tokens=4)

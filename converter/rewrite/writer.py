@@ -18,13 +18,13 @@ from pathlib import Path
 import numpy as np
 
 from converter.checkpoint import Checkpoint
-from converter.checkpoint.dtypes import decode, encode
+from converter.checkpoint.dtypes import OVERFLOW, encode
 from converter.errors import CheckpointError, StorageError
 from converter.progress import Progress
 from converter.rewrite.plan import ColumnEdit, Edit, Plan
 
 COPY_BYTES = 64 << 20  # so that progress moves and an interrupt is heard
-EDIT_BYTES = 4 << 20  # stored bytes of a block of rows; its float32 working copies bound the memory of an edit
+EDIT_BYTES = 1 << 20  # stored bytes of a block of rows; its float32 working copies bound the memory of an edit
 SEGMENT_BYTES = 256 << 20  # a large shard is written by several threads
 
 # What file systems answer that cannot copy inside the kernel.
@@ -172,12 +172,11 @@ def _write_edit(checkpoint: Checkpoint, edit: Edit, target: int, stop: threading
             raise CheckpointError(f"{where} holds NaN or infinity; mend the checkpoint first")
         with np.errstate(over="ignore"):
             edited = edit.apply(rows)
-        data = encode(edited, tensor.dtype)
-        if not np.isfinite(decode(data, tensor.dtype)).all():
+        if not -OVERFLOW[tensor.dtype] < edited.min() <= edited.max() < OVERFLOW[tensor.dtype]:
             raise CheckpointError(
                 f"{where} would overflow {tensor.dtype} when compensated; store it as F32, or use --compensate none"
             )
-        progress(_write(target, data, tensor.entry.begin + first * tensor.row_bytes))
+        progress(_write(target, encode(edited, tensor.dtype), tensor.entry.begin + first * tensor.row_bytes))
 
 
 def _write(target: int, data: bytes, offset: int) -> int:

@@ -51,7 +51,7 @@ def make_probe(checkpoint: Checkpoint) -> Probe:
     except StorageError:
         raise
     except Exception as error:  # stock code fails in its own ways on an incomplete checkpoint
-        _log.info("the tokenizer cannot be loaded: %s", error)
+        _log.debug("the tokenizer cannot be loaded: %s", error)
         return Probe(_random_samples(checkpoint), "seeded token ids (the tokenizer cannot be loaded)")
     text = f"{len(samples)} text prompts"
     if checkpoint.family.lineage != HUGGING_FACE:
@@ -61,7 +61,7 @@ def make_probe(checkpoint: Checkpoint) -> Probe:
     except StorageError:
         raise
     except Exception as error:  # as above
-        _log.info("the vision tower cannot be loaded: %s", error)
+        _log.debug("the vision tower cannot be loaded: %s", error)
         return Probe(samples, f"{text} (no images: the vision tower cannot be loaded)")
     return Probe(samples + images, f"{text}, {len(images)} image prompts")
 

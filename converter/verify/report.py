@@ -57,8 +57,8 @@ class Report:
 
     def _agreement(self) -> str:
         assert self.behaviour is not None
-        worst = max(row.reference_error for row in self.behaviour.layers)
-        return f"; equals the hooked original to {worst:.1e} (tolerance {self.behaviour.tolerance:.1e})"
+        worst = max(row.own_error for row in self.behaviour.layers)
+        return f"; each equals the hooked original to {worst:.1e} (tolerance {self.behaviour.tolerance:.1e})"
 
 
 def _behaviour_json(behaviour: BehaviourReport) -> dict[str, Any]:
@@ -71,8 +71,9 @@ def _behaviour_json(behaviour: BehaviourReport) -> dict[str, Any]:
                 "heads_pruned": len(row.pruned),
                 "mean_abs_delta": _rounded(row.mean_abs_delta),
                 "relative_delta": _rounded(row.relative_delta),
-                "own_delta": _rounded(row.own_delta),
                 "reference_error": _rounded(row.reference_error),
+                "own_delta": _rounded(row.own_delta),
+                "own_error": _rounded(row.own_error),
             }
             for row in behaviour.layers
         ],

@@ -1,6 +1,6 @@
 """Is the converted checkpoint, byte for byte, what the mask asks of the original?
 
-Written from the definition of an edit (see :func:`expected_values`), not from the plan: a mistake in the plan
+Written from the definition of an edit (see :func:`expected_bytes`), not from the plan: a mistake in the plan
 or the writer must not be able to vouch for itself.
 """
 
@@ -16,14 +16,15 @@ from pathlib import Path
 import numpy as np
 
 from converter.checkpoint import Checkpoint, StoredTensor
-from converter.checkpoint.dtypes import Float32Array, decode, encode
+from converter.checkpoint.dtypes import decode, encode
+from converter.checkpoint.geometry import Geometry
 from converter.checkpoint.layouts import projection_of
 from converter.errors import StorageError, VerificationError
 from converter.mask import HeadMask
 from converter.progress import Progress
 from converter.rewrite.compensation import column_factors
 
-BLOCK_BYTES = 1 << 20  # small enough to stay in the processor's cache between the comparison and the hash
+BLOCK_BYTES = 256 << 10  # small enough to stay in the processor's cache between the comparison and the hash
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def check_structure(
     """Compare *converted* with *original*, every byte of every file, by *jobs* threads.
 
     Same files, same headers, tensors, dtypes, shapes and head counts; sidecars and tensors
-    that the mask does not touch are byte-identical; touched ones hold :func:`expected_values` to the last bit.
+    that the mask does not touch are byte-identical; touched ones hold :func:`expected_bytes`.
     *progress* is told the number of bytes of every piece that is done.
 
     Raises:
@@ -73,33 +74,35 @@ def check_structure(
     return StructureReport(digests, len(original.tensors) - edited, edited, len(original.sidecars))
 
 
-def expected_values(
-    weights: Float32Array,
+def expected_bytes(
+    data: bytes,
+    tensor: StoredTensor,
     first_row: int,
-    part: tuple[str, str],
+    projection: str,
+    kind: str,
     mask: HeadMask,
     layer: int,
-    original: Checkpoint,
+    geometry: Geometry,
     compensation: str,
-) -> Float32Array:
-    """What the rows of a projection from *first_row* on, *weights* in the original, must be after a conversion.
+) -> bytes:
+    """What rows of a projection's ``weight`` or ``bias`` (*kind*) must be after a conversion.
 
-    *part* is (``q``/``k``/``v``/``o``, ``weight``/``bias``).
+    *data* are the stored rows of *tensor* from *first_row* on, in the original.
     """
-    projection, kind = part
-    geometry = original.geometry
     if projection == "o":
         if kind == "bias":
-            return weights
+            return data
         factors = column_factors(mask, layer, geometry, compensation)
-        edited: Float32Array = weights * factors
-        edited[:, factors == 0] = 0.0
-        return edited
+        values = decode(data, tensor.dtype).reshape(-1, tensor.shape[1])
+        with np.errstate(over="ignore", invalid="ignore"):
+            values = values * factors
+        values[:, factors == 0] = 0.0
+        return encode(values, tensor.dtype)
     silenced = mask.pruned[layer] if projection == "q" else mask.pruned_kv_heads(layer, geometry)
-    head_of_row = np.arange(first_row, first_row + len(weights)) // geometry.head_dim
-    expected = weights.copy()
-    expected[np.isin(head_of_row, silenced)] = 0.0
-    return expected
+    rows = np.frombuffer(bytearray(data), np.uint8).reshape(-1, tensor.row_bytes)
+    heads = np.arange(first_row, first_row + len(rows)) // geometry.head_dim
+    rows[np.isin(heads, silenced)] = 0
+    return rows.tobytes()
 
 
 def _check_files(original: Checkpoint, converted: Checkpoint) -> None:
@@ -137,13 +140,11 @@ def _check_file(
                 found = _read(after.fileno(), size, offset, converted.path / name)
                 wanted = _read(before.fileno(), size, offset, original.path / name)
                 if tensor is not None and touched is not None:
-                    layer, part = touched
-                    shape = (size // tensor.row_bytes, *tensor.shape[1:])
+                    layer, (projection, kind) = touched
                     first_row = (offset - tensor.entry.begin) // tensor.row_bytes
-                    values = decode(wanted, tensor.dtype).reshape(shape)
-                    with np.errstate(over="ignore", invalid="ignore"):
-                        values = expected_values(values, first_row, part, mask, layer, original, compensation)
-                    wanted = encode(values, tensor.dtype)
+                    wanted = expected_bytes(
+                        wanted, tensor, first_row, projection, kind, mask, layer, original.geometry, compensation
+                    )
                 if found != wanted:
                     raise VerificationError(_first_difference(converted, name, offset, found, wanted, touched))
                 digest.update(found)

@@ -1,0 +1,59 @@
+"""The mini LLaVA that ships with the package: small, trained, and really looking at its images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import converter
+from benchmarks.mini.accuracy import accuracy
+from benchmarks.mini.questions import HELD_OUT_SEED, write_scienceqa
+from converter.checkpoint import Checkpoint
+from converter.demo.original_layout import write_original_layout
+from converter.mask import HeadMask
+from tests.conftest import MINI_LLAVA
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """400 held-out questions, half of them with an image."""
+    directory = tmp_path_factory.mktemp("questions")
+    write_scienceqa(directory, num_image=200, num_text=200, seed=HELD_OUT_SEED)
+    return directory
+
+
+def test_it_is_small_and_sharded() -> None:
+    files = [path for path in MINI_LLAVA.iterdir() if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 5_000_000
+    assert sum(path.suffix == ".safetensors" for path in files) >= 2
+
+
+def test_it_answers_held_out_questions(questions: Path) -> None:
+    counts = accuracy(MINI_LLAVA, questions)
+    assert counts["image"][1] == counts["text"][1] == 200
+    assert counts["image"][0] >= 0.97 * 200
+    assert counts["text"][0] >= 0.97 * 200
+
+
+def test_it_is_lost_without_the_image(questions: Path) -> None:
+    right, asked = accuracy(MINI_LLAVA, questions, blank=True)["image"]
+    assert asked == 200
+    assert right <= 0.45 * asked
+
+
+@pytest.mark.parametrize("num_shards", [1, 3])
+def test_its_original_layout_converts_to_the_same_edits(tmp_path: Path, mini_mask: HeadMask, num_shards: int) -> None:
+    source = tmp_path / "llava-mini"
+    write_original_layout(MINI_LLAVA, source, tmp_path / "tower", num_shards=num_shards)
+    report = converter.convert(source, tmp_path / "llava-mini-pruned", mini_mask)
+    assert report.behaviour is not None
+    assert report.behaviour.probe.startswith("3 text prompts (no images:")
+
+    converter.convert(MINI_LLAVA, tmp_path / "mini", mini_mask, check_behaviour=False)
+    original, hugging_face = (Checkpoint.open(tmp_path / name) for name in ("llava-mini-pruned", "mini"))
+    for layer in range(8):
+        for projection in "qkvo":
+            one, other = (c.projection(layer, projection, "weight") for c in (original, hugging_face))
+            assert one is not None and other is not None
+            assert (original.read_rows(one) == hugging_face.read_rows(other)).all()

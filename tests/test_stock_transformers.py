@@ -1,0 +1,132 @@
+"""Stock transformers loads what a conversion writes, and computes with it what run-time hooks would."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlavaForConditionalGeneration
+
+import converter
+from converter.mask import HeadMask
+from converter.verify.probe import load_processor
+
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
+
+
+def load(path: Path) -> LlavaForConditionalGeneration:
+    return LlavaForConditionalGeneration.from_pretrained(path).float().eval()
+
+
+def decoder_layers(model: LlavaForConditionalGeneration) -> Any:
+    return next(m for name, m in model.named_modules() if name.endswith("layers") and "vision" not in name)
+
+
+def hook_heads(model: LlavaForConditionalGeneration, mask: HeadMask, *, scaled: bool) -> None:
+    """What people do at run time: silence heads in front of o_proj, and scale the others by N/n."""
+    for layer, pruned in zip(decoder_layers(model), mask.pruned, strict=True):
+        if not pruned:
+            continue
+        attention = layer.self_attn
+        factors = torch.ones(mask.num_heads)
+        if scaled:
+            factors *= mask.num_heads / (mask.num_heads - len(pruned))
+        factors[list(pruned)] = 0
+        factors = factors.repeat_interleave(attention.head_dim)
+        attention.o_proj.register_forward_pre_hook(lambda _, inputs, f=factors: (inputs[0] * f,))
+
+
+def hidden_states(model: LlavaForConditionalGeneration, **inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    with torch.inference_mode():
+        states: tuple[torch.Tensor, ...] = model(**inputs, output_hidden_states=True).hidden_states
+    return states
+
+
+def prompts(path: Path) -> list[dict[str, torch.Tensor]]:
+    from PIL import Image
+
+    processor = load_processor(path)
+    image = Image.effect_noise((56, 56), 80).convert("RGB")
+    return [
+        dict(processor(text="USER: How many shapes are there? ASSISTANT:", return_tensors="pt")),
+        dict(processor(text="USER: <image>\nWhich shape is red? ASSISTANT:", images=image, return_tensors="pt")),
+    ]
+
+
+@pytest.mark.parametrize("single_file", [False, True], ids=["sharded", "single file"])
+def test_loads_with_every_key_in_its_place_and_generates(
+    mini_llava_as: Callable[..., Path], mini_mask: HeadMask, tmp_path: Path, single_file: bool
+) -> None:
+    source = mini_llava_as(torch.float16, single_file=single_file)
+    out = tmp_path / "out"
+    converter.convert(source, out, mini_mask, check_behaviour=False)
+    model, loading = LlavaForConditionalGeneration.from_pretrained(out, output_loading_info=True)
+    assert {name: list(keys) for name, keys in loading.items() if keys} == {}
+    inputs = prompts(out)[1]
+    answer = model.float().generate(**inputs, do_sample=False, max_new_tokens=3)
+    assert answer.shape[1] > inputs["input_ids"].shape[1]
+
+
+def test_heads_and_sidecars_are_the_inputs(mini_llava: Path, mini_mask: HeadMask, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    converter.convert(mini_llava, out, mini_mask, check_behaviour=False)
+    sidecars = {path.name for path in mini_llava.iterdir() if path.suffix != ".safetensors"}
+    assert len(sidecars) == 8
+    for name in sidecars:
+        assert (out / name).read_bytes() == (mini_llava / name).read_bytes()
+    assert {path.name for path in out.iterdir()} - {path.name for path in mini_llava.iterdir()} == {"s4convert.json"}
+    before, after = (load(path).config.text_config for path in (mini_llava, out))
+    assert (after.num_attention_heads, after.num_key_value_heads) == (8, 8)
+    assert after.to_dict() == before.to_dict()
+
+
+@pytest.mark.parametrize("compensation", ["scale", "none"])
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
+def test_hidden_states_equal_those_of_the_hooked_original(
+    mini_llava_as: Callable[..., Path], mini_mask: HeadMask, tmp_path: Path, dtype: torch.dtype, compensation: str
+) -> None:
+    source, out = mini_llava_as(dtype), tmp_path / "out"
+    converter.convert(source, out, mini_mask, compensation=compensation, check_behaviour=False)
+    original, reference, converted = load(source), load(source), load(out)
+    hook_heads(reference, mini_mask, scaled=compensation == "scale")
+    first_touched = mini_mask.touched_layers[0]
+    for inputs in prompts(source):
+        runs = zip(*(hidden_states(model, **inputs) for model in (original, reference, converted)), strict=True)
+        for index, (before, wanted, found) in enumerate(runs):
+            if index <= first_touched:  # [0] are the embeddings, so [i] is what layer i reads
+                assert torch.equal(found, before)
+            else:
+                assert not torch.equal(found, before)
+                assert (found - wanted).norm() <= TOLERANCE[dtype] * wanted.norm()
+
+
+def test_report_has_the_deltas_of_the_full_models(mini_llava: Path, mini_mask: HeadMask, tmp_path: Path) -> None:
+    from converter.checkpoint import Checkpoint
+    from converter.verify.probe import TEXT_PROMPTS, make_probe
+
+    out = tmp_path / "out"
+    report = converter.convert(mini_llava, out, mini_mask)
+    assert report.behaviour is not None
+    assert report.behaviour.probe == "3 text prompts, 2 image prompts"
+    assert len(make_probe(Checkpoint.open(mini_llava)).samples) == 5
+
+    # The text prompts alone, through the full models: the decoder must have seen the same hidden states.
+    from converter.verify import behaviour, probe
+
+    before, after = Checkpoint.open(mini_llava), Checkpoint.open(out)
+    whole = make_probe(before)
+    text_only = probe.Probe(whole.samples[: len(TEXT_PROMPTS)], "text")
+    figures = behaviour.check_behaviour(before, after, mini_mask, "scale", text_only, progress=lambda _: None)
+    processor = load_processor(mini_llava)
+    models = load(mini_llava), load(out)
+    deltas: list[list[torch.Tensor]] = [[] for _ in figures.layers]
+    for prompt in TEXT_PROMPTS:
+        inputs = processor(text=prompt, return_tensors="pt")
+        original, converted = (hidden_states(model, **inputs) for model in models)
+        for layer in range(len(figures.layers) - 1):  # the last entry is taken after the final norm
+            deltas[layer].append((converted[layer + 1] - original[layer + 1]).flatten())
+    for row, parts in zip(figures.layers[:-1], deltas[:-1], strict=True):
+        assert row.mean_abs_delta == pytest.approx(float(torch.cat(parts).abs().double().mean()), rel=1e-6)
