@@ -20,7 +20,7 @@ from converter.errors import S4ConvertError
 from converter.version import __version__
 
 COMPENSATIONS = ("scale", "none")
-EXIT_USAGE, EXIT_STORAGE, EXIT_INTERRUPTED = 2, 3, 130
+EXIT_USAGE, EXIT_STORAGE, EXIT_INTERNAL, EXIT_INTERRUPTED = 2, 3, 70, 130
 
 
 class MainJobGroup(click.Group):
@@ -45,7 +45,7 @@ class MainJobGroup(click.Group):
 def _shared_options(command: Any) -> Any:
     for option in (
         click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error."),
-        click.option("-v", "--verbose", count=True, help="Say more; twice, still more."),
+        click.option("-v", "--verbose", is_flag=True, help="Say more on stderr."),
         click.option("--json", "as_json", is_flag=True, help="Print JSON."),
     ):
         command = option(command)
@@ -92,7 +92,7 @@ def convert(
     jobs: int | None,
     quiet: bool,
     as_json: bool,
-    verbose: int,
+    verbose: bool,
 ) -> None:
     """Convert the checkpoint IN to OUT."""
     _set_up(verbose, quiet=quiet)
@@ -112,7 +112,7 @@ def convert(
 @cli.command()
 @click.argument("checkpoint", metavar="CKPT", type=click.Path(path_type=Path))
 @_shared_options
-def inspect(checkpoint: Path, as_json: bool, verbose: int) -> None:
+def inspect(checkpoint: Path, as_json: bool, verbose: bool) -> None:
     """Show a checkpoint's layout, geometry and silent heads."""
     _set_up(verbose)
     from converter.inspection import inspect_checkpoint
@@ -137,7 +137,7 @@ def verify(
     compensate: str | None,
     jobs: int | None,
     as_json: bool,
-    verbose: int,
+    verbose: bool,
 ) -> None:
     """Check that CONVERTED is what its mask asks of ORIGINAL."""
     _set_up(verbose)
@@ -150,7 +150,7 @@ def verify(
 @cli.command()
 @click.argument("directory", default="s4convert-demo", type=click.Path(path_type=Path))
 @_shared_options
-def demo(directory: Path, as_json: bool, verbose: int) -> None:
+def demo(directory: Path, as_json: bool, verbose: bool) -> None:
     """Run the main job on a small trained LLaVA that ships with s4convert, in DIRECTORY."""
     _set_up(verbose)
     from converter.demo.demo import demonstrate
@@ -159,9 +159,9 @@ def demo(directory: Path, as_json: bool, verbose: int) -> None:
     click.echo(json.dumps(demonstration.to_json(), indent=1) if as_json else demonstration.to_text())
 
 
-def _set_up(verbose: int, *, quiet: bool = False) -> None:
+def _set_up(verbose: bool, *, quiet: bool = False) -> None:
     """Messages to stderr, one line each; SIGTERM cleans up as Ctrl-C does."""
-    level = logging.ERROR if quiet else [logging.INFO, logging.DEBUG][min(verbose, 1)]
+    level = logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO
     logging.basicConfig(stream=sys.stderr, level=logging.ERROR, format="s4convert: %(message)s")
     logging.getLogger("converter").setLevel(level)
     signal.signal(signal.SIGTERM, _interrupt)
@@ -183,13 +183,19 @@ def main() -> NoReturn:
         hint = f"; see {context.command_path} --help" if context is not None else ""
         _fail(error.format_message().rstrip(".") + hint, EXIT_USAGE, debug)
     except (KeyboardInterrupt, click.Abort):
-        _fail("interrupted; nothing was left at OUT", EXIT_INTERRUPTED, debug)
+        _fail("interrupted", EXIT_INTERRUPTED, debug)
     except BrokenPipeError:
         sys.stderr.close()  # whoever read our output has gone
         sys.exit(EXIT_STORAGE)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         _fail(f"{where}{error.strerror or error}", EXIT_STORAGE, debug)
+    except Exception as error:  # a fault of ours: still one line, and the way to the traceback
+        _fail(
+            f"internal error: {type(error).__name__}: {error}; run again with --debug and report it",
+            EXIT_INTERNAL,
+            debug,
+        )
     sys.exit(0)
 
 

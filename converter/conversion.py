@@ -24,11 +24,15 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Conversion:
-    """A conversion that has been checked against the disk and not been carried out yet."""
+    """A conversion that has been checked against the disk and not been carried out yet.
+
+    *replace* says that a checkpoint may stand at *out*, to be replaced.
+    """
 
     checkpoint: Checkpoint
     out: Path
     plan: Plan
+    replace: bool
 
     @property
     def bytes_needed(self) -> int:
@@ -73,7 +77,9 @@ def prepare(
         CheckpointError, MaskError, UsageError, StorageError: as the class says.
     """
     checkpoint, out = Checkpoint.open(source), Path(out)
-    if not isinstance(mask, HeadMask):
+    if isinstance(mask, HeadMask):
+        mask.check(checkpoint.geometry)
+    else:
         path, (mask, how_read) = mask, load_mask(mask, checkpoint.geometry)
         _log.info("%s: %s", path, how_read)
     check_destination(checkpoint, out, force=force)
@@ -81,7 +87,7 @@ def prepare(
         _refuse_converted(checkpoint)
     for name in checkpoint.left_behind:
         _log.warning("%s: left behind, it may hold unpruned weights", checkpoint.path / name)
-    return Conversion(checkpoint, out, make_plan(checkpoint, mask, compensation))
+    return Conversion(checkpoint, out, make_plan(checkpoint, mask, compensation), force)
 
 
 def carry_out(
@@ -113,7 +119,7 @@ def carry_out(
         checkpoint.check_unchanged()
         write_manifest(manifest(checkpoint, plan, report), staging.directory)
         flusher.wait()
-        commit(staging)
+        commit(staging, replace=conversion.replace)
     return report
 
 

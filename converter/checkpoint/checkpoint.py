@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from converter import strict_json
 from converter.checkpoint.dtypes import ITEM_BYTES, Float32Array, decode
 from converter.checkpoint.geometry import Geometry, read_geometry, supported_text_models
 from converter.checkpoint.layouts import HUGGING_FACE, PROJECTIONS, Family, find_family, projection_of
@@ -231,10 +231,10 @@ def read_json_object(path: Path) -> dict[str, Any]:
         StorageError: the file cannot be read.
     """
     try:
-        content = json.loads(path.read_bytes())
+        content = strict_json.parse(path.read_bytes())
     except OSError as error:
         raise StorageError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise CheckpointError(f"{path}: is not JSON ({error}); restore the file") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: is not a JSON object; restore the file")

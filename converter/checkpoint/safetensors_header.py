@@ -7,7 +7,6 @@ white space before ``{``, unsafe names. Format: https://github.com/huggingface/s
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from converter import strict_json
 from converter.errors import CheckpointError, StorageError
 
 MAX_HEADER_BYTES = 100_000_000  # the reference parser's limit
@@ -94,11 +94,9 @@ def parse_header(raw: bytes, file_size: int) -> SafetensorsHeader:
     if not raw.startswith(b"{"):
         raise ValueError("it does not start with '{'")
     try:
-        fields = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+        fields = strict_json.parse(raw.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 at byte {error.start}") from error
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
     if not isinstance(fields, dict):
         raise ValueError("not a JSON object")
     metadata = fields.pop("__metadata__", {})
@@ -144,19 +142,6 @@ def _parse_entry(name: str, entry: Any, data_begin: int) -> TensorEntry:
     if bits != (end - begin) * 8:
         raise ValueError(f"tensor {name!r} of {dtype} {shape} does not fill its {end - begin} bytes")
     return TensorEntry(name, dtype, tuple(shape), data_begin + begin, data_begin + end)
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) != len(pairs):
-        seen: set[str] = set()
-        name = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise ValueError(f"duplicate name {name!r}")
-    return fields
-
-
-def _no_constant(constant: str) -> Any:
-    raise ValueError(f"{constant} is not JSON")
 
 
 def _check_unicode(text: str) -> None:

@@ -11,11 +11,11 @@ listed heads        ``pruned_heads`` alone, or a bare object of layers          
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from converter import strict_json
 from converter.checkpoint.geometry import Geometry
 from converter.errors import MaskError, StorageError
 from converter.mask.head_mask import NATIVE_FORMAT, HeadMask
@@ -36,8 +36,8 @@ def load_mask(path: Path | str, geometry: Geometry) -> tuple[HeadMask, str]:
     except OSError as error:
         raise StorageError(f"{path}: cannot be read: {error.strerror}") from error
     try:
-        content = json.loads(text, object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
+        content = strict_json.parse(text)
+    except ValueError as error:
         raise MaskError(f"{path}: is not a JSON mask ({error})") from error
     try:
         return parse_mask(content, geometry)
@@ -71,11 +71,7 @@ def parse_mask(content: Any, geometry: Geometry) -> tuple[HeadMask, str]:
         scale=scale,
         provenance=provenance,
     )
-    if not mask.num_pruned:
-        raise MaskError("prunes no head, so a conversion would change nothing")
-    for layer in mask.touched_layers:
-        if not mask.kept(layer):
-            raise MaskError(f"layer {layer}: every head is pruned, and no kept head can make up for them; keep one")
+    mask.check(geometry)
     return mask, f"{name}, {mask.num_pruned} of {mask.num_layers * mask.num_heads} heads"
 
 
@@ -169,14 +165,6 @@ def _scale(
             raise MaskError(f"scale, layer {key}: {factor!r} is not a factor from {MIN_FACTOR} to {MAX_FACTOR}")
         scale[int(key)] = float(factor)
     return scale
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is listed twice")
-    return fields
 
 
 def _is_integer(value: Any) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from converter.checkpoint.geometry import Geometry
+from converter.errors import MaskError
 
 NATIVE_FORMAT = "s4convert-mask/1"
 
@@ -49,6 +50,21 @@ class HeadMask:
         return tuple(
             kv for kv in range(geometry.num_kv_heads) if pruned.issuperset(range(kv * group, (kv + 1) * group))
         )
+
+    def check(self, geometry: Geometry) -> None:
+        """Raise MaskError unless the mask can be applied to a model of *geometry* and has an effect."""
+        if (self.num_layers, self.num_heads) != (geometry.num_layers, geometry.num_heads):
+            raise MaskError(
+                f"is for {self.num_layers} layers of {self.num_heads} heads, but the checkpoint has "
+                f"{geometry.num_layers} layers of {geometry.num_heads}"
+            )
+        if not self.num_pruned:
+            raise MaskError("prunes no head, so a conversion would change nothing")
+        for layer, heads in enumerate(self.pruned):
+            if list(heads) != sorted(set(heads)) or not set(heads) <= set(range(self.num_heads)):
+                raise MaskError(f"layer {layer}: {heads} are not sorted head numbers from 0 to {self.num_heads - 1}")
+            if len(heads) == self.num_heads:
+                raise MaskError(f"layer {layer}: every head is pruned, and no kept head can make up for them; keep one")
 
     def to_json(self) -> dict[str, Any]:
         """The mask in the native format, only layers that lose heads listed."""

@@ -121,7 +121,7 @@ def open_staging(out: Path) -> Iterator[Staging]:
         yield staging
     except OSError as error:
         raise StorageError(
-            f"{error.filename or staging.directory}: {error.strerror}; nothing was left at OUT"
+            f"{error.filename or staging.directory}: {error.strerror}; OUT is as it was"
         ) from error
     finally:
         shutil.rmtree(staging.directory, ignore_errors=True)
@@ -129,23 +129,27 @@ def open_staging(out: Path) -> Iterator[Staging]:
         os.close(descriptor)
 
 
-def commit(staging: Staging) -> None:
+def commit(staging: Staging, *, replace: bool) -> None:
     """Put the staged directory in OUT's place; its files are on the disk already.
 
     Raises:
-        StorageError: something was put at OUT during the run.
-        OSError: the disk refused.
+        OSError: the disk refused, or something was put at OUT during the run and *replace* is off.
     """
     out = staging.out
-    sync_directories(staging.directory)
-    if out.exists() and any(out.iterdir()):
+    _sync_directories(staging.directory)
+    if replace and out.exists():
         out.rename(staging.replaced)
-    staging.directory.rename(out)  # replaces an empty directory, and fails on any other
+    try:
+        staging.directory.rename(out)  # takes the place of an empty directory, and fails on any other
+    except OSError:
+        if staging.replaced.exists():
+            staging.replaced.rename(out)
+        raise
     _sync_directory(out.parent)
     shutil.rmtree(staging.replaced, ignore_errors=True)
 
 
-def sync_directories(top: Path) -> None:
+def _sync_directories(top: Path) -> None:
     """Bring the entries of *top* and of every directory in it to the disk."""
     for folder, _, _ in os.walk(top, topdown=False):
         _sync_directory(Path(folder))

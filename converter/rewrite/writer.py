@@ -51,7 +51,7 @@ class DiskFlusher:
         self._pending.append(self._executor.submit(_sync_file, path))
 
     def wait(self) -> None:
-        """Return when every submitted file is on the disk; OSError if the disk refused one."""
+        """Return when every submitted file is on the disk; StorageError if the disk refused one."""
         for future in self._pending:
             future.result()
 
@@ -79,8 +79,7 @@ def stage(
 
     Raises:
         CheckpointError: a weight that an edit reads is not finite, or its new value overflows the stored dtype.
-        StorageError: an input file became shorter while it was copied.
-        OSError: the disk refused.
+        StorageError: the disk refused, or an input file became shorter while it was copied.
     """
     stop = threading.Event()
     for name, stamp in checkpoint.stamps.items():
@@ -137,6 +136,8 @@ def _write_segment(
             _write_edit(checkpoint, edit, target, stop, progress)
             position = min(edit.end, end)
         _copy(source, target, position, end, name, stop, progress)
+    except OSError as error:
+        raise StorageError(f"{name}: cannot be copied to OUT: {error.strerror}; OUT is as it was") from error
     finally:
         os.close(source)
         os.close(target)
@@ -191,5 +192,9 @@ def _sync_file(path: Path) -> None:
     descriptor = os.open(path, os.O_RDWR)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        raise StorageError(
+            f"{path.name}: cannot be brought to the disk: {error.strerror}; OUT is as it was"
+        ) from error
     finally:
         os.close(descriptor)

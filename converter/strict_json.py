@@ -1,0 +1,27 @@
+"""JSON that means one thing only: a name that stands twice in an object is an error."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+
+def parse(text: bytes | str) -> Any:
+    """The value of the JSON *text*.
+
+    Raises:
+        ValueError: not JSON, nested too deeply, or a name is repeated in an object.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_object)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in fields:
+            raise ValueError(f"{name!r} stands twice")
+        fields[name] = value
+    return fields
