@@ -13,36 +13,27 @@ from pathlib import Path
 
 from PIL import Image
 from tqdm import tqdm
-from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from benchmarks.mini.questions import HELD_OUT_SEED, LETTER_INSTRUCTION, SYSTEM_PROMPT, write_scienceqa
-
-
-def answer(
-    model: LlavaForConditionalGeneration, processor: LlavaProcessor, question: str, image: Image.Image | None
-) -> str:
-    """What *model* says to one question in LLaVA's ``vicuna_v1`` conversation."""
-    prompt = f"{SYSTEM_PROMPT} USER: {question}\n{LETTER_INSTRUCTION} ASSISTANT:"
-    inputs = processor(text=prompt, images=image, return_tensors="pt")
-    output = model.generate(**inputs, do_sample=False, max_new_tokens=4)
-    return str(processor.tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)).strip()
+from benchmarks.mini.questions import HELD_OUT_SEED, LETTERS, write_scienceqa
+from converter.demo.chat import Chat
 
 
 def accuracy(checkpoint: Path, questions: Path, *, blank: bool = False) -> dict[str, tuple[int, int]]:
     """(right, asked) for ``image`` and ``text`` questions; *blank* greys every image out."""
-    model = LlavaForConditionalGeneration.from_pretrained(checkpoint).float().eval()
-    processor = LlavaProcessor.from_pretrained(checkpoint)
+    chat = Chat(checkpoint)
     problems = json.loads((questions / "problems.json").read_text())
     counts = {"image": [0, 0], "text": [0, 0]}
-    for entry in tqdm(json.loads((questions / "questions.json").read_text()), desc=checkpoint.name, leave=False):
+    for entry in tqdm(
+        json.loads((questions / "questions.json").read_text()), desc=checkpoint.name, leave=False, disable=None
+    ):
         image = Image.open(questions / "images" / entry["image"]).convert("RGB") if "image" in entry else None
         if blank:
             if image is None:
                 continue
             image = Image.new("RGB", image.size, (128, 128, 128))
-        said = answer(model, processor, entry["conversations"][0]["value"], image)
+        said = chat.answer(entry["conversations"][0]["value"], image)
         count = counts["image" if image is not None else "text"]
-        count[0] += said == "ABCDE"[problems[entry["id"]]["answer"]]
+        count[0] += said == LETTERS[problems[entry["id"]]["answer"]]
         count[1] += 1
     return {kind: (right, asked) for kind, (right, asked) in counts.items()}
 

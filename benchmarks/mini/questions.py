@@ -23,12 +23,6 @@ TRAINING_SEED = 20_000_000  # worker w of a training run draws from TRAINING_SEE
 HELD_OUT_SEED = 1
 
 LETTERS = "ABCDE"
-LETTER_INSTRUCTION = "Answer with the option's letter from the given choices directly."
-WORD_INSTRUCTION = "Answer the question using a single word or phrase."
-SYSTEM_PROMPT = (
-    "A chat between a curious user and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the user's questions."
-)
 
 IMAGE_SIZE = 56
 COLORS = {

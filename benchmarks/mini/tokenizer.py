@@ -8,15 +8,14 @@ from pathlib import Path
 import sentencepiece
 
 from benchmarks.mini.questions import (
-    LETTER_INSTRUCTION,
-    SYSTEM_PROMPT,
     TRAINING_SEED,
-    WORD_INSTRUCTION,
     FactsScene,
     ShapesScene,
 )
+from converter.demo.chat import LETTER_INSTRUCTION, SYSTEM_PROMPT
 
 VOCAB_SIZE = 640
+WORD_INSTRUCTION = "Answer the question using a single word or phrase."
 GENERAL_TEXT = (
     "The capital of France is Paris, and its river is the Seine.",
     "Describe this picture in a few words, then say what you like about it.",

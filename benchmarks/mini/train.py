@@ -34,15 +34,14 @@ from benchmarks.mini.architecture import (
 )
 from benchmarks.mini.questions import (
     IMAGE_SIZE,
-    LETTER_INSTRUCTION,
     LETTERS,
-    SYSTEM_PROMPT,
     TRAINING_SEED,
     FactsScene,
     Scene,
     ShapesScene,
 )
 from benchmarks.mini.tokenizer import train_tokenizer
+from converter.demo.chat import LETTER_INSTRUCTION, SYSTEM_PROMPT
 
 SEQUENCE_LENGTH = 288
 SHARE_OF_LETTERS = 0.4

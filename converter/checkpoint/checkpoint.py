@@ -171,8 +171,14 @@ class Checkpoint:
         """Rows [first, first + count) of *tensor* as float32; all of it where *count* is None.
 
         Raises:
+            CheckpointError: its dtype is none of :data:`ITEM_BYTES`.
             StorageError: the file cannot be read, or is shorter than it was.
         """
+        if tensor.dtype not in ITEM_BYTES:
+            raise CheckpointError(
+                f"{self.path / tensor.shard}: {tensor.name} is stored as {tensor.dtype}; only {', '.join(ITEM_BYTES)} "
+                "can be computed with: dequantise or cast it first"
+            )
         count = tensor.shape[0] - first if count is None else count
         offset, size = tensor.entry.begin + first * tensor.row_bytes, count * tensor.row_bytes
         try:

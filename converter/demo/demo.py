@@ -13,7 +13,7 @@ import numpy as np
 
 from converter.checkpoint import Checkpoint
 from converter.conversion import convert
-from converter.decoder import stock_code
+from converter.demo.chat import Chat
 from converter.errors import StorageError, UsageError
 from converter.mask import HeadMask
 from converter.verify.report import Report
@@ -23,11 +23,6 @@ _log = logging.getLogger(__name__)
 MINI_LLAVA = Path(__file__).parent / "mini-llava"
 QUESTIONS = Path(__file__).parent / "questions"
 
-SYSTEM_PROMPT = (
-    "A chat between a curious user and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the user's questions."
-)
-LETTER_INSTRUCTION = "Answer with the option's letter from the given choices directly."
 PRUNED_PER_LAYER = 2
 
 
@@ -116,27 +111,14 @@ def weakest_heads(checkpoint: Checkpoint, per_layer: int) -> HeadMask:
     return HeadMask(geometry.num_heads, tuple(pruned), provenance={"metric": "norm of O_h V_h", "heads": per_layer})
 
 
-def _question(entry: dict[str, list[dict[str, str]]]) -> str:
-    return entry["conversations"][0]["value"]
+def _question(entry: dict[str, Any]) -> str:
+    return str(entry["conversations"][0]["value"])
 
 
-def _ask(path: Path, questions: list[dict[str, list[dict[str, str]]]]) -> list[str]:
-    """What stock transformers generates for every question, greedily."""
-    import torch
+def _ask(path: Path, questions: list[dict[str, Any]]) -> list[str]:
+    """What the checkpoint *path* says to every question."""
     from PIL import Image
-    from transformers import LlavaForConditionalGeneration
 
-    from converter.verify.probe import load_processor
-
-    answers = []
-    with stock_code(), torch.inference_mode():
-        model = LlavaForConditionalGeneration.from_pretrained(path).float().eval()
-        processor = load_processor(path)
-        for entry in questions:
-            image = Image.open(QUESTIONS / str(entry["image"])).convert("RGB") if "image" in entry else None
-            prompt = f"{SYSTEM_PROMPT} USER: {_question(entry)}\n{LETTER_INSTRUCTION} ASSISTANT:"
-            inputs = processor(text=prompt, images=image, return_tensors="pt")
-            output = model.generate(**inputs, do_sample=False, max_new_tokens=4)
-            new_tokens = output[0, inputs["input_ids"].shape[1] :]
-            answers.append(str(processor.tokenizer.decode(new_tokens, skip_special_tokens=True)).strip())
-    return answers
+    chat = Chat(path)
+    images = [Image.open(QUESTIONS / q["image"]).convert("RGB") if "image" in q else None for q in questions]
+    return [chat.answer(_question(q), image) for q, image in zip(questions, images, strict=True)]

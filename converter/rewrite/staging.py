@@ -120,9 +120,7 @@ def open_staging(out: Path) -> Iterator[Staging]:
         staging.directory.mkdir()
         yield staging
     except OSError as error:
-        raise StorageError(
-            f"{error.filename or staging.directory}: {error.strerror}; OUT is as it was"
-        ) from error
+        raise StorageError(f"{error.filename or staging.directory}: {error.strerror}; OUT is as it was") from error
     finally:
         shutil.rmtree(staging.directory, ignore_errors=True)
         staging.lock.unlink(missing_ok=True)

@@ -193,8 +193,6 @@ def _sync_file(path: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        raise StorageError(
-            f"{path.name}: cannot be brought to the disk: {error.strerror}; OUT is as it was"
-        ) from error
+        raise StorageError(f"{path.name}: cannot be brought to the disk: {error.strerror}; OUT is as it was") from error
     finally:
         os.close(descriptor)
