@@ -1,0 +1,70 @@
+"""The geometry that a language model's config states, where it is partial as well."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from converter.checkpoint import Geometry
+from converter.checkpoint.geometry import read_geometry
+from converter.errors import CheckpointError
+
+
+@pytest.mark.parametrize(
+    ("model_type", "text_config", "expected"),
+    [
+        ("llama", {}, Geometry(32, 32, 32, 128, 4096)),
+        ("mistral", {}, Geometry(32, 32, 8, 128, 4096)),
+        ("qwen2", {}, Geometry(32, 32, 32, 128, 4096)),
+        ("llama", {"num_attention_heads": 16}, Geometry(32, 16, 16, 256, 4096)),
+        ("mistral", {"num_attention_heads": 16}, Geometry(32, 16, 8, 256, 4096)),
+        ("llama", {"num_key_value_heads": None}, Geometry(32, 32, 32, 128, 4096)),
+        ("llama", {"num_attention_heads": 16, "num_key_value_heads": None}, Geometry(32, 16, 16, 256, 4096)),
+        ("llama", {"hidden_size": 5120, "num_attention_heads": 40, "num_hidden_layers": 40},
+         Geometry(40, 40, 40, 128, 5120)),
+        ("qwen2", {"hidden_size": 896, "num_attention_heads": 14, "num_key_value_heads": 2, "num_hidden_layers": 24},
+         Geometry(24, 14, 2, 64, 896)),
+        ("mistral", {"head_dim": 96}, Geometry(32, 32, 8, 96, 4096)),
+        ("mistral", {"head_dim": None}, Geometry(32, 32, 8, 128, 4096)),
+        ("llama", {"vocab_size": 7, "num_heads": 3}, Geometry(32, 32, 32, 128, 4096)),
+    ],
+)  # fmt: skip
+def test_class_defaults_fill_in_what_a_config_does_not_state(
+    model_type: str, text_config: dict[str, Any], expected: Geometry
+) -> None:
+    assert read_geometry(text_config, model_type, "config.json") == expected
+
+
+@pytest.mark.xfail(strict=True, reason="an explicit null is taken for a missing field")
+@pytest.mark.parametrize("model_type", ["mistral", "qwen2"])
+def test_kv_heads_that_are_null_are_as_many_as_the_heads(model_type: str) -> None:
+    text_config = {"num_attention_heads": 16, "num_key_value_heads": None}
+    assert read_geometry(text_config, model_type, "config.json") == Geometry(32, 16, 16, 256, 4096)
+
+
+@pytest.mark.parametrize(
+    "name", ["hidden_size", "num_attention_heads", "num_key_value_heads", "num_hidden_layers", "head_dim"]
+)
+@pytest.mark.parametrize("value", [0, -1, 32.0, "32", True, [32]])
+def test_a_size_that_is_no_positive_integer_is_refused(name: str, value: object) -> None:
+    with pytest.raises(CheckpointError, match=re.escape(f"here: {name} is {value!r}, not a positive integer")):
+        read_geometry({name: value}, "llama", "here")
+
+
+def test_more_heads_than_hidden_units_leave_no_width_for_a_head() -> None:
+    with pytest.raises(CheckpointError, match="head_dim is 0, not a positive integer"):
+        read_geometry({"hidden_size": 8, "num_attention_heads": 16}, "llama", "here")
+
+
+def test_shapes_follow_from_the_geometry() -> None:
+    geometry = Geometry(num_layers=1, num_heads=6, num_kv_heads=2, head_dim=5, hidden_size=7)
+    assert geometry.heads_per_group == 3
+    assert {p: geometry.shape_of(p, "weight") for p in "qkvo"} == {
+        "q": (30, 7),
+        "k": (10, 7),
+        "v": (10, 7),
+        "o": (7, 30),
+    }
+    assert {p: geometry.shape_of(p, "bias") for p in "qkvo"} == {"q": (30,), "k": (10,), "v": (10,), "o": (7,)}

@@ -1,0 +1,413 @@
+"""The command line: what it prints, and where; what it imports; how it exits."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from converter import __version__, convert
+from tests.command_line import COMMAND, ROOT, run, run_here
+from tests.conftest import MINI_LLAVA
+from tests.disk import digests, hidden_siblings, snapshot
+from tests.synthetic import Spec, write_checkpoint
+
+SPEC = Spec(num_layers=3, num_kv_heads=4, hidden_size=16, num_shards=2)
+FRAMEWORKS = {"torch", "transformers"}
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return write_checkpoint(tmp_path / "in", SPEC)
+
+
+@pytest.fixture
+def mask(tmp_path: Path) -> Path:
+    path = tmp_path / "mask.json"
+    path.write_text(json.dumps({"pruned_heads": {"1": [0, 2]}}))
+    return path
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def converted(source: Path, mask: Path, out: Path) -> Path:
+    convert(source, out, mask, check_behaviour=False)
+    return out
+
+
+def imported_by(*arguments: object) -> set[str]:
+    """The top-level modules that the command imports."""
+    finished = subprocess.run(
+        [COMMAND[0], "-X", "importtime", *COMMAND[1:], *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    modules = re.findall(r"^import time:[^|]*\|[^|]*\| *([\w.]+)$", finished.stderr, re.MULTILINE)
+    assert "converter.errors" in modules
+    return {module.partition(".")[0] for module in modules}
+
+
+# --- help and version -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--help",
+        pytest.param("-h", marks=pytest.mark.xfail(strict=True, reason="goes to the main job, which has no name")),
+    ],
+)
+def test_help_lists_the_main_jobs_options_and_the_commands(option: str) -> None:
+    outcome = run_here(option)
+    assert outcome.exit_code == 0
+    assert outcome.stderr == ""
+    assert "IN OUT --mask MASK.json [OPTIONS]" in outcome.stdout
+    listed = re.findall(r"^ +(?:-\w, )?(--[\w-]+)", outcome.stdout, re.MULTILINE)
+    wanted = ["--mask", "--compensate", "--dry-run", "--no-verify", "--force", "--allow-converted", "--jobs"]
+    assert set(listed) >= {*wanted, "--quiet", "--json", "--verbose", "--debug", "--help"}
+    commands = re.findall(r"^  (\w+) ", outcome.stdout.partition("Commands:")[2], re.MULTILINE)
+    assert set(commands) >= {"inspect", "verify", "demo"}
+    assert "convert" not in commands  # the main job has no name
+
+
+def test_help_imports_neither_numpy_nor_a_framework() -> None:
+    assert not imported_by("--help") & ({"numpy"} | FRAMEWORKS)
+
+
+def test_a_conversion_without_hidden_states_imports_no_framework(source: Path, out: Path, mask: Path) -> None:
+    imported = imported_by(source, out, "--mask", mask, "--no-verify")
+    assert "numpy" in imported
+    assert not imported & FRAMEWORKS
+    assert out.is_dir()
+
+
+def test_a_dry_run_imports_no_framework(source: Path, out: Path, mask: Path) -> None:
+    assert not imported_by(source, out, "--mask", mask, "--dry-run") & FRAMEWORKS
+
+
+@pytest.mark.parametrize("command", ["inspect", "verify", "demo", "convert"])
+def test_every_command_has_its_help(command: str) -> None:
+    outcome = run_here(command, "--help")
+    assert outcome.exit_code == 0
+    assert outcome.stderr == ""
+    assert outcome.stdout.startswith("Usage: ")
+    assert "--debug" in outcome.stdout
+
+
+def test_the_version_is_the_packages() -> None:
+    outcome = run_here("--version")
+    assert outcome.exit_code == 0
+    assert outcome.stdout == f"s4convert, version {__version__}\n"
+
+
+@pytest.mark.xfail(strict=False, reason="from click 8.2 on, the whole help comes as one line of error")
+def test_the_bare_command_shows_its_help() -> None:
+    outcome = run_here()
+    shown = outcome.stdout + outcome.stderr
+    assert "IN OUT --mask MASK.json [OPTIONS]" in shown
+    assert all(len(line) <= 120 for line in shown.splitlines())
+
+
+# --- the main job ---------------------------------------------------------------------------------------------
+
+
+def test_results_go_to_stdout_and_messages_to_stderr(source: Path, out: Path, mask: Path) -> None:
+    outcome = run_here(source, out, "--mask", mask, "--no-verify")
+    assert outcome.exit_code == 0
+    assert outcome.stderr == f"s4convert: {mask}: listed heads, listed = pruned, 2 of 12 heads\n"
+    lines = outcome.stdout.splitlines()
+    assert lines[-1] == f"written: {out}"
+    assert any(line.startswith("verdict: OK, 2 of 12 heads silenced in 1 of 3 layers") for line in lines)
+    assert not any(line.startswith("s4convert:") for line in lines)
+    assert hidden_siblings(out) == []
+
+
+def test_the_report_shows_every_layers_hidden_states(out: Path, mask: Path) -> None:
+    outcome = run_here(MINI_LLAVA, out, "--mask", mask)
+    assert outcome.exit_code == 0
+    rows = re.findall(r"^ +(\d) +(\d) +(\d\.\d+e[+-]\d+) +(\d+\.\d+)% ", outcome.stdout, re.MULTILINE)
+    assert [(int(layer), int(pruned)) for layer, pruned, _, _ in rows] == [(n, 2 * (n == 1)) for n in range(8)]
+    deltas = [float(delta) for _, _, delta, _ in rows]
+    assert deltas[0] == 0
+    assert min(deltas[1:]) > 0
+    assert "3 text prompts, 2 image prompts" in outcome.stdout
+
+
+def test_quiet_prints_only_the_path_of_out(source: Path, out: Path, mask: Path) -> None:
+    outcome = run_here(source, out, "--mask", mask, "--no-verify", "-q")
+    assert (outcome.exit_code, outcome.stdout, outcome.stderr) == (0, f"{out}\n", "")
+
+
+def test_a_quiet_process_prints_only_the_path_of_out(source: Path, out: Path, mask: Path) -> None:
+    outcome = run(source, out, "--mask", mask, "--no-verify", "-q")
+    assert (outcome.exit_code, outcome.stdout, outcome.stderr) == (0, f"{out}\n", "")
+
+
+def test_json_holds_the_figures_of_the_report(out: Path, mask: Path) -> None:
+    outcome = run_here(MINI_LLAVA, out, "--mask", mask, "--json")
+    assert outcome.exit_code == 0
+    printed = json.loads(outcome.stdout)
+    assert printed["out"] == str(out)
+    assert printed["structure"]["edited_tensors"] == 4
+    assert [layer["heads_pruned"] for layer in printed["behaviour"]["layers"]] == [0, 2, 0, 0, 0, 0, 0, 0]
+    assert json.loads((out / "s4convert.json").read_text())["verification"] == {
+        name: printed[name] for name in ("structure", "behaviour")
+    }
+
+
+def test_the_main_job_may_be_called_by_its_name(source: Path, out: Path, mask: Path) -> None:
+    assert run_here("convert", source, out, "--mask", mask, "--no-verify", "-q").exit_code == 0
+    assert out.is_dir()
+
+
+def test_options_may_stand_before_the_arguments(source: Path, out: Path, mask: Path) -> None:
+    assert run_here("--mask", mask, "--no-verify", "-q", source, out).exit_code == 0
+    assert out.is_dir()
+
+
+def test_relative_paths_are_those_of_the_working_directory(
+    source: Path, out: Path, mask: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(source)
+    outcome = run_here(".", "../out", "--mask", "../mask.json", "--no-verify", "-q")
+    assert (outcome.exit_code, outcome.stdout) == (0, "../out\n")
+    assert json.loads((out / "s4convert.json").read_text())["source"] == "in"
+
+
+def test_without_compensation_kept_heads_stay_as_they_are(source: Path, out: Path, mask: Path) -> None:
+    outcome = run_here(source, out, "--mask", mask, "--dry-run", "--compensate", "none")
+    assert "the others times 1.0000" in outcome.stdout
+    assert run_here(source, out, "--mask", mask, "--no-verify", "--compensate", "none").exit_code == 0
+    assert json.loads((out / "s4convert.json").read_text())["compensation"] == "none"
+
+
+def test_a_converted_in_is_accepted_where_one_insists(converted: Path, mask: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again"
+    refused = run_here(converted, again, "--mask", mask, "--no-verify")
+    assert refused.exit_code == 2
+    assert "--allow-converted" in refused.error
+    assert run_here(converted, again, "--mask", mask, "--no-verify", "--allow-converted").exit_code == 0
+    assert again.is_dir()
+
+
+def test_weights_that_are_left_behind_are_named(source: Path, out: Path, mask: Path) -> None:
+    (source / "pytorch_model.bin").write_bytes(b"unpruned")
+    outcome = run_here(source, out, "--mask", mask, "--no-verify")
+    assert outcome.exit_code == 0
+    assert f"s4convert: {source / 'pytorch_model.bin'}: left behind" in outcome.stderr
+    assert not (out / "pytorch_model.bin").exists()
+
+
+# --- the plan alone -------------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(
+    source: Path, out: Path, mask: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_bavail=12_345, f_frsize=4096))
+    before = snapshot(tmp_path)
+    outcome = run_here(source, out, "--mask", mask, "--dry-run")
+    assert outcome.exit_code == 0
+    assert snapshot(tmp_path) == before
+    edits = re.findall(
+        r"layers\.1\.self_attn\.(\w)_proj\.weight  (.*)  \[model-0000[12]-of-00002\.safetensors\]", outcome.stdout
+    )
+    assert sorted(edits) == sorted(
+        [
+            *[(name, f"rows {rows} become 0") for name in "qkv" for rows in ("0-3", "8-11")],
+            ("o", "8 of 16 columns become 0, the others times 2.0000"),
+        ]
+    )
+    # Six spans of four rows of 16 float16 weights, and a matrix of 16 x 16.
+    assert "7 edits in spans of 1,280 bytes" in outcome.stdout
+    size = sum(path.stat().st_size for path in source.rglob("*") if path.is_file())
+    needed, free = re.search(r"([\d,]+) bytes needed, ([\d,]+) free", outcome.stdout).groups()
+    assert int(needed.replace(",", "")) >= size
+    assert int(free.replace(",", "")) == 12_345 * 4096
+    assert "2 heads in 1 layers, compensation scale" in outcome.stdout
+
+
+def test_a_dry_run_as_json_names_every_edit(source: Path, out: Path, mask: Path) -> None:
+    outcome = run_here(source, out, "--mask", mask, "--dry-run", "--json")
+    plan = json.loads(outcome.stdout)
+    assert plan["pruned_heads"] == 2
+    assert plan["compensation"] == "scale"
+    assert plan["rewritten_bytes"] == sum(edit["end"] - edit["begin"] for edit in plan["edits"]) == 1280
+    assert plan["needed_bytes"] > 0
+    assert plan["free_bytes"] > 0
+    assert {edit["shard"] for edit in plan["edits"]} <= {path.name for path in source.iterdir()}
+    assert not out.exists()
+
+
+# --- inspect --------------------------------------------------------------------------------------------------
+
+
+def test_inspect_shows_the_geometry_of_an_original(source: Path) -> None:
+    outcome = run_here("inspect", source)
+    assert outcome.exit_code == 0
+    assert outcome.stderr == ""
+    shown = dict(re.findall(r"^(\w+(?: \w+)?) {2,}(.*)$", outcome.stdout, re.MULTILINE))
+    assert shown["layout"] == "Hugging Face llava, llama"
+    assert shown["geometry"] == "3 layers, 4 heads of 4, hidden size 16"
+    assert shown["converted"] == "no"
+    assert shown["silent heads"] == "0 of 12"
+
+
+def test_inspect_shows_the_silent_heads_of_a_conversion(converted: Path) -> None:
+    outcome = run_here("inspect", converted)
+    assert outcome.exit_code == 0
+    assert re.search(r"^converted +yes", outcome.stdout, re.MULTILINE)
+    assert re.search(r"^silent heads +2 of 12\n +layer +1 +0 2$", outcome.stdout, re.MULTILINE)
+
+
+def test_inspect_as_json_tells_the_same(source: Path, converted: Path) -> None:
+    before, after = (json.loads(run_here("inspect", path, "--json").stdout) for path in (source, converted))
+    assert before["silent_heads"] == {}
+    assert after["silent_heads"] == {"1": [0, 2]}
+    assert (before["converted"], after["converted"]) == (False, True)
+    same = ("num_layers", "num_heads", "num_kv_heads", "head_dim", "hidden_size", "shards", "sidecars", "dtype_bytes")
+    assert all(before[name] == after[name] for name in same)
+
+
+def test_inspect_shows_groups_of_heads_and_weights_that_no_loader_reads(tmp_path: Path) -> None:
+    spec = Spec(num_kv_heads=2, heads_per_group=3, text_model="qwen2", layout="original", hidden_size=24)
+    source = write_checkpoint(tmp_path / "in", spec)
+    (source / "pytorch_model.bin").write_bytes(b"")
+    outcome = run_here("inspect", source)
+    assert "6 heads of 4, 2 kv heads (3 heads each)" in outcome.stdout
+    assert "original llava_qwen, qwen2" in outcome.stdout
+    assert "left behind   pytorch_model.bin" in outcome.stdout
+
+
+# --- verify ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mini_converted(mask: Path, out: Path) -> Path:
+    convert(MINI_LLAVA, out, mask, check_behaviour=False)
+    return out
+
+
+def test_verify_takes_the_mask_of_the_manifest(mini_converted: Path) -> None:
+    outcome = run_here("verify", MINI_LLAVA, mini_converted)
+    assert outcome.exit_code == 0, outcome.stderr
+    assert "verdict: OK, 2 of 64 heads silenced in 1 of 8 layers" in outcome.stdout
+
+
+def test_verify_as_json_holds_the_figures(mini_converted: Path) -> None:
+    outcome = run_here("verify", MINI_LLAVA, mini_converted, "--json")
+    printed = json.loads(outcome.stdout)
+    assert printed["structure"]["edited_tensors"] == 4
+    assert len(printed["behaviour"]["layers"]) == 8
+
+
+def test_verify_without_a_manifest_asks_for_the_mask_and_takes_it(mini_converted: Path, mask: Path) -> None:
+    (mini_converted / "s4convert.json").unlink()
+    refused = run_here("verify", MINI_LLAVA, mini_converted)
+    assert refused.exit_code == 2
+    assert "has no manifest that names its mask; give it with --mask" in refused.error
+    accepted = run_here("verify", MINI_LLAVA, mini_converted, "--mask", mask)
+    assert accepted.exit_code == 0, accepted.stderr
+    assert "verdict: OK" in accepted.stdout
+
+
+def test_verify_with_another_mask_or_compensation_fails(mini_converted: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps({"pruned_heads": {"1": [0, 3]}}))
+    for options in (["--mask", other], ["--compensate", "none"]):
+        outcome = run_here("verify", MINI_LLAVA, mini_converted, *options)
+        assert outcome.exit_code == 1
+        assert "of layer 1 is not what the mask asks for" in outcome.error
+        assert outcome.stdout == ""
+
+
+def test_verify_ends_with_exit_code_1_where_a_file_was_changed(mini_converted: Path) -> None:
+    (mini_converted / "generation_config.json").write_text("{}")
+    outcome = run_here("verify", MINI_LLAVA, mini_converted)
+    assert outcome.exit_code == 1
+    assert "generation_config.json" in outcome.error
+    assert outcome.stdout == ""
+
+
+def test_verify_writes_nothing(mini_converted: Path, tmp_path: Path) -> None:
+    before = snapshot(tmp_path)
+    assert run_here("verify", MINI_LLAVA, mini_converted).exit_code == 0
+    assert snapshot(tmp_path) == before
+
+
+def test_two_unconverted_copies_do_not_verify(mask: Path) -> None:
+    outcome = run_here("verify", MINI_LLAVA, MINI_LLAVA, "--mask", mask)
+    assert outcome.exit_code == 1
+    assert "of layer 1 is not what the mask asks for" in outcome.error
+
+
+# --- demo -----------------------------------------------------------------------------------------------------
+
+
+def test_the_demo_converts_the_shipped_model_and_asks_it_eight_questions(tmp_path: Path) -> None:
+    directory = tmp_path / "demo"
+    outcome = run("demo", directory)
+    assert outcome.exit_code == 0, outcome.stderr
+    assert "verdict: OK, 16 of 64 heads silenced in 8 of 8 layers" in outcome.stdout
+    answers = re.findall(r"^(\d\.png|text): .+\?? +([A-D]) +([A-D]) +([A-D])$", outcome.stdout, re.MULTILINE)
+    assert len(answers) == 8
+    assert all(original == right for _, right, original, _ in answers)
+    assert digests(directory / "mini-llava") == digests(MINI_LLAVA)
+    assert (directory / "mini-llava-pruned" / "s4convert.json").is_file()
+    assert sorted(path.name for path in directory.iterdir()) == ["mask.json", "mini-llava", "mini-llava-pruned"]
+
+
+def test_the_demo_refuses_a_directory_that_is_not_empty(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("the only copy")
+    before = snapshot(tmp_path)
+    outcome = run_here("demo", tmp_path)
+    assert outcome.exit_code == 2
+    assert "is not empty; give the demo a directory of its own" in outcome.error
+    assert snapshot(tmp_path) == before
+
+
+# --- the process ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def read_by_nobody(source: Path) -> tuple[int, str]:
+    """Exit code and stderr of a command whose stdout is a pipe that was closed at its other end."""
+    process = subprocess.Popen(
+        [*COMMAND, "inspect", str(source)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    _, stderr = process.communicate()
+    return process.returncode, stderr
+
+
+def test_a_reader_that_goes_away_is_no_traceback(read_by_nobody: tuple[int, str]) -> None:
+    exit_code, stderr = read_by_nobody
+    assert exit_code != 0
+    assert stderr == ""
+
+
+@pytest.mark.xfail(strict=True, reason="click ends it with 1, which stands for a failed verification")
+def test_a_reader_that_goes_away_is_no_failed_verification(read_by_nobody: tuple[int, str]) -> None:
+    exit_code, _ = read_by_nobody
+    assert exit_code != 1
+
+
+def test_an_output_that_takes_nothing_is_an_error_of_storage(source: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        finished = subprocess.run(
+            [*COMMAND, "inspect", str(source)], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert finished.returncode == 3
+    assert finished.stderr == "s4convert: error: No space left on device\n"
