@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import sys
 import traceback
@@ -29,7 +30,9 @@ class MainJobGroup(click.Group):
     main_job = "convert"
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if args and args[0] not in self.commands and args[0] not in ("--help", "--version"):
+        if not args:
+            args = ["--help"]
+        elif args[0] not in self.commands and args[0] not in ("-h", "--help", "--version"):
             args = [self.main_job, *args]
         return super().parse_args(ctx, args)
 
@@ -175,17 +178,22 @@ def main() -> NoReturn:
     """Run the command line; every error is one line on stderr and an exit code."""
     debug = "--debug" in sys.argv[1:]
     try:
-        cli.main(standalone_mode=False)
+        # Not cli.main(): it ends a broken pipe with 1, which means a failed verification here.
+        with cli.make_context("s4convert", sys.argv[1:]) as group_context:
+            cli.invoke(group_context)
     except S4ConvertError as error:
         _fail(str(error), error.exit_code, debug)
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         hint = f"; see {context.command_path} --help" if context is not None else ""
         _fail(error.format_message().rstrip(".") + hint, EXIT_USAGE, debug)
+    except click.exceptions.Exit as done:  # --help and --version
+        sys.exit(done.exit_code)
     except (KeyboardInterrupt, click.Abort):
         _fail("interrupted", EXIT_INTERRUPTED, debug)
     except BrokenPipeError:
-        sys.stderr.close()  # whoever read our output has gone
+        # Whoever read our output has gone; what Python still holds of it must not fail at the exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_STORAGE)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""

@@ -9,7 +9,7 @@ from typing import Any
 
 from converter.checkpoint import Checkpoint
 from converter.checkpoint.silence import silent_heads
-from converter.errors import CheckpointError, UsageError, VerificationError
+from converter.errors import CheckpointError, S4ConvertError, UsageError, VerificationError
 from converter.manifest import manifest, write_manifest
 from converter.mask import HeadMask, load_mask
 from converter.progress import byte_bar
@@ -103,19 +103,23 @@ def carry_out(
     """
     checkpoint, plan = conversion.checkpoint, conversion.plan
     jobs = jobs or default_jobs()
-    with open_staging(conversion.out) as staging, disk_flusher() as flusher:
+    with open_staging(conversion.out, replace=conversion.replace) as staging, disk_flusher() as flusher:
         total = sum(stamp.size for stamp in checkpoint.stamps.values())
         with byte_bar("write", total, shown=progress) as bar:
             staged = stage(checkpoint, plan, staging.directory, flusher, jobs=jobs, progress=bar.update)
-        report = check_converted(
-            checkpoint,
-            _open_staged(staged.directory),
-            plan.mask,
-            plan.compensation,
-            check_behaviour=check_behaviour,
-            jobs=jobs,
-            progress=progress,
-        )
+        try:
+            report = check_converted(
+                checkpoint,
+                _open_staged(staged.directory),
+                plan.mask,
+                plan.compensation,
+                check_behaviour=check_behaviour,
+                jobs=jobs,
+                progress=progress,
+            )
+        except S4ConvertError:
+            checkpoint.check_unchanged()  # where IN changed, that is what is wrong
+            raise
         checkpoint.check_unchanged()
         write_manifest(manifest(checkpoint, plan, report), staging.directory)
         flusher.wait()

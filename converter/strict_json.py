@@ -1,4 +1,4 @@
-"""JSON that means one thing only: a name that stands twice in an object is an error."""
+"""JSON that means one thing only: a name that stands twice in an object is an error, and so is -0."""
 
 from __future__ import annotations
 
@@ -10,12 +10,19 @@ def parse(text: bytes | str) -> Any:
     """The value of the JSON *text*.
 
     Raises:
-        ValueError: not JSON, nested too deeply, or a name is repeated in an object.
+        ValueError: not JSON, nested too deeply, a name is repeated in an object, or an integer is -0 (which other
+            parsers read as a float).
     """
     try:
-        return json.loads(text, object_pairs_hook=_object)
+        return json.loads(text, object_pairs_hook=_object, parse_int=_integer)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+
+
+def _integer(digits: str) -> int:
+    if digits == "-0":
+        raise ValueError("-0 is not an integer")
+    return int(digits)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

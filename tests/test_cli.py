@@ -65,7 +65,7 @@ def imported_by(*arguments: object) -> set[str]:
     "option",
     [
         "--help",
-        pytest.param("-h", marks=pytest.mark.xfail(strict=True, reason="goes to the main job, which has no name")),
+        "-h",
     ],
 )
 def test_help_lists_the_main_jobs_options_and_the_commands(option: str) -> None:
@@ -111,7 +111,6 @@ def test_the_version_is_the_packages() -> None:
     assert outcome.stdout == f"s4convert, version {__version__}\n"
 
 
-@pytest.mark.xfail(strict=False, reason="from click 8.2 on, the whole help comes as one line of error")
 def test_the_bare_command_shows_its_help() -> None:
     outcome = run_here()
     shown = outcome.stdout + outcome.stderr
@@ -398,7 +397,6 @@ def test_a_reader_that_goes_away_is_no_traceback(read_by_nobody: tuple[int, str]
     assert stderr == ""
 
 
-@pytest.mark.xfail(strict=True, reason="click ends it with 1, which stands for a failed verification")
 def test_a_reader_that_goes_away_is_no_failed_verification(read_by_nobody: tuple[int, str]) -> None:
     exit_code, _ = read_by_nobody
     assert exit_code != 1

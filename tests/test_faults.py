@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import itertools
 import json
@@ -204,7 +205,6 @@ def test_a_replacement_that_was_killed_between_its_renames_is_undone_where_the_n
     assert hidden_siblings(out) == []
 
 
-@pytest.mark.xfail(strict=True, reason="the destination is checked before the old checkpoint is put back")
 def test_a_checkpoint_that_is_put_back_is_not_replaced_without_force(
     source: Path, out: Path, mask: Path, killed_between_renames: Path
 ) -> None:
@@ -230,7 +230,6 @@ def test_an_interrupt_leaves_nothing_and_says_so(large: Path, tmp_path: Path, nu
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.xfail(strict=True, reason="click writes an empty line first")
 def test_an_interrupt_is_told_in_one_line(source: Path, out: Path, mask: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*args: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt
@@ -287,7 +286,6 @@ def test_an_error_of_the_disk_at_any_call_leaves_nothing(
     convert_bytes(source, out, mask)
 
 
-@pytest.mark.xfail(strict=True, reason="OUT stands, and the message says that it is as it was")
 def test_an_error_of_the_disk_after_the_rename_does_not_deny_that_out_stands(
     source: Path, out: Path, mask: Path
 ) -> None:
@@ -463,17 +461,14 @@ def cuts_a_shard_short(source: Path) -> None:
     os.truncate(source / "model-00002-of-00002.safetensors", 3000)
 
 
-IN_VERIFICATION = pytest.mark.xfail(strict=True, reason="blamed on the writing: the files are compared first")
-
-
 @pytest.mark.parametrize(
     "change",
     [
         touches_a_shard,
         touches_a_sidecar,
         puts_a_copy_in_place,
-        pytest.param(deletes_a_sidecar, marks=IN_VERIFICATION),
-        pytest.param(changes_a_weight, marks=IN_VERIFICATION),
+        deletes_a_sidecar,
+        changes_a_weight,
         cuts_a_shard_short,
     ],
 )
@@ -607,7 +602,7 @@ def assert_lost(outcome: Outcome) -> None:
 
 
 def test_a_second_conversion_to_an_out_that_is_being_written_is_refused(source: Path, out: Path, mask: Path) -> None:
-    with open_staging(out) as staging:
+    with open_staging(out, replace=False) as staging:
         (staging.directory / "precious").write_text("the first conversion's")
         with pytest.raises(StorageError, match="another s4convert is writing it"):
             convert_bytes(source, out, mask)
@@ -616,13 +611,31 @@ def test_a_second_conversion_to_an_out_that_is_being_written_is_refused(source: 
     convert_bytes(source, out, mask)
 
 
+def test_a_lock_whose_owner_removes_it_just_before_it_is_taken_is_taken_anew(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flock, calls = fcntl.flock, itertools.count()
+
+    def late(descriptor: int, operation: int) -> None:
+        if next(calls) == 0:
+            out.with_name(".out.s4convert-lock").unlink()
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with open_staging(out, replace=False):
+        with pytest.raises(StorageError, match="another s4convert is writing it"), open_staging(out, replace=False):
+            pass
+        assert next(calls) == 3
+    assert list(out.parent.iterdir()) == []
+
+
 def test_of_many_threads_that_take_the_lock_over_and_over_only_one_holds_it(out: Path) -> None:
     holders, held_at_once, taken = [], [], itertools.count()
 
     def contend() -> None:
         for _ in range(50):
             try:
-                with open_staging(out):
+                with open_staging(out, replace=False):
                     holders.append(threading.get_ident())
                     held_at_once.append(len(holders))
                     next(taken)
@@ -698,11 +711,7 @@ def test_a_checkpoint_at_out_stays_where_its_replacement_fails_verification(
     [
         *itertools.product(("copy_file_range", "pwrite", "fsync", "mkdir"), (errno.EIO, KeyboardInterrupt)),
         ("rename", errno.EIO),
-        pytest.param(
-            "rename",
-            KeyboardInterrupt,
-            marks=pytest.mark.xfail(strict=True, reason="only an OSError puts the old one back"),
-        ),
+        ("rename", KeyboardInterrupt),
     ],
 )
 def test_a_checkpoint_at_out_stays_where_its_replacement_is_cut_off(
@@ -726,7 +735,6 @@ def test_force_does_not_replace_a_directory_that_is_no_checkpoint(source: Path, 
     assert snapshot(out.parent) == before
 
 
-@pytest.mark.xfail(strict=True, reason="any file of the name config.json passes for a checkpoint")
 def test_force_does_not_replace_a_project_that_has_a_config(source: Path, out: Path, mask: Path) -> None:
     out.mkdir()
     (out / "config.json").write_text('{"port": 8080}')
@@ -737,7 +745,6 @@ def test_force_does_not_replace_a_project_that_has_a_config(source: Path, out: P
     assert snapshot(out.parent) == before
 
 
-@pytest.mark.xfail(strict=True, reason="IN passes for what a killed conversion left, and is deleted")
 def test_an_in_that_is_named_like_outs_staging_directory_is_not_deleted(source: Path, mask: Path, out: Path) -> None:
     hidden = out.with_name(".out.s4convert-staging")
     source.rename(hidden)

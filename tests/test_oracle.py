@@ -231,7 +231,7 @@ def cases(draw: st.DrawFn) -> Case:
     )
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(cases())
 def test_every_byte_is_what_the_mask_asks_for(case: Case) -> None:
     spec, pruned = case.spec, case.pruned

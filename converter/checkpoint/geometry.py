@@ -61,7 +61,9 @@ def read_geometry(text_config: Mapping[str, Any], model_type: str, where: str) -
 
     hidden_size = size("hidden_size", defaults["hidden_size"])
     num_heads = size("num_attention_heads", defaults["num_attention_heads"])
-    num_kv_heads = size("num_key_value_heads", defaults["num_key_value_heads"] or num_heads)
+    # Stated as null, it means one kv head per head, also where the class has another default.
+    kv_default = num_heads if "num_key_value_heads" in text_config else defaults["num_key_value_heads"] or num_heads
+    num_kv_heads = size("num_key_value_heads", kv_default)
     head_dim = size("head_dim", hidden_size // num_heads)
     if num_heads % num_kv_heads:
         raise CheckpointError(

@@ -11,6 +11,7 @@ listed heads        ``pruned_heads`` alone, or a bare object of layers          
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from converter import strict_json
 from converter.checkpoint.geometry import Geometry
 from converter.errors import MaskError, StorageError
 from converter.mask.head_mask import NATIVE_FORMAT, HeadMask
+
+_LAYER_NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")  # one spelling per layer
 
 MIN_FACTOR, MAX_FACTOR = 1e-6, 1e6  # beyond, a scale is a mistake, and float32 would make it 0 or infinite
 
@@ -122,11 +125,9 @@ def _layers(value: Any, name: str, geometry: Geometry) -> dict[int, Sequence[Any
         raise MaskError(f"{name} is not an object that maps layers to lists of heads")
     layers: dict[int, Sequence[Any]] = {}
     for key, heads in value.items():
-        if not (key.isascii() and key.isdigit()):
-            raise MaskError(f"{key!r} is not a layer number")
+        if not _LAYER_NUMBER.fullmatch(key):
+            raise MaskError(f"{key[:40]!r} is not a layer number")
         layer = int(key)
-        if layer in layers:
-            raise MaskError(f"layer {layer}: listed twice")
         if layer >= geometry.num_layers:
             raise MaskError(f"layer {layer}: out of range, the checkpoint has layers 0 to {geometry.num_layers - 1}")
         if not isinstance(heads, list):
@@ -158,8 +159,8 @@ def _scale(
         raise MaskError("scale is not an object that maps layers to factors")
     scale: dict[int, float] = {}
     for key, factor in content["scale"].items():
-        if not (key.isascii() and key.isdigit()) or int(key) >= geometry.num_layers or not pruned.get(int(key)):
-            raise MaskError(f"scale: {key!r} is not a layer that loses heads")
+        if not _LAYER_NUMBER.fullmatch(key) or not pruned.get(int(key)):
+            raise MaskError(f"scale: {key[:40]!r} is not a layer that loses heads")
         is_number = isinstance(factor, int | float) and not isinstance(factor, bool)
         if not is_number or not MIN_FACTOR <= factor <= MAX_FACTOR:
             raise MaskError(f"scale, layer {key}: {factor!r} is not a factor from {MIN_FACTOR} to {MAX_FACTOR}")

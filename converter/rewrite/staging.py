@@ -69,6 +69,9 @@ def check_destination(checkpoint: Checkpoint, out: Path, *, force: bool) -> None
         raise UsageError(f"{out}: is a symbolic link; give the real directory, or another OUT")
     if out.exists():
         _check_replaceable(out, force=force)
+    staging = Staging(destination)
+    if {staging.directory, staging.replaced} & {source, *source.parents}:
+        raise UsageError(f"{checkpoint.path}: is where a conversion to {out} works; choose another OUT")
     parent = out.absolute().parent
     if not parent.is_dir():
         raise StorageError(f"{parent}: no such directory; create it first")
@@ -99,15 +102,19 @@ def _check_replaceable(out: Path, *, force: bool) -> None:
         return
     if not force:
         raise UsageError(f"{out}: is not empty; choose another OUT, or replace it with --force")
-    if not any((out / name).is_file() for name in (CONFIG_FILE, MANIFEST_FILE)):
+    has_weights = any(file.suffix in (".safetensors", ".bin") for file in out.iterdir())
+    if not (out / MANIFEST_FILE).is_file() and not ((out / CONFIG_FILE).is_file() and has_weights):
         raise UsageError(f"{out}: holds something else than a checkpoint, so --force will not replace it")
 
 
 @contextmanager
-def open_staging(out: Path) -> Iterator[Staging]:
+def open_staging(out: Path, *, replace: bool) -> Iterator[Staging]:
     """Hold OUT's lock and an empty staging directory; on the way out what was not committed is removed.
 
+    *replace* says that a checkpoint may stand at OUT.
+
     Raises:
+        UsageError: a checkpoint that a killed conversion had moved away is back at OUT, and *replace* is off.
         StorageError: another conversion to the same OUT is running, or the directory cannot be made.
     """
     staging = Staging(out.absolute())
@@ -117,6 +124,8 @@ def open_staging(out: Path) -> Iterator[Staging]:
         raise StorageError(f"{staging.lock}: cannot be locked: {error.strerror}") from error
     try:
         _recover(staging)
+        if out.exists():
+            _check_replaceable(out, force=replace)
         staging.directory.mkdir()
         yield staging
     except OSError as error:
@@ -135,15 +144,18 @@ def commit(staging: Staging, *, replace: bool) -> None:
     """
     out = staging.out
     _sync_directories(staging.directory)
-    if replace and out.exists():
-        out.rename(staging.replaced)
     try:
+        if replace and out.exists():
+            out.rename(staging.replaced)
         staging.directory.rename(out)  # takes the place of an empty directory, and fails on any other
-    except OSError:
-        if staging.replaced.exists():
+    except BaseException:
+        if staging.replaced.exists() and not out.exists():
             staging.replaced.rename(out)
         raise
-    _sync_directory(out.parent)
+    try:
+        _sync_directory(out.parent)
+    except OSError as error:
+        raise StorageError(f"{out}: is whole, but may not outlive a power cut: {error.strerror}; run sync") from error
     shutil.rmtree(staging.replaced, ignore_errors=True)
 
 

@@ -67,6 +67,9 @@ def check_structure(
         }
         try:
             digests = {name: (original.stamps[name].size, checks[name].result()) for name in sorted(names)}
+        except OSError as error:
+            executor.shutdown(wait=False, cancel_futures=True)
+            raise StorageError(f"{error.filename or 'a file'}: cannot be read: {error.strerror}") from error
         except BaseException:
             executor.shutdown(wait=False, cancel_futures=True)
             raise
@@ -184,10 +187,7 @@ def _first_difference(
 
 
 def _read(descriptor: int, size: int, offset: int, path: Path) -> bytes:
-    try:
-        data = os.pread(descriptor, size, offset)
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be read: {error.strerror}") from error
+    data = os.pread(descriptor, size, offset)
     if len(data) != size:
         raise StorageError(f"{path}: became shorter while it was checked; start again")
     return data

@@ -296,10 +296,13 @@ def test_a_projection_of_another_dtype_is_refused(path: Path, dtype: str) -> Non
     assert_refused(path, f"{name} is stored as {dtype}; only F32, F16, BF16 can be rewritten")
 
 
-def test_other_tensors_may_have_any_dtype(path: Path) -> None:
+def test_other_tensors_may_have_any_dtype_but_are_not_computed_with(path: Path) -> None:
     name = LAYERS + "0.mlp.down_proj.weight"
     edit_tensors(path / WEIGHTS, lambda tensors: tensors.update({name: ("I8", (8, 12), bytes(96))}))
-    assert Checkpoint.open(path).tensors[name].dtype == "I8"
+    checkpoint = Checkpoint.open(path)
+    assert checkpoint.tensors[name].dtype == "I8"
+    with pytest.raises(CheckpointError, match="is stored as I8; only F32, F16, BF16 can be computed with"):
+        checkpoint.read_rows(checkpoint.tensors[name])
 
 
 def test_one_tensor_under_two_names_is_refused(path: Path) -> None:

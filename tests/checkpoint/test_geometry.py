@@ -37,7 +37,6 @@ def test_class_defaults_fill_in_what_a_config_does_not_state(
     assert read_geometry(text_config, model_type, "config.json") == expected
 
 
-@pytest.mark.xfail(strict=True, reason="an explicit null is taken for a missing field")
 @pytest.mark.parametrize("model_type", ["mistral", "qwen2"])
 def test_kv_heads_that_are_null_are_as_many_as_the_heads(model_type: str) -> None:
     text_config = {"num_attention_heads": 16, "num_key_value_heads": None}

@@ -49,13 +49,12 @@ def load(tmp_path: Path, content: object, geometry: Geometry = GEOMETRY) -> tupl
         ({"pruned_heads": {"0": [1, 2], "2": [0]}}, "listed heads, listed = pruned"),
         ({"pruned_heads": {"2": [0], "0": [2, 1], "1": []}}, "listed heads, listed = pruned"),
         ({"0": [1, 2], "2": [0]}, "listed heads, listed = pruned"),
-        ({"02": [0], "00": [2, 1]}, "listed heads, listed = pruned"),
         (NATIVE, "native mask, listed = pruned"),
         (NATIVE | {"pruned": {"2": [0], "1": [], "0": [2, 1]}}, "native mask, listed = pruned"),
     ],
     ids=[
         *("calibration", "calibration with other fields", "pruned_heads", "pruned_heads in any order"),
-        *("bare", "bare with padded layers", "native", "native in any order"),
+        *("bare", "native", "native in any order"),
     ],
 )
 def test_every_format_gives_the_same_mask_and_says_how_it_was_read(
@@ -154,7 +153,7 @@ REFUSED: dict[str, tuple[object, str]] = {
     "layer twice, once escaped": (r'{"0": [1], "\u0030": [2]}', "'0' stands twice"),
     "pruned_heads twice": ('{"pruned_heads": {"0": [1]}, "pruned_heads": {}}', "'pruned_heads' stands twice"),
     "nested layer twice": ('{"pruned_heads": {"1": [1], "1": [1]}}', "'1' stands twice"),
-    "one layer by two names": ('{"0": [1], "00": [2]}', "layer 0: listed twice"),
+    "one layer by two names": ('{"0": [1], "00": [2]}', "'00' is not a layer number"),
     # layers
     "layer out of range": ({"3": [1]}, "layer 3: out of range, the checkpoint has layers 0 to 2"),
     "negative layer": ({"-1": [1]}, "'-1' is not a layer number"),
@@ -275,14 +274,12 @@ def test_a_mask_that_cannot_be_read_is_an_error_of_the_disk(tmp_path: Path) -> N
         load_mask(tmp_path / "mask.json", GEOMETRY)
 
 
-@pytest.mark.xfail(strict=True, raises=ValueError, reason="int() refuses more than 4300 digits")
 @pytest.mark.parametrize("content", [{"9" * 5000: [1]}, native(scale={"9" * 5000: 1.5})], ids=["layer", "scale"])
 def test_a_layer_of_5000_digits_is_refused(tmp_path: Path, content: object) -> None:
     with pytest.raises(MaskError):
         load(tmp_path, content)
 
 
-@pytest.mark.xfail(strict=True, reason="the last one wins")
 def test_two_factors_for_one_layer_are_refused(tmp_path: Path) -> None:
     with pytest.raises(MaskError):
         load(tmp_path, native(scale={"0": 1.5, "00": 2.0}))
