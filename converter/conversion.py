@@ -13,6 +13,7 @@ from converter.errors import CheckpointError, S4ConvertError, UsageError, Verifi
 from converter.manifest import manifest, write_manifest
 from converter.mask import HeadMask, load_mask
 from converter.progress import byte_bar
+from converter.rewrite.compensation import COMPENSATIONS
 from converter.rewrite.plan import Plan, make_plan
 from converter.rewrite.staging import bytes_needed, check_destination, commit, free_bytes, open_staging
 from converter.rewrite.writer import disk_flusher, stage
@@ -76,6 +77,8 @@ def prepare(
     Raises:
         CheckpointError, MaskError, UsageError, StorageError: as the class says.
     """
+    if compensation not in COMPENSATIONS:
+        raise UsageError(f"compensation {compensation!r} is none of {', '.join(COMPENSATIONS)}")
     checkpoint, out = Checkpoint.open(source), Path(out)
     if isinstance(mask, HeadMask):
         mask.check(checkpoint.geometry)
@@ -102,7 +105,10 @@ def carry_out(
         CheckpointError, StorageError: as the class says.
     """
     checkpoint, plan = conversion.checkpoint, conversion.plan
-    jobs = jobs or default_jobs()
+    if jobs is None:
+        jobs = default_jobs()
+    if jobs < 1:
+        raise UsageError(f"{jobs} jobs can do nothing; give one or more")
     with open_staging(conversion.out, replace=conversion.replace) as staging, disk_flusher() as flusher:
         total = sum(stamp.size for stamp in checkpoint.stamps.values())
         with byte_bar("write", total, shown=progress) as bar:

@@ -36,8 +36,8 @@ def manifest(checkpoint: Checkpoint, plan: Plan, report: Report) -> dict[str, An
 
 def write_manifest(content: dict[str, Any], directory: Path) -> None:
     """Write *content* into *directory* and bring it to the disk."""
-    with (directory / MANIFEST_FILE).open("x", encoding="utf-8") as file:
-        file.write(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    with (directory / MANIFEST_FILE).open("x", encoding="ascii") as file:
+        file.write(json.dumps(content, indent=1, allow_nan=False) + "\n")
         file.flush()
         os.fsync(file.fileno())
 

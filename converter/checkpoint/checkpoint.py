@@ -22,7 +22,10 @@ SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 MANIFEST_FILE = "s4convert.json"
 
-_WEIGHT_SUFFIXES = (".safetensors", ".gguf", ".pth", ".pt", ".safetensors.index.json", ".bin.index.json")
+_WEIGHT_SUFFIXES = (
+    *(".safetensors", ".gguf", ".pth", ".pt", ".ckpt", ".msgpack", ".h5", ".onnx"),
+    *(".safetensors.index.json", ".bin.index.json"),
+)
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,11 @@ class Checkpoint:
     @cached_property
     def layers(self) -> tuple[Mapping[str, StoredTensor], ...]:
         """For each decoder layer, its tensors by their names inside the layer."""
+        if self.geometry.num_layers > len(self.tensors):
+            raise CheckpointError(
+                f"{self.path}: {CONFIG_FILE} states {self.geometry.num_layers} layers, but there are only "
+                f"{len(self.tensors)} tensors; its weights are incomplete"
+            )
         layers: list[dict[str, StoredTensor]] = [{} for _ in range(self.geometry.num_layers)]
         for tensor in self.tensors.values():
             key = self.family.layer_key(tensor.name)
@@ -280,7 +288,7 @@ def _open_shards(path: Path) -> dict[str, SafetensorsHeader]:
         raise CheckpointError(f"{index}: has no weight_map; restore the file")
     for tensor, shard in weight_map.items():
         # A plain name only: neither reading nor publishing may ever reach outside the directory.
-        if not isinstance(shard, str) or Path(shard).name != shard or "\0" in shard or shard in (".", ".."):
+        if not isinstance(shard, str) or Path(shard).name != shard or {"\0", "\\"} & set(shard) or shard in (".", ".."):
             raise CheckpointError(f"{index}: {tensor} is mapped to {shard!r}, which is not a plain file name")
     shards: dict[str, SafetensorsHeader] = {}
     for shard in sorted(set(weight_map.values())):
@@ -310,12 +318,14 @@ def _other_files(path: Path, shards: set[str]) -> tuple[tuple[str, ...], tuple[s
     left_behind: list[str] = []
     for folder, subfolders, files in os.walk(path):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        links = [name for name in subfolders if (Path(folder) / name).is_symlink()]  # os.walk does not follow them
+        left_behind += [(Path(folder) / name).relative_to(path).as_posix() for name in links]
         for file in sorted(files):
             relative = (Path(folder) / file).relative_to(path).as_posix()
             if relative in shards or relative == MANIFEST_FILE:
                 continue
             holds_weights = relative != INDEX_FILE and (
-                file.endswith(_WEIGHT_SUFFIXES) or (file.startswith("pytorch_model") and file.endswith(".bin"))
+                file.lower().endswith(_WEIGHT_SUFFIXES) or (file.startswith("pytorch_model") and file.endswith(".bin"))
             )
             (left_behind if holds_weights else sidecars).append(relative)
     return tuple(sidecars), tuple(left_behind)

@@ -32,7 +32,7 @@ def decode(data: bytes, dtype: str) -> Float32Array:
 
 
 def encode(values: Float32Array, dtype: str) -> bytes:
-    """*values* rounded to nearest, ties to even; a finite value out of the dtype's range becomes infinite."""
+    """*values* rounded to nearest, ties to even; one out of the dtype's range becomes infinite. No NaN."""
     if dtype == "F32":
         return values.astype("<f4").tobytes()
     if dtype == "F16":

@@ -20,8 +20,8 @@ HUGGING_FACE = "Hugging Face"
 
 # Group 1 is the decoder layer, group 2 what follows its name.
 _LAYER_PATTERNS = {
-    ORIGINAL: re.compile(r"model\.layers\.(\d+)\.(.+)"),
-    HUGGING_FACE: re.compile(r"(?:model\.)?language_model\.(?:model\.)?layers\.(\d+)\.(.+)"),
+    ORIGINAL: re.compile(r"model\.layers\.(0|[1-9][0-9]{0,5})\.(.+)"),
+    HUGGING_FACE: re.compile(r"(?:model\.)?language_model\.(?:model\.)?layers\.(0|[1-9][0-9]{0,5})\.(.+)"),
 }
 _EMBEDDING_PATTERNS = {
     ORIGINAL: re.compile(r"model\.embed_tokens\.weight"),
@@ -71,7 +71,8 @@ def find_family(config: Mapping[str, Any], where: str) -> Family:
     Raises:
         CheckpointError: quantised, or of no family of the table.
     """
-    if config.get("quantization_config"):
+    text_config = config.get("text_config")
+    if config.get("quantization_config") or (isinstance(text_config, dict) and text_config.get("quantization_config")):
         raise CheckpointError(f"{where}: the weights are quantised; dequantise them and save the checkpoint first")
     model_type = config.get("model_type")
     if model_type == "llava" and "text_config" not in config:

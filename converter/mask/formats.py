@@ -23,8 +23,6 @@ from converter.mask.head_mask import NATIVE_FORMAT, HeadMask
 
 _LAYER_NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")  # one spelling per layer
 
-MIN_FACTOR, MAX_FACTOR = 1e-6, 1e6  # beyond, a scale is a mistake, and float32 would make it 0 or infinite
-
 
 def load_mask(path: Path | str, geometry: Geometry) -> tuple[HeadMask, str]:
     """Read the mask file *path* for a model of *geometry*; the second value says in words how it was read.
@@ -60,7 +58,7 @@ def parse_mask(content: Any, geometry: Geometry) -> tuple[HeadMask, str]:
     provenance = None
     if "format" in content:
         name, listed = "native mask, listed = pruned", _native(content, geometry)
-        scale = _scale(content, geometry, listed)
+        scale = _scale(content)
         provenance = content.get("provenance")
         if provenance is not None and not isinstance(provenance, dict):
             raise MaskError("provenance is not an object")
@@ -82,7 +80,7 @@ def _native(content: Mapping[str, Any], geometry: Geometry) -> dict[int, list[in
     if content["format"] != NATIVE_FORMAT:
         raise MaskError(f"format is {content['format']!r}; this version reads {NATIVE_FORMAT!r}")
     for name, expected in (("num_layers", geometry.num_layers), ("num_heads", geometry.num_heads)):
-        if content.get(name) != expected:
+        if not _is_integer(content.get(name)) or content[name] != expected:
             raise MaskError(f"{name} is {content.get(name)!r}, but the checkpoint has {expected}")
     return _head_numbers(_layers(content.get("pruned"), "pruned", geometry), geometry)
 
@@ -104,7 +102,7 @@ def _s4_calibration(content: Mapping[str, Any], geometry: Geometry) -> dict[int,
         "total_heads": geometry.num_layers * geometry.num_heads,
     }
     for name, count in counted.items():
-        if content.get(name) != count:
+        if not _is_integer(content.get(name)) or content[name] != count:
             raise MaskError(f"{name} is {content.get(name)!r}, but the lists add up to {count}")
     return pruned
 
@@ -150,22 +148,17 @@ def _head_numbers(layers: Mapping[int, Sequence[Any]], geometry: Geometry) -> di
     return {layer: list(heads) for layer, heads in layers.items()}
 
 
-def _scale(
-    content: Mapping[str, Any], geometry: Geometry, pruned: Mapping[int, Sequence[int]]
-) -> Mapping[int, float] | None:
+def _scale(content: Mapping[str, Any]) -> Mapping[int, float] | None:
     if "scale" not in content:
         return None
     if not isinstance(content["scale"], dict):
         raise MaskError("scale is not an object that maps layers to factors")
-    scale: dict[int, float] = {}
     for key, factor in content["scale"].items():
-        if not _LAYER_NUMBER.fullmatch(key) or not pruned.get(int(key)):
-            raise MaskError(f"scale: {key[:40]!r} is not a layer that loses heads")
-        is_number = isinstance(factor, int | float) and not isinstance(factor, bool)
-        if not is_number or not MIN_FACTOR <= factor <= MAX_FACTOR:
-            raise MaskError(f"scale, layer {key}: {factor!r} is not a factor from {MIN_FACTOR} to {MAX_FACTOR}")
-        scale[int(key)] = float(factor)
-    return scale
+        if not _LAYER_NUMBER.fullmatch(key):
+            raise MaskError(f"scale: {key[:40]!r} is not a layer number")
+        if not isinstance(factor, int | float) or isinstance(factor, bool):
+            raise MaskError(f"scale, layer {key}: {factor!r} is not a number")
+    return {int(key): factor for key, factor in content["scale"].items()}
 
 
 def _is_integer(value: Any) -> bool:

@@ -10,6 +10,7 @@ from converter.checkpoint.geometry import Geometry
 from converter.errors import MaskError
 
 NATIVE_FORMAT = "s4convert-mask/1"
+MIN_FACTOR, MAX_FACTOR = 1e-6, 1e6  # beyond, a scale is a mistake, and float32 would make it 0 or infinite
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,16 @@ class HeadMask:
         if not self.num_pruned:
             raise MaskError("prunes no head, so a conversion would change nothing")
         for layer, heads in enumerate(self.pruned):
-            if list(heads) != sorted(set(heads)) or not set(heads) <= set(range(self.num_heads)):
+            numbers = all(type(head) is int and 0 <= head < self.num_heads for head in heads)
+            if not numbers or list(heads) != sorted(set(heads)):
                 raise MaskError(f"layer {layer}: {heads} are not sorted head numbers from 0 to {self.num_heads - 1}")
             if len(heads) == self.num_heads:
                 raise MaskError(f"layer {layer}: every head is pruned, and no kept head can make up for them; keep one")
+        for layer, factor in (self.scale or {}).items():
+            if layer not in self.touched_layers:
+                raise MaskError(f"scale: layer {layer} is not a layer that loses heads")
+            if not MIN_FACTOR <= factor <= MAX_FACTOR:
+                raise MaskError(f"scale, layer {layer}: {factor!r} is not a factor from {MIN_FACTOR} to {MAX_FACTOR}")
 
     def to_json(self) -> dict[str, Any]:
         """The mask in the native format, only layers that lose heads listed."""

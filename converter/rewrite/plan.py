@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +16,8 @@ from converter.rewrite.compensation import column_factors
 
 
 @dataclass(frozen=True)
-class RowEdit:
-    """Rows [first, first + count) of a ``q``, ``k`` or ``v`` weight (or bias) become zero."""
+class Edit(ABC):
+    """A change of rows [first, first + count) of the weight (or bias) of *projection* ``q``, ``k``, ``v`` or ``o``."""
 
     tensor: StoredTensor
     layer: int
@@ -34,30 +35,33 @@ class RowEdit:
         """One past the last byte in the shard that the edit may change."""
         return self.begin + self.count * self.tensor.row_bytes
 
+    @abstractmethod
+    def apply(self, rows: Float32Array) -> Float32Array:
+        """What *rows*, any of those in the edit's range, become."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """The edit in words."""
+
+
+@dataclass(frozen=True)
+class RowEdit(Edit):
+    """The rows become zero."""
+
+    def apply(self, rows: Float32Array) -> Float32Array:
+        return np.zeros_like(rows)
+
     def describe(self) -> str:
         return f"rows {self.first}-{self.first + self.count - 1} become 0"
 
 
 @dataclass(frozen=True)
-class ColumnEdit:
-    """Columns of an ``o_proj`` weight are multiplied by *factors* [columns]; those with factor 0 become +0."""
+class ColumnEdit(Edit):
+    """The columns are multiplied by *factors* [columns]; those with factor 0 become +0."""
 
-    tensor: StoredTensor
-    layer: int
     factors: Float32Array
 
-    projection = "o"
-
-    @property
-    def begin(self) -> int:
-        return self.tensor.entry.begin
-
-    @property
-    def end(self) -> int:
-        return self.tensor.entry.end
-
     def apply(self, rows: Float32Array) -> Float32Array:
-        """The edited *rows* [any number, columns] of the tensor."""
         edited = rows * self.factors
         edited[:, self.factors == 0] = 0.0  # a negative weight times 0 is -0
         return edited
@@ -66,9 +70,6 @@ class ColumnEdit:
         zeroed = int(np.count_nonzero(self.factors == 0))
         kept = float(self.factors[self.factors != 0][0])
         return f"{zeroed} of {len(self.factors)} columns become 0, the others times {kept:.4f}"
-
-
-Edit = RowEdit | ColumnEdit
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,8 @@ def make_plan(checkpoint: Checkpoint, mask: HeadMask, compensation: str) -> Plan
                     edits += _row_edits(tensor, layer, projection, heads, geometry)
         output = checkpoint.projection(layer, "o", "weight")
         assert output is not None  # Checkpoint.open refuses a layer without it
-        edits.append(ColumnEdit(output, layer, column_factors(mask, layer, geometry, compensation)))
+        factors = column_factors(mask, layer, geometry, compensation)
+        edits.append(ColumnEdit(output, layer, "o", 0, output.shape[0], factors))
     return Plan(mask, compensation, tuple(sorted(edits, key=lambda edit: (edit.tensor.shard, edit.begin))))
 
 

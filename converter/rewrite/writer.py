@@ -21,7 +21,7 @@ from converter.checkpoint import Checkpoint
 from converter.checkpoint.dtypes import OVERFLOW, encode
 from converter.errors import CheckpointError, StorageError
 from converter.progress import Progress
-from converter.rewrite.plan import ColumnEdit, Edit, Plan
+from converter.rewrite.plan import Edit, Plan
 
 COPY_BYTES = 64 << 20  # so that progress moves and an interrupt is heard
 EDIT_BYTES = 1 << 20  # stored bytes of a block of rows; its float32 working copies bound the memory of an edit
@@ -159,16 +159,13 @@ def _copy(source: int, target: int, begin: int, end: int, name: str, stop: threa
 
 
 def _write_edit(checkpoint: Checkpoint, edit: Edit, target: int, stop: threading.Event, progress: Progress) -> None:
-    if not isinstance(edit, ColumnEdit):
-        progress(_write(target, bytes(edit.end - edit.begin), edit.begin))
-        return
     tensor = edit.tensor
+    where = f"{checkpoint.path / tensor.shard}: {tensor.name} (layer {edit.layer})"
     rows_per_block = max(1, EDIT_BYTES // tensor.row_bytes)
-    for first in range(0, tensor.shape[0], rows_per_block):
+    for first in range(edit.first, edit.first + edit.count, rows_per_block):
         if stop.is_set():
             return
-        rows = checkpoint.read_rows(tensor, first, min(rows_per_block, tensor.shape[0] - first))
-        where = f"{checkpoint.path / tensor.shard}: {tensor.name} (layer {edit.layer})"
+        rows = checkpoint.read_rows(tensor, first, min(rows_per_block, edit.first + edit.count - first))
         if not np.isfinite(rows).all():
             raise CheckpointError(f"{where} holds NaN or infinity; mend the checkpoint first")
         with np.errstate(over="ignore"):

@@ -68,9 +68,9 @@ REFUSED = {
     "too deep": (framed(b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}"), "nested too deeply"),
     "leading zero": (entry(offsets=b"[00,2]"), "malformed safetensors header"),
     "number of 5000 digits": (entry(shape=b"[" + b"1" * 5000 + b"]"), "malformed safetensors header"),
-    "NaN": (entry(shape=b"[NaN]"), "shape that is not a list of sizes"),
-    "Infinity": (entry(shape=b"[Infinity]"), "shape that is not a list of sizes"),
-    "minus Infinity": (entry(shape=b"[-Infinity]"), "shape that is not a list of sizes"),
+    "NaN": (entry(shape=b"[NaN]"), "NaN is not JSON"),
+    "Infinity": (entry(shape=b"[Infinity]"), "Infinity is not JSON"),
+    "minus Infinity": (entry(shape=b"[-Infinity]"), "-Infinity is not JSON"),
     # names that stand twice
     "tensor twice": (framed(b"{" + A + b"," + A + b"}", b"xx"), "'a' stands twice"),
     "tensor twice, once escaped": (

@@ -179,7 +179,7 @@ REFUSED: dict[str, tuple[object, str]] = {
     "head is a string": ({"0": ["1"]}, "layer 0: '1' is not a head number"),
     "head is null": ({"0": [None]}, "layer 0: None is not a head number"),
     "head is a list": ({"0": [[1]]}, "layer 0: [1] is not a head number"),
-    "head is NaN": ('{"0": [NaN]}', "layer 0: nan is not a head number"),
+    "head is NaN": ('{"0": [NaN]}', "NaN is not JSON"),
     "head twice": ({"1": [2, 3, 2]}, "layer 1, head 2: listed twice"),
     # flags or head numbers
     "flags without totals": ({"pruned_heads": CALIBRATION["pruned_heads"]}, "may be flags or head numbers"),
@@ -235,19 +235,22 @@ REFUSED: dict[str, tuple[object, str]] = {
     # factors
     "scale is a number": (native(scale=1.5), "scale is not an object"),
     "scale is null": (native(scale=None), "scale is not an object"),
-    "scale of a layer that keeps its heads": (native(scale={"1": 1.5}), "'1' is not a layer that loses heads"),
-    "scale of no layer": (native(scale={"3": 1.5}), "'3' is not a layer that loses heads"),
-    "scale of a word": (native(scale={"all": 1.5}), "'all' is not a layer that loses heads"),
-    "scale is NaN": (native(scale={"0": float("nan")}), "scale, layer 0: nan is not a factor"),
-    "scale is infinite": (native(scale={"0": float("inf")}), "scale, layer 0: inf is not a factor"),
+    "scale of a layer that keeps its heads": (
+        native(scale={"1": 1.5}),
+        "scale: layer 1 is not a layer that loses heads",
+    ),
+    "scale of no layer": (native(scale={"3": 1.5}), "scale: layer 3 is not a layer that loses heads"),
+    "scale of a word": (native(scale={"all": 1.5}), "'all' is not a layer number"),
+    "scale is NaN": (native(scale={"0": float("nan")}), "NaN is not JSON"),
+    "scale is infinite": (native(scale={"0": float("inf")}), "Infinity is not JSON"),
     "scale is too large for a float": (native(scale={"0": 10**400}), "is not a factor"),
     "scale is zero": (native(scale={"0": 0}), "scale, layer 0: 0 is not a factor"),
     "scale is negative": (native(scale={"0": -1.5}), "scale, layer 0: -1.5 is not a factor"),
     "scale is tiny": (native(scale={"0": 9e-7}), "scale, layer 0: 9e-07 is not a factor"),
     "scale is huge": (native(scale={"0": 1.1e6}), "scale, layer 0: 1100000.0 is not a factor"),
-    "scale is a string": (native(scale={"0": "1.5"}), "scale, layer 0: '1.5' is not a factor"),
-    "scale is a boolean": (native(scale={"0": True}), "scale, layer 0: True is not a factor"),
-    "scale is a list": (native(scale={"0": [1.5]}), "scale, layer 0: [1.5] is not a factor"),
+    "scale is a string": (native(scale={"0": "1.5"}), "scale, layer 0: '1.5' is not a number"),
+    "scale is a boolean": (native(scale={"0": True}), "scale, layer 0: True is not a number"),
+    "scale is a list": (native(scale={"0": [1.5]}), "scale, layer 0: [1.5] is not a number"),
 }
 
 
