@@ -1,13 +1,15 @@
 """A conversion against a plain copy of the same 2 GB, whole processes, in pairs, in one run.
 
 A conversion leaves its files on the disk (fsync), compares every byte with the input and hashes it; ``cp -r``
-leaves them in the page cache. So two floors are timed: ``cp -r``, and ``cp -r`` followed by ``sync``.
+leaves them in the page cache. So three floors are timed: ``cp -r``; ``cp -r`` and ``sync``; and what a careful
+person does by hand, ``cp -r``, ``sync``, ``diff -r`` and ``sha256sum`` on all processors.
 ``python -m benchmarks.copy_floor [--directory DIR]`` prints the median ratios; DIR needs 7 GB.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import statistics
 import subprocess
@@ -36,12 +38,19 @@ def main() -> None:
         source, mask = write_with_mask(Path(scratch) / "llava", LARGE)
         out = Path(scratch) / "out"
         size = sum(file.stat().st_size for file in source.rglob("*") if file.is_file())
+        copy, sync = ["cp", "-r", str(source), str(out)], ["sync", "-f", str(out)]
         contestants = {
             "convert --no-verify": (
                 [sys.executable, "-m", "cli", str(source), str(out), "--mask", str(mask), "--no-verify", "-q"],
             ),
-            "cp -r": (["cp", "-r", str(source), str(out)],),
-            "cp -r, sync": (["cp", "-r", str(source), str(out)], ["sync", "-f", str(out)]),
+            "cp -r": (copy,),
+            "cp -r, sync": (copy, sync),
+            "cp -r, sync, diff -r, sha256sum": (
+                copy,
+                sync,
+                ["diff", "-r", str(source), str(out)],
+                ["sh", "-c", f"find {out} -type f -print0 | xargs -0 -n 1 -P {os.cpu_count()} sha256sum"],
+            ),
         }
         seconds: dict[str, list[float]] = {name: [] for name in contestants}
         for counted in range(-1, arguments.pairs):  # the first round warms the page cache
@@ -58,7 +67,7 @@ def main() -> None:
     for name, floor in seconds.items():
         ratios = [a / b for a, b in zip(convert, floor, strict=True)]
         print(
-            f"against {name + ':':<13} median {statistics.median(floor):.2f} s, "
+            f"against {name + ':':<33} median {statistics.median(floor):.2f} s, "
             f"ratio {statistics.median(ratios):.2f} (from {min(ratios):.2f} to {max(ratios):.2f})"
         )
 
