@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 # Called with the input of o_proj [1, tokens, heads * head_dim]; what it returns goes in instead.
 HeadsHook: TypeAlias = "Callable[[torch.Tensor], torch.Tensor]"
 
+LOAD_BYTES = 16 << 20  # stored bytes read at a time, so that loading takes no second copy of a tensor
+
 
 class LayerDecoder:
     """One decoder layer of stock code, whose weights are those of the layer loaded last; float32."""
@@ -68,7 +70,10 @@ class LayerDecoder:
                         f"{checkpoint.path}: layer {layer}: {name} {state}; "
                         f"stock {type(self._model).__name__} wants {list(parameter.shape)}"
                     )
-                parameter.copy_(torch.from_numpy(checkpoint.read_rows(tensor)))
+                block = max(1, LOAD_BYTES // tensor.row_bytes)
+                for first in range(0, tensor.shape[0], block):
+                    count = min(block, tensor.shape[0] - first)
+                    parameter[first : first + count] = torch.from_numpy(checkpoint.read_rows(tensor, first, count))
 
     def forward(self, hidden: torch.Tensor, heads_hook: HeadsHook | None = None) -> torch.Tensor:
         """The residual stream [1, tokens, hidden_size] after the loaded layer, for *hidden* before it."""

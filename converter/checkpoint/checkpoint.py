@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from stat import S_ISREG
 from types import MappingProxyType
 from typing import Any
 
 from converter import strict_json
 from converter.checkpoint.dtypes import ITEM_BYTES, Float32Array, decode
+from converter.checkpoint.file_span import read_span
 from converter.checkpoint.geometry import Geometry, read_geometry, supported_text_models
 from converter.checkpoint.layouts import HUGGING_FACE, PROJECTIONS, Family, find_family, projection_of
 from converter.checkpoint.safetensors_header import SafetensorsHeader, TensorEntry, read_header
@@ -191,12 +193,7 @@ class Checkpoint:
         offset, size = tensor.entry.begin + first * tensor.row_bytes, count * tensor.row_bytes
         try:
             with (self.path / tensor.shard).open("rb") as file:
-                data = os.pread(file.fileno(), size, offset)
-                while len(data) < size:
-                    more = os.pread(file.fileno(), size - len(data), offset + len(data))
-                    if not more:
-                        raise StorageError(f"{self.path / tensor.shard}: became shorter while it was read; start again")
-                    data += more
+                data = read_span(file.fileno(), offset, size, self.path / tensor.shard)
         except OSError as error:
             raise StorageError(f"{self.path / tensor.shard}: cannot be read: {error.strerror}") from error
         return decode(data, tensor.dtype).reshape(count, *tensor.shape[1:])
@@ -316,14 +313,17 @@ def _other_files(path: Path, shards: set[str]) -> tuple[tuple[str, ...], tuple[s
     """
     sidecars: list[str] = []
     left_behind: list[str] = []
-    for folder, subfolders, files in os.walk(path):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        links = [name for name in subfolders if (Path(folder) / name).is_symlink()]  # os.walk does not follow them
-        left_behind += [(Path(folder) / name).relative_to(path).as_posix() for name in links]
+    for folder, subfolders, files in os.walk(path, followlinks=True):
+        above = {directory.resolve() for directory in (Path(folder), *Path(folder).parents)}
+        in_circles = [name for name in subfolders if (Path(folder) / name).resolve() in above]
+        left_behind += [(Path(folder) / name).relative_to(path).as_posix() for name in in_circles]
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith(".") and name not in in_circles)
         for file in sorted(files):
             relative = (Path(folder) / file).relative_to(path).as_posix()
             if relative in shards or relative == MANIFEST_FILE:
                 continue
+            if not S_ISREG((path / relative).stat().st_mode):
+                raise CheckpointError(f"{path / relative}: is not a regular file; move it elsewhere")
             holds_weights = relative != INDEX_FILE and (
                 file.lower().endswith(_WEIGHT_SUFFIXES) or (file.startswith("pytorch_model") and file.endswith(".bin"))
             )

@@ -18,8 +18,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from converter.checkpoint import CONFIG_FILE, MANIFEST_FILE, Checkpoint
-from converter.errors import StorageError, UsageError
+from converter.checkpoint import CONFIG_FILE, MANIFEST_FILE, Checkpoint, read_json_object
+from converter.errors import S4ConvertError, StorageError, UsageError
 
 _log = logging.getLogger(__name__)
 
@@ -102,9 +102,17 @@ def _check_replaceable(out: Path, *, force: bool) -> None:
         return
     if not force:
         raise UsageError(f"{out}: is not empty; choose another OUT, or replace it with --force")
-    has_weights = any(file.suffix in (".safetensors", ".bin") for file in out.iterdir())
-    if not (out / MANIFEST_FILE).is_file() and not ((out / CONFIG_FILE).is_file() and has_weights):
+    if not _is_checkpoint(out):
         raise UsageError(f"{out}: holds something else than a checkpoint, so --force will not replace it")
+
+
+def _is_checkpoint(directory: Path) -> bool:
+    if (directory / MANIFEST_FILE).is_file():
+        return True
+    try:
+        return "model_type" in read_json_object(directory / CONFIG_FILE)
+    except S4ConvertError:
+        return False
 
 
 @contextmanager
@@ -140,12 +148,14 @@ def commit(staging: Staging, *, replace: bool) -> None:
     """Put the staged directory in OUT's place; its files are on the disk already.
 
     Raises:
+        UsageError: something that is no checkpoint was put at OUT during the run.
         OSError: the disk refused, or something was put at OUT during the run and *replace* is off.
     """
     out = staging.out
     _sync_directories(staging.directory)
     try:
         if replace and out.exists():
+            _check_replaceable(out, force=True)  # something else may have been put there during the run
             out.rename(staging.replaced)
         staging.directory.rename(out)  # takes the place of an empty directory, and fails on any other
     except BaseException:

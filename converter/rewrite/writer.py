@@ -27,8 +27,8 @@ COPY_BYTES = 64 << 20  # so that progress moves and an interrupt is heard
 EDIT_BYTES = 1 << 20  # stored bytes of a block of rows; its float32 working copies bound the memory of an edit
 SEGMENT_BYTES = 256 << 20  # a large shard is written by several threads
 
-# What file systems answer that cannot copy inside the kernel.
-_NO_KERNEL_COPY = frozenset((errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL))
+# What file systems, and sandboxes, answer that do not copy inside the kernel.
+_NO_KERNEL_COPY = frozenset((errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM, errno.EBADF))
 
 
 @dataclass(frozen=True)
@@ -151,6 +151,8 @@ def _copy(source: int, target: int, begin: int, end: int, name: str, stop: threa
         except OSError as error:
             if error.errno not in _NO_KERNEL_COPY:
                 raise
+            copied = 0
+        if not copied:  # the kernel cannot, or the file has come to its end
             copied = _write(target, os.pread(source, min(size, EDIT_BYTES), begin), begin)
         if not copied:
             raise StorageError(f"{name}: became shorter while it was copied; start again when IN is at rest")

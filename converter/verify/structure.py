@@ -7,16 +7,16 @@ or the writer must not be able to vouch for itself.
 from __future__ import annotations
 
 import hashlib
-import os
+import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from converter.checkpoint import Checkpoint, StoredTensor
 from converter.checkpoint.dtypes import decode, encode
+from converter.checkpoint.file_span import read_span
 from converter.checkpoint.geometry import Geometry
 from converter.checkpoint.layouts import projection_of
 from converter.errors import StorageError, VerificationError
@@ -59,20 +59,20 @@ def check_structure(
     _check_files(original, converted)
     if converted.geometry != original.geometry:
         raise VerificationError(f"{converted.path}: its geometry is not the original's; convert again")
+    stop = threading.Event()
     with ThreadPoolExecutor(max_workers=jobs, thread_name_prefix="check") as executor:
         names = list(original.stamps)
         checks = {
-            name: executor.submit(_check_file, original, converted, name, mask, compensation, progress)
+            name: executor.submit(_check_file, original, converted, name, mask, compensation, stop, progress)
             for name in names
         }
         try:
             digests = {name: (original.stamps[name].size, checks[name].result()) for name in sorted(names)}
         except OSError as error:
-            executor.shutdown(wait=False, cancel_futures=True)
             raise StorageError(f"{error.filename or 'a file'}: cannot be read: {error.strerror}") from error
-        except BaseException:
+        finally:
+            stop.set()
             executor.shutdown(wait=False, cancel_futures=True)
-            raise
     edited = sum(_is_touched(original, tensor, mask) is not None for tensor in original.tensors.values())
     return StructureReport(digests, len(original.tensors) - edited, edited, len(original.sidecars))
 
@@ -128,7 +128,13 @@ def _is_touched(original: Checkpoint, tensor: StoredTensor, mask: HeadMask) -> t
 
 
 def _check_file(
-    original: Checkpoint, converted: Checkpoint, name: str, mask: HeadMask, compensation: str, progress: Progress
+    original: Checkpoint,
+    converted: Checkpoint,
+    name: str,
+    mask: HeadMask,
+    compensation: str,
+    stop: threading.Event,
+    progress: Progress,
 ) -> str:
     """Compare one file and return its sha256."""
     digest = hashlib.sha256()
@@ -139,9 +145,11 @@ def _check_file(
             if tensor is not None and touched is not None:
                 step = max(1, BLOCK_BYTES // tensor.row_bytes) * tensor.row_bytes
             for offset in range(begin, end, step):
+                if stop.is_set():
+                    return ""  # nobody waits for it any more
                 size = min(step, end - offset)
-                found = _read(after.fileno(), size, offset, converted.path / name)
-                wanted = _read(before.fileno(), size, offset, original.path / name)
+                found = read_span(after.fileno(), offset, size, converted.path / name)
+                wanted = read_span(before.fileno(), offset, size, original.path / name)
                 if tensor is not None and touched is not None:
                     layer, (projection, kind) = touched
                     first_row = (offset - tensor.entry.begin) // tensor.row_bytes
@@ -184,10 +192,3 @@ def _first_difference(
             where = f"{converted.path / name}: {entry.name}"
     wrong = "is not the original's" if touched is None else f"of layer {touched[0]} is not what the mask asks for"
     return f"{where} {wrong}; convert again"
-
-
-def _read(descriptor: int, size: int, offset: int, path: Path) -> bytes:
-    data = os.pread(descriptor, size, offset)
-    if len(data) != size:
-        raise StorageError(f"{path}: became shorter while it was checked; start again")
-    return data

@@ -401,6 +401,24 @@ def test_a_file_has_one_role_only(sharded: Path) -> None:
     assert sorted(names) == sorted(p.relative_to(sharded).as_posix() for p in sharded.rglob("*") if p.is_file())
 
 
+def test_files_behind_a_linked_directory_are_sidecars_and_links_in_circles_are_left_behind(sharded: Path) -> None:
+    elsewhere = sharded.parent / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "notes.txt").write_bytes(b"x")
+    (sharded / "linked").symlink_to(elsewhere)
+    (sharded / "assets" / "up").symlink_to("..")
+    (elsewhere / "back").symlink_to(sharded)
+    checkpoint = Checkpoint.open(sharded)
+    assert "linked/notes.txt" in checkpoint.sidecars
+    assert set(checkpoint.left_behind) == {"assets/up", "linked/back"}
+
+
+def test_a_pipe_among_the_sidecars_is_refused_and_not_waited_for(path: Path) -> None:
+    os.mkfifo(path / "pipe.txt")
+    with pytest.raises(CheckpointError, match=r"pipe\.txt: is not a regular file"):
+        Checkpoint.open(path)
+
+
 def test_the_manifest_of_a_conversion_is_no_sidecar(path: Path) -> None:
     (path / "s4convert.json").write_text('{"format": "s4convert/1"}')
     checkpoint = Checkpoint.open(path)
