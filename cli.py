@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import traceback
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import click
 
@@ -43,6 +44,23 @@ class MainJobGroup(click.Group):
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         self.commands[self.main_job].format_options(ctx, formatter)
         self.format_commands(ctx, formatter)
+
+
+class Size(click.ParamType):  # type: ignore[type-arg]
+    """Bytes, as the Hub writes them: 500MB, 5GB (powers of ten)."""
+
+    name = "size"
+    units: ClassVar = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        match = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)([KMG]B)", str(value).upper())
+        size = int(float(match[1]) * self.units[match[2]]) if match else 0
+        if not size:
+            self.fail(f"{value!r} is not a size such as 500MB or 5GB", param, ctx)
+        return size
+
+
+SIZE = Size()
 
 
 def _shared_options(command: Any) -> Any:
@@ -79,7 +97,9 @@ def cli() -> None:
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
 @click.option("--no-verify", is_flag=True, help="Skip the hidden states; bytes are always checked.")
 @click.option("--force", is_flag=True, help="Replace the checkpoint that stands at OUT.")
+@click.option("--shard-size", type=SIZE, metavar="SIZE", help="Largest shard built from .bin files, as in 5GB.")
 @click.option("--allow-converted", is_flag=True, help="Accept an IN that was converted before.")
+@click.option("--allow-name", is_flag=True, help="Accept an OUT that stock LLaVA loads as another class.")
 @click.option("--jobs", type=click.IntRange(min=1), help="Threads that write and check.  [default: the processors]")
 @click.option("-q", "--quiet", is_flag=True, help="Print only OUT's path.")
 @_shared_options
@@ -91,7 +111,9 @@ def convert(
     dry_run: bool,
     no_verify: bool,
     force: bool,
+    shard_size: int | None,
     allow_converted: bool,
+    allow_name: bool,
     jobs: int | None,
     quiet: bool,
     as_json: bool,
@@ -101,7 +123,16 @@ def convert(
     _set_up(verbose, quiet=quiet)
     from converter.conversion import carry_out, prepare
 
-    conversion = prepare(source, out, mask, compensation=compensate, force=force, allow_converted=allow_converted)
+    conversion = prepare(
+        source,
+        out,
+        mask,
+        compensation=compensate,
+        shard_bytes=shard_size,
+        force=force,
+        allow_converted=allow_converted,
+        allow_name=allow_name,
+    )
     if dry_run:
         click.echo(json.dumps(conversion.to_json(), indent=1) if as_json else conversion.to_text())
         return

@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from converter.checkpoint import Checkpoint
+from converter.checkpoint.loader_names import check_loader_name
+from converter.checkpoint.refusals import refuse_delta
 from converter.checkpoint.silence import silent_heads
+from converter.decoder import require_stock_code
 from converter.errors import CheckpointError, S4ConvertError, UsageError, VerificationError
 from converter.manifest import manifest, write_manifest
 from converter.mask import HeadMask, load_mask
@@ -38,7 +41,7 @@ class Conversion:
     @property
     def bytes_needed(self) -> int:
         """Bytes that OUT will take at the most."""
-        return bytes_needed(self.checkpoint)
+        return bytes_needed(self.plan)
 
     @property
     def bytes_free(self) -> int:
@@ -69,8 +72,10 @@ def prepare(
     mask: Path | str | HeadMask,
     *,
     compensation: str = "scale",
+    shard_bytes: int | None = None,
     force: bool = False,
     allow_converted: bool = False,
+    allow_name: bool = False,
 ) -> Conversion:
     """Open IN, read the mask, make the plan, and refuse what cannot be done; nothing is written.
 
@@ -85,12 +90,18 @@ def prepare(
     else:
         path, (mask, how_read) = mask, load_mask(mask, checkpoint.geometry)
         _log.info("%s: %s", path, how_read)
-    check_destination(checkpoint, out, force=force)
+    if shard_bytes is not None and not checkpoint.is_torch:
+        raise UsageError(f"{checkpoint.path}: its shards are safetensors and stay as they are; leave --shard-size out")
+    plan = make_plan(checkpoint, mask, compensation, shard_bytes=shard_bytes)
+    check_destination(checkpoint, out, plan, force=force)
+    refuse_delta(out)
+    if not allow_name:
+        check_loader_name(checkpoint.family, checkpoint.path, out)
     if not allow_converted:
         _refuse_converted(checkpoint)
     for name in checkpoint.left_behind:
         _log.warning("%s: left behind, it may hold unpruned weights", checkpoint.path / name)
-    return Conversion(checkpoint, out, make_plan(checkpoint, mask, compensation), force)
+    return Conversion(checkpoint, out, plan, force)
 
 
 def carry_out(
@@ -109,9 +120,10 @@ def carry_out(
         jobs = default_jobs()
     if jobs < 1:
         raise UsageError(f"{jobs} jobs can do nothing; give one or more")
+    if check_behaviour:
+        require_stock_code(checkpoint)
     with open_staging(conversion.out, replace=conversion.replace) as staging, disk_flusher() as flusher:
-        total = sum(stamp.size for stamp in checkpoint.stamps.values())
-        with byte_bar("write", total, shown=progress) as bar:
+        with byte_bar("write", plan.file_bytes, shown=progress) as bar:
             staged = stage(checkpoint, plan, staging.directory, flusher, jobs=jobs, progress=bar.update)
         try:
             report = check_converted(
@@ -140,20 +152,32 @@ def convert(
     *,
     compensation: str = "scale",
     check_behaviour: bool = True,
+    shard_bytes: int | None = None,
     force: bool = False,
     allow_converted: bool = False,
+    allow_name: bool = False,
     jobs: int | None = None,
     progress: bool = False,
 ) -> Report:
     """Silence *mask*'s heads in the checkpoint *source* and write the result to *out*.
 
-    *compensation* is ``scale`` (kept heads times num_heads / kept) or ``none``. *force* replaces a checkpoint
-    that stands at *out*; *allow_converted* accepts a *source* that was converted before.
+    *compensation* is ``scale`` (kept heads times num_heads / kept) or ``none``. *shard_bytes* bounds the shards that
+    are built anew from ``.bin`` files. *force* replaces a checkpoint that stands at *out*; *allow_converted* accepts
+    a *source* that was converted before; *allow_name* an *out* that stock LLaVA would load as another class.
 
     Raises:
         S4ConvertError: the subclass says what kind; nothing was written under *out*.
     """
-    conversion = prepare(source, out, mask, compensation=compensation, force=force, allow_converted=allow_converted)
+    conversion = prepare(
+        source,
+        out,
+        mask,
+        compensation=compensation,
+        shard_bytes=shard_bytes,
+        force=force,
+        allow_converted=allow_converted,
+        allow_name=allow_name,
+    )
     return carry_out(conversion, check_behaviour=check_behaviour, jobs=jobs, progress=progress)
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypeAlias
 
 from converter.checkpoint import Checkpoint
-from converter.errors import CheckpointError
+from converter.errors import CheckpointError, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -36,18 +36,22 @@ class LayerDecoder:
         config = dict(checkpoint.text_config)
         for name in ("architectures", "model_type", "torch_dtype", "dtype", "layer_types", "quantization_config"):
             config.pop(name, None)
+        config = {**checkpoint.language_model.settings, **config}
         geometry = checkpoint.geometry
         config |= {
             "num_hidden_layers": 1,
             "hidden_size": geometry.hidden_size,
             "num_attention_heads": geometry.num_heads,
             "num_key_value_heads": geometry.num_kv_heads,
+            "head_dim": geometry.head_dim,
             "vocab_size": 1,
             "pad_token_id": None,
         }
         with stock_code():
             self._model = (
-                AutoModel.from_config(AutoConfig.for_model(checkpoint.text_model_type, **config)).float().eval()
+                AutoModel.from_config(AutoConfig.for_model(checkpoint.language_model.stock_type, **config))
+                .float()
+                .eval()
             )
         self._model.norm = torch.nn.Identity()
         self._layer = self._model.layers[0]
@@ -70,7 +74,7 @@ class LayerDecoder:
                         f"{checkpoint.path}: layer {layer}: {name} {state}; "
                         f"stock {type(self._model).__name__} wants {list(parameter.shape)}"
                     )
-                block = max(1, LOAD_BYTES // tensor.row_bytes)
+                block = max(1, LOAD_BYTES // tensor.row_bytes) if tensor.is_contiguous else tensor.num_rows
                 for first in range(0, tensor.shape[0], block):
                     count = min(block, tensor.shape[0] - first)
                     parameter[first : first + count] = torch.from_numpy(checkpoint.read_rows(tensor, first, count))
@@ -91,6 +95,18 @@ class LayerDecoder:
             if handle is not None:
                 handle.remove()
         return output
+
+
+def require_stock_code(checkpoint: Checkpoint) -> None:
+    """Raise UsageError where the installed transformers cannot run *checkpoint*'s language model."""
+    import transformers
+
+    stock_type = checkpoint.language_model.stock_type
+    if stock_type not in transformers.models.auto.configuration_auto.CONFIG_MAPPING:
+        raise UsageError(
+            f"{checkpoint.path}: transformers {transformers.__version__} has no {stock_type}, so hidden states cannot "
+            "be compared; use a newer transformers, or --no-verify to check the bytes alone"
+        )
 
 
 @contextlib.contextmanager

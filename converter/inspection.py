@@ -26,7 +26,7 @@ class Inspection:
         return {
             "model_type": checkpoint.family.model_type,
             "layout": checkpoint.family.lineage,
-            "language_model": checkpoint.text_model_type,
+            "language_model": checkpoint.language_model.model_type,
             "num_layers": geometry.num_layers,
             "num_heads": geometry.num_heads,
             "num_kv_heads": geometry.num_kv_heads,
@@ -50,7 +50,8 @@ class Inspection:
         num_silent = sum(len(heads) for heads in self.silent.values())
         lines = [
             f"checkpoint    {checkpoint.path}",
-            f"layout        {checkpoint.family.lineage} {checkpoint.family.model_type}, {checkpoint.text_model_type}",
+            f"layout        {checkpoint.family.lineage} {checkpoint.family.model_type}, "
+            f"{checkpoint.language_model.model_type}",
             f"geometry      {geometry.num_layers} layers, {heads}, hidden size {geometry.hidden_size}",
             f"weights       {len(checkpoint.tensors)} tensors, {size:,} bytes in {len(checkpoint.shards)} shard(s): "
             + ", ".join(f"{dtype} {count:,} bytes" for dtype, count in self.dtypes.items()),

@@ -127,9 +127,9 @@ def the_config_is_a_list(request: Request) -> None:
     (request.source / "config.json").write_text("[]")
 
 
-@refused(USAGE, "model_type 'llama' is not a LLaVA this tool knows")
+@refused(USAGE, "model_type 'gpt2' is not one this tool knows")
 def in_is_no_llava(request: Request) -> None:
-    request.change_config(lambda config: config.update(model_type="llama"))
+    request.change_config(lambda config: config.update(model_type="gpt2"))
 
 
 @refused(USAGE, "language model 'gpt2' is not supported")
@@ -137,7 +137,7 @@ def the_language_model_is_not_known(request: Request) -> None:
     request.change_config(lambda config: config["text_config"].update(model_type="gpt2"))
 
 
-@refused(USAGE, "the weights are quantised; dequantise them")
+@refused(USAGE, "the weights are quantised; convert the checkpoint that they were made from")
 def in_is_quantised(request: Request) -> None:
     request.change_config(lambda config: config.update(quantization_config={"load_in_4bit": True}))
 
@@ -167,7 +167,7 @@ def the_config_has_a_layer_less(request: Request) -> None:
     request.change_config(lambda config: config["text_config"].update(num_hidden_layers=2))
 
 
-@refused(USAGE, "has neither model.safetensors nor model.safetensors.index.json")
+@refused(USAGE, "has none of model.safetensors, model.safetensors.index.json")
 def there_are_no_safetensors(request: Request) -> None:
     for path in request.source.glob("model*"):
         path.unlink()
@@ -464,7 +464,7 @@ def test_the_other_commands_refuse_what_is_no_checkpoint(request_in_order: Reque
     before = snapshot(request_in_order.directory)
     outcome = run_here(command, *[request_in_order.source] * number)
     assert outcome.exit_code == USAGE
-    assert "model_type 'llama' is not a LLaVA this tool knows" in outcome.error
+    assert "model_type 'gpt2' is not one this tool knows" in outcome.error
     assert snapshot(request_in_order.directory) == before
 
 

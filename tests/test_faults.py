@@ -498,7 +498,7 @@ def test_a_shard_that_becomes_shorter_while_it_is_copied_is_an_error_of_storage(
 ) -> None:
     monkeypatch.setattr(os, "copy_file_range", lambda *args: 0)
     monkeypatch.setattr(os, "pread", lambda *args: b"")
-    with pytest.raises(StorageError, match="became shorter while it was (copied|read)"):
+    with pytest.raises(StorageError, match=r"became shorter while it was (copied|read)"):
         convert_bytes(source, out, mask)
     assert not out.exists()
     assert hidden_siblings(out) == []

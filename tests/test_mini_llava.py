@@ -56,4 +56,4 @@ def test_its_original_layout_converts_to_the_same_edits(tmp_path: Path, mini_mas
         for projection in "qkvo":
             one, other = (c.projection(layer, projection, "weight") for c in (original, hugging_face))
             assert one is not None and other is not None
-            assert (original.read_rows(one) == hugging_face.read_rows(other)).all()
+            assert (original.read_rows(one.tensor) == hugging_face.read_rows(other.tensor)).all()

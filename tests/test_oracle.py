@@ -240,7 +240,7 @@ def test_every_byte_is_what_the_mask_asks_for(case: Case) -> None:
         content = calibration_mask(spec, pruned) if case.calibration else native_mask(spec, pruned)
         mask = write_mask(Path(temporary, "mask.json"), content)
         before = files_of(source)
-        out = Path(temporary, "out")
+        out = Path(temporary, "llava-qwen" if spec.text_model == "qwen2" else f"llava-{spec.text_model}")
         converter.convert(source, out, mask, compensation=case.compensation, check_behaviour=False, jobs=case.jobs)
         ratios = head_ratio(spec, pruned)
         factors = ratios if case.compensation == "scale" else dict.fromkeys(ratios, 1.0)
@@ -273,6 +273,6 @@ def test_the_bytes_do_not_depend_on_the_number_of_threads(tmp_path: Path, layout
     source = write_checkpoint(tmp_path / "in", spec)
     mask = write_mask(tmp_path / "mask.json", calibration_mask(spec, pruned))
     for jobs in (1, 8):
-        converter.convert(source, tmp_path / f"out-{jobs}", mask, check_behaviour=False, jobs=jobs)
-    assert MANIFEST in files_of(tmp_path / "out-1")
-    assert files_of(tmp_path / "out-1") == files_of(tmp_path / "out-8")
+        converter.convert(source, tmp_path / f"llava-qwen-{jobs}", mask, check_behaviour=False, jobs=jobs)
+    assert MANIFEST in files_of(tmp_path / "llava-qwen-1")
+    assert files_of(tmp_path / "llava-qwen-1") == files_of(tmp_path / "llava-qwen-8")

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -82,8 +83,8 @@ def does_not_scale(edit: Edit) -> list[Edit]:
 def sabotage_plan(monkeypatch: pytest.MonkeyPatch, change: ChangePlan) -> None:
     make_plan = conversion_module.make_plan
 
-    def sabotaged(checkpoint: Checkpoint, mask: HeadMask, compensation: str) -> Plan:
-        plan = make_plan(checkpoint, mask, compensation)
+    def sabotaged(checkpoint: Checkpoint, mask: HeadMask, compensation: str, **options: Any) -> Plan:
+        plan = make_plan(checkpoint, mask, compensation, **options)
         return replace(plan, edits=tuple(changed for edit in plan.edits for changed in change(edit)))
 
     monkeypatch.setattr(conversion_module, "make_plan", sabotaged)

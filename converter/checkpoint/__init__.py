@@ -4,7 +4,9 @@ from converter.checkpoint.checkpoint import (
     CONFIG_FILE,
     INDEX_FILE,
     MANIFEST_FILE,
+    SINGLE_FILE,
     Checkpoint,
+    Projection,
     StoredTensor,
     read_json_object,
 )
@@ -15,9 +17,11 @@ __all__ = [
     "CONFIG_FILE",
     "INDEX_FILE",
     "MANIFEST_FILE",
+    "SINGLE_FILE",
     "Checkpoint",
     "Family",
     "Geometry",
+    "Projection",
     "StoredTensor",
     "read_json_object",
 ]

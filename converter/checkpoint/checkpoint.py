@@ -3,25 +3,42 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from stat import S_ISREG
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from converter import strict_json
 from converter.checkpoint.dtypes import ITEM_BYTES, Float32Array, decode
 from converter.checkpoint.file_span import read_span
-from converter.checkpoint.geometry import Geometry, read_geometry, supported_text_models
-from converter.checkpoint.layouts import HUGGING_FACE, PROJECTIONS, Family, find_family, projection_of
-from converter.checkpoint.safetensors_header import SafetensorsHeader, TensorEntry, read_header
+from converter.checkpoint.geometry import Geometry, read_geometry
+from converter.checkpoint.language_models import LanguageModel
+from converter.checkpoint.layouts import Family, find_family
+from converter.checkpoint.projections import PROJECTIONS, ProjectionRows, expected_shape, projections_in
+from converter.checkpoint.refusals import (
+    refuse_adapter,
+    refuse_delta,
+    refuse_misnamed_weights,
+    refuse_other_formats,
+    refuse_quantised,
+)
+from converter.checkpoint.safetensors_header import read_header
+from converter.checkpoint.torch_file import read_torch_file, warn_of_old_torch
+from converter.checkpoint.weight_file import TensorEntry, WeightFile
 from converter.errors import CheckpointError, StorageError
 
 CONFIG_FILE = "config.json"
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+TORCH_SINGLE_FILE = "pytorch_model.bin"
+TORCH_INDEX_FILE = "pytorch_model.bin.index.json"
 MANIFEST_FILE = "s4convert.json"
 
 _WEIGHT_SUFFIXES = (
@@ -42,6 +59,11 @@ class StoredTensor:
         return self.entry.name
 
     @property
+    def is_contiguous(self) -> bool:
+        """Whether its rows follow each other in the shard."""
+        return self.entry.strides is None
+
+    @property
     def dtype(self) -> str:
         return self.entry.dtype
 
@@ -50,9 +72,23 @@ class StoredTensor:
         return self.entry.shape
 
     @property
+    def num_rows(self) -> int:
+        """The size of the first axis; a scalar has one row."""
+        return self.shape[0] if self.shape else 1
+
+    @property
     def row_bytes(self) -> int:
-        """Bytes of one index of the first axis."""
-        return self.entry.num_bytes // self.shape[0]
+        """Bytes of one index of the first axis; 0 for an empty tensor."""
+        return self.entry.num_bytes // self.num_rows if self.num_rows else 0
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A ``weight`` or ``bias`` of projection ``q``/``k``/``v``/``o``: rows [*first*, *first* + *count*) of *tensor*."""
+
+    tensor: StoredTensor
+    first: int
+    count: int
 
 
 @dataclass(frozen=True)
@@ -73,8 +109,9 @@ class FileStamp:
 class Checkpoint:
     """An opened checkpoint. Paths inside it (*shards*, *sidecars*, *left_behind*) are relative to *path*.
 
-    *left_behind* are files that hold weights which no loader reads beside the ones in *shards*: copied, they
-    would carry the unpruned model along. *stamps* has one entry per shard and sidecar.
+    *shards* are safetensors files, or ``.bin`` files (*is_torch*). *left_behind* are files that hold weights which
+    no loader reads beside the ones in *shards*: copied, they would carry the unpruned model along. *stamps* has
+    one entry per shard and sidecar.
     """
 
     path: Path
@@ -82,8 +119,9 @@ class Checkpoint:
     family: Family
     geometry: Geometry
     text_config: Mapping[str, Any]
-    text_model_type: str
-    shards: Mapping[str, SafetensorsHeader]
+    language_model: LanguageModel
+    is_torch: bool
+    shards: Mapping[str, WeightFile]
     sidecars: tuple[str, ...]
     left_behind: tuple[str, ...]
     stamps: Mapping[str, FileStamp]
@@ -99,14 +137,19 @@ class Checkpoint:
         path = Path(path)
         if not path.is_dir():
             raise CheckpointError(f"{path}: no such directory; give the directory that holds {CONFIG_FILE}")
+        refuse_adapter(path)
+        refuse_delta(path)
         if not (path / CONFIG_FILE).is_file():
+            refuse_other_formats(path)
             raise CheckpointError(f"{path}: has no {CONFIG_FILE}; give the directory of a checkpoint")
         config = read_json_object(path / CONFIG_FILE)
+        refuse_quantised(path, config)
         family = find_family(config, str(path / CONFIG_FILE))
-        text_config, text_model_type = _language_model_config(config, family, path / CONFIG_FILE)
+        text_config, language_model = family.read_language_model(config, str(path / CONFIG_FILE))
         try:
-            shards = _open_shards(path)
-            sidecars, left_behind = _other_files(path, set(shards))
+            shards, index, is_torch = _open_shards(path)
+            replaced = {TORCH_INDEX_FILE} if is_torch else set()
+            sidecars, left_behind = _other_files(path, family, {*shards, MANIFEST_FILE, *replaced}, index)
             stamps = {name: FileStamp.of(path / name) for name in (*shards, *sidecars)}
         except OSError as error:
             raise StorageError(f"{error.filename}: cannot be read: {error.strerror}") from error
@@ -114,9 +157,10 @@ class Checkpoint:
             path=path,
             config=config,
             family=family,
-            geometry=read_geometry(text_config, text_model_type, str(path / CONFIG_FILE)),
+            geometry=read_geometry(text_config, language_model, str(path / CONFIG_FILE)),
             text_config=text_config,
-            text_model_type=text_model_type,
+            language_model=language_model,
+            is_torch=is_torch,
             shards=MappingProxyType(shards),
             sidecars=sidecars,
             left_behind=left_behind,
@@ -135,7 +179,7 @@ class Checkpoint:
     def tensors(self) -> Mapping[str, StoredTensor]:
         """Every tensor by its name, shard by shard in the order of the data."""
         return MappingProxyType(
-            {e.name: StoredTensor(e, shard) for shard, header in self.shards.items() for e in header.entries}
+            {e.name: StoredTensor(e, shard) for shard, weights in self.shards.items() for e in weights.entries}
         )
 
     @cached_property
@@ -173,9 +217,25 @@ class Checkpoint:
                 return tensor
         raise CheckpointError(f"{self.path}: has no token embeddings; its weights are incomplete")
 
-    def projection(self, layer: int, projection: str, kind: str) -> StoredTensor | None:
+    def projection(self, layer: int, projection: str, kind: str) -> Projection | None:
         """The ``weight`` or ``bias`` of projection ``q``/``k``/``v``/``o``; None where the layer has none."""
-        return self.layers[layer].get(f"self_attn.{projection}_proj.{kind}")
+        for name in (f"self_attn.{projection}_proj.{kind}", f"self_attn.qkv_proj.{kind}"):
+            for part in projections_in(name, self.geometry) if name in self.layers[layer] else ():
+                if part.projection == projection:
+                    return Projection(self.layers[layer][name], part.first, part.count)
+        return None
+
+    def output_projection(self, layer: int) -> StoredTensor:
+        """The weight of ``o_proj``, [hidden_size, num_heads * head_dim]; a tensor of its own in every layout."""
+        return self.layers[layer]["self_attn.o_proj.weight"]
+
+    def projections_in(self, tensor: StoredTensor) -> tuple[int, tuple[ProjectionRows, ...]] | None:
+        """The decoder layer of *tensor* and the projections that it holds, or None where it holds none."""
+        key = self.family.layer_key(tensor.name)
+        if key is None:
+            return None
+        held = projections_in(key[1], self.geometry)
+        return (key[0], held) if held else None
 
     def read_rows(self, tensor: StoredTensor, first: int = 0, count: int | None = None) -> Float32Array:
         """Rows [first, first + count) of *tensor* as float32; all of it where *count* is None.
@@ -189,14 +249,26 @@ class Checkpoint:
                 f"{self.path / tensor.shard}: {tensor.name} is stored as {tensor.dtype}; only {', '.join(ITEM_BYTES)} "
                 "can be computed with: dequantise or cast it first"
             )
-        count = tensor.shape[0] - first if count is None else count
-        offset, size = tensor.entry.begin + first * tensor.row_bytes, count * tensor.row_bytes
+        count = tensor.num_rows - first if count is None else count
+        return decode(self.read_bytes(tensor, first, count), tensor.dtype).reshape(count, *tensor.shape[1:])
+
+    def read_bytes(self, tensor: StoredTensor, first: int = 0, count: int | None = None) -> bytes:
+        """Rows [first, first + count) of *tensor* as they are stored, one after the other; all where *count* is None.
+
+        Raises:
+            StorageError: the file cannot be read, or is shorter than it was.
+        """
+        entry, path = tensor.entry, self.path / tensor.shard
+        count = tensor.num_rows - first if count is None else count
+        begin, end = entry.begin, entry.end
+        if entry.strides is None:
+            begin, end = begin + first * tensor.row_bytes, begin + (first + count) * tensor.row_bytes
         try:
-            with (self.path / tensor.shard).open("rb") as file:
-                data = read_span(file.fileno(), offset, size, self.path / tensor.shard)
+            with path.open("rb") as file:
+                data = read_span(file.fileno(), begin, end - begin, path)
         except OSError as error:
-            raise StorageError(f"{self.path / tensor.shard}: cannot be read: {error.strerror}") from error
-        return decode(data, tensor.dtype).reshape(count, *tensor.shape[1:])
+            raise StorageError(f"{path}: cannot be read: {error.strerror}") from error
+        return data if entry.strides is None else _gather(data, entry)[first : first + count].tobytes()
 
     def check_unchanged(self) -> None:
         """Raise StorageError if a file of the checkpoint changed since it was opened."""
@@ -217,10 +289,10 @@ class Checkpoint:
                         "its weights are incomplete or of another layout"
                     )
             for name, tensor in tensors.items():
-                part = projection_of(name)
-                if part is None:
+                held = projections_in(name, self.geometry)
+                if not held:
                     continue
-                expected = self.geometry.shape_of(*part)
+                expected = expected_shape(held, self.geometry)
                 where = f"{self.path / tensor.shard}: {tensor.name}"
                 if tensor.shape != expected:
                     raise CheckpointError(
@@ -252,34 +324,39 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return content
 
 
-def _language_model_config(config: Mapping[str, Any], family: Family, where: Path) -> tuple[Mapping[str, Any], str]:
-    text_config: Any = config
-    model_type = family.text_model_type
-    if family.lineage == HUGGING_FACE:
-        text_config = config.get("text_config")
-        if not isinstance(text_config, dict):
-            raise CheckpointError(f"{where}: has no text_config; is this a {family.model_type} checkpoint?")
-        model_type = text_config.get("model_type", "llama")
-    if model_type not in supported_text_models():
-        raise CheckpointError(
-            f"{where}: language model {model_type!r} is not supported (supported: {', '.join(supported_text_models())})"
-        )
-    return text_config, model_type
+def _gather(data: bytes, entry: TensorEntry) -> npt.NDArray[np.void]:
+    """The items of a tensor whose rows do not follow each other, from the bytes that it is spread over."""
+    item = entry.num_bytes // prod(entry.shape)
+    strides = tuple(stride * item for stride in entry.strides or ())
+    return np.lib.stride_tricks.as_strided(np.frombuffer(data, f"V{item}", 1), entry.shape, strides)
 
 
-def _open_shards(path: Path) -> dict[str, SafetensorsHeader]:
-    has_single, has_index = (path / SINGLE_FILE).is_file(), (path / INDEX_FILE).is_file()
-    if has_single and has_index:
+def _open_shards(path: Path) -> tuple[dict[str, WeightFile], str | None, bool]:
+    """(shards, the index that names them, whether they are torch's): what stock loaders would read, in their order."""
+    if (path / SINGLE_FILE).is_file() and (path / INDEX_FILE).is_file():
         raise CheckpointError(
             f"{path}: has both {SINGLE_FILE} and {INDEX_FILE}, and loaders differ in which they read; remove one"
         )
-    if has_single:
-        return {SINGLE_FILE: read_header(path / SINGLE_FILE)}
-    if not has_index:
-        raise CheckpointError(
-            f"{path}: has neither {SINGLE_FILE} nor {INDEX_FILE}; save the checkpoint as safetensors first"
-        )
-    index = path / INDEX_FILE
+    if (path / SINGLE_FILE).is_file():
+        return {SINGLE_FILE: read_header(path / SINGLE_FILE)}, None, False
+    if (path / INDEX_FILE).is_file():
+        return _open_indexed(path, INDEX_FILE, read_header), INDEX_FILE, False
+    if (path / TORCH_SINGLE_FILE).is_file():
+        warn_of_old_torch()
+        return {TORCH_SINGLE_FILE: read_torch_file(path / TORCH_SINGLE_FILE)}, None, True
+    if (path / TORCH_INDEX_FILE).is_file():
+        warn_of_old_torch()
+        return _open_indexed(path, TORCH_INDEX_FILE, read_torch_file), TORCH_INDEX_FILE, True
+    refuse_other_formats(path)
+    refuse_misnamed_weights(path)
+    raise CheckpointError(
+        f"{path}: has none of {SINGLE_FILE}, {INDEX_FILE}, {TORCH_SINGLE_FILE}, {TORCH_INDEX_FILE}; "
+        "download the weights as well"
+    )
+
+
+def _open_indexed(path: Path, index_file: str, read: Callable[[Path], WeightFile]) -> dict[str, WeightFile]:
+    index = path / index_file
     weight_map = read_json_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: has no weight_map; restore the file")
@@ -287,29 +364,33 @@ def _open_shards(path: Path) -> dict[str, SafetensorsHeader]:
         # A plain name only: neither reading nor publishing may ever reach outside the directory.
         if not isinstance(shard, str) or Path(shard).name != shard or {"\0", "\\"} & set(shard) or shard in (".", ".."):
             raise CheckpointError(f"{index}: {tensor} is mapped to {shard!r}, which is not a plain file name")
-    shards: dict[str, SafetensorsHeader] = {}
+    shards: dict[str, WeightFile] = {}
     for shard in sorted(set(weight_map.values())):
         if not (path / shard).is_file():
             raise CheckpointError(f"{index}: names {shard}, which is missing; download it again")
-        shards[shard] = read_header(path / shard)
-    for shard, header in shards.items():
-        for entry in header.entries:
+        shards[shard] = read(path / shard)
+    for shard, weights in shards.items():
+        for entry in weights.entries:
             if weight_map.get(entry.name) != shard:
                 raise CheckpointError(
                     f"{index}: {entry.name} stands in {shard}, but the index has it in "
                     f"{weight_map.get(entry.name, 'no file')}; rebuild the index"
                 )
-    held = {entry.name for header in shards.values() for entry in header.entries}
+    held = {entry.name for weights in shards.values() for entry in weights.entries}
     missing = [name for name in weight_map if name not in held]
     if missing:
         raise CheckpointError(f"{index}: {missing[0]} is not in {weight_map[missing[0]]}; download that shard again")
     return shards
 
 
-def _other_files(path: Path, shards: set[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(sidecars, weights that no loader reads): every file that is neither a shard nor a conversion's manifest.
+def _other_files(
+    path: Path, family: Family, accounted_for: set[str], index: str | None
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(sidecars, weights that no loader reads): every file that is not *accounted_for*.
 
-    Hidden directories are left out: they hold what git and the Hub's client keep for themselves.
+    Hidden directories are left out: they hold what git and the Hub's client keep for themselves. A directory with a
+    model of another type in it (a vision tower, a projector) is a part of the checkpoint; one of the same type is
+    an earlier state of it.
     """
     sidecars: list[str] = []
     left_behind: list[str] = []
@@ -318,14 +399,23 @@ def _other_files(path: Path, shards: set[str]) -> tuple[tuple[str, ...], tuple[s
         in_circles = [name for name in subfolders if (Path(folder) / name).resolve() in above]
         left_behind += [(Path(folder) / name).relative_to(path).as_posix() for name in in_circles]
         subfolders[:] = sorted(name for name in subfolders if not name.startswith(".") and name not in in_circles)
+        is_part = Path(folder) != path and _holds_another_model(Path(folder), family)
         for file in sorted(files):
             relative = (Path(folder) / file).relative_to(path).as_posix()
-            if relative in shards or relative == MANIFEST_FILE:
+            if relative in accounted_for:
                 continue
             if not S_ISREG((path / relative).stat().st_mode):
                 raise CheckpointError(f"{path / relative}: is not a regular file; move it elsewhere")
-            holds_weights = relative != INDEX_FILE and (
+            holds_weights = relative != index and (
                 file.lower().endswith(_WEIGHT_SUFFIXES) or (file.startswith("pytorch_model") and file.endswith(".bin"))
             )
-            (left_behind if holds_weights else sidecars).append(relative)
+            (left_behind if holds_weights and not is_part else sidecars).append(relative)
     return tuple(sidecars), tuple(left_behind)
+
+
+def _holds_another_model(folder: Path, family: Family) -> bool:
+    try:
+        model_type = read_json_object(folder / CONFIG_FILE).get("model_type")
+    except (CheckpointError, StorageError):
+        return False
+    return isinstance(model_type, str) and model_type != family.model_type

@@ -6,14 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from converter.checkpoint.language_models import LanguageModel
 from converter.errors import CheckpointError
-
-# What the stock config classes assume where a (partial) text_config is silent.
-_CLASS_DEFAULTS: Mapping[str, Mapping[str, int | None]] = {
-    "llama": {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": None},
-    "mistral": {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8},
-    "qwen2": {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32},
-}
 
 
 @dataclass(frozen=True)
@@ -35,49 +29,45 @@ class Geometry:
         """Query heads that share one kv head."""
         return self.num_heads // self.num_kv_heads
 
-    def shape_of(self, projection: str, kind: str) -> tuple[int, ...]:
-        """The shape that the ``weight`` or ``bias`` of a projection must have."""
-        heads = {"q": self.num_heads, "k": self.num_kv_heads, "v": self.num_kv_heads}
+    def num_rows(self, projection: str) -> int:
+        """The rows of projection ``q``, ``k``, ``v`` or ``o``."""
         if projection == "o":
-            return (self.hidden_size, self.num_heads * self.head_dim) if kind == "weight" else (self.hidden_size,)
-        rows = heads[projection] * self.head_dim
-        return (rows, self.hidden_size) if kind == "weight" else (rows,)
+            return self.hidden_size
+        return (self.num_heads if projection == "q" else self.num_kv_heads) * self.head_dim
+
+    def num_columns(self, projection: str) -> int:
+        """The columns of projection ``q``, ``k``, ``v`` or ``o``."""
+        return self.num_heads * self.head_dim if projection == "o" else self.hidden_size
 
 
-def read_geometry(text_config: Mapping[str, Any], model_type: str, where: str) -> Geometry:
+def read_geometry(text_config: Mapping[str, Any], language_model: LanguageModel, where: str) -> Geometry:
     """The geometry that a language model's config states, class defaults filled in.
 
     Raises:
         CheckpointError: a size is missing, not a positive integer, or contradicts another.
     """
-    defaults = _CLASS_DEFAULTS[model_type]
 
-    def size(name: str, fallback: int | None) -> int:
+    def size(name: str, fallback: int) -> int:
         value = text_config.get(name)
         value = fallback if value is None else value
         if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
             raise CheckpointError(f"{where}: {name} is {value!r}, not a positive integer; mend the config")
         return value
 
-    hidden_size = size("hidden_size", defaults["hidden_size"])
-    num_heads = size("num_attention_heads", defaults["num_attention_heads"])
+    hidden_size = size("hidden_size", language_model.hidden_size)
+    num_heads = size("num_attention_heads", language_model.num_attention_heads)
     # Stated as null, it means one kv head per head, also where the class has another default.
-    kv_default = num_heads if "num_key_value_heads" in text_config else defaults["num_key_value_heads"] or num_heads
-    num_kv_heads = size("num_key_value_heads", kv_default)
-    head_dim = size("head_dim", hidden_size // num_heads)
+    kv_default = None if "num_key_value_heads" in text_config else language_model.num_key_value_heads
+    num_kv_heads = size("num_key_value_heads", kv_default or num_heads)
+    head_dim = size("head_dim", language_model.head_dim or hidden_size // num_heads)
     if num_heads % num_kv_heads:
         raise CheckpointError(
             f"{where}: {num_heads} heads cannot share {num_kv_heads} kv heads evenly; mend the config"
         )
     return Geometry(
-        num_layers=size("num_hidden_layers", defaults["num_hidden_layers"]),
+        num_layers=size("num_hidden_layers", language_model.num_hidden_layers),
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
         hidden_size=hidden_size,
     )
-
-
-def supported_text_models() -> tuple[str, ...]:
-    """The language model types whose geometry can be read."""
-    return tuple(_CLASS_DEFAULTS)

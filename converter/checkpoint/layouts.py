@@ -1,7 +1,7 @@
-"""How checkpoint families name their attention tensors and where their geometry stands.
+"""How checkpoint families name their language model's tensors and where its geometry stands.
 
-A family is a row of :data:`FAMILIES`. Key patterns are anchored, because the keys of a CLIP tower also
-contain ``layers.N.self_attn.q_proj``.
+A family is a row of :data:`FAMILIES`; to add one, add a row, and a fixture to the tests. Key patterns are
+anchored, because the keys of a CLIP tower also contain ``layers.N.self_attn.q_proj``.
 """
 
 from __future__ import annotations
@@ -11,57 +11,74 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from converter.checkpoint.language_models import LanguageModel, find_language_model
+from converter.checkpoint.refusals import refuse_model_type
 from converter.errors import CheckpointError
-
-PROJECTIONS = ("q", "k", "v", "o")
 
 ORIGINAL = "original"
 HUGGING_FACE = "Hugging Face"
+LANGUAGE_MODEL = "language model"
 
-# Group 1 is the decoder layer, group 2 what follows its name.
-_LAYER_PATTERNS = {
-    ORIGINAL: re.compile(r"model\.layers\.(0|[1-9][0-9]{0,5})\.(.+)"),
-    HUGGING_FACE: re.compile(r"(?:model\.)?language_model\.(?:model\.)?layers\.(0|[1-9][0-9]{0,5})\.(.+)"),
-}
-_EMBEDDING_PATTERNS = {
-    ORIGINAL: re.compile(r"model\.embed_tokens\.weight"),
-    HUGGING_FACE: re.compile(r"(?:model\.)?language_model\.(?:model\.)?embed_tokens\.weight"),
-}
-_PROJECTION_PATTERN = re.compile(r"self_attn\.([qkvo])_proj\.(weight|bias)")
+# What the keys of the language model begin with; "model.language_model.layers" and "language_model.model.layers"
+# are the same tensors as different versions of transformers name them.
+_FLAT = r"model\."
+_NESTED = r"(?:model\.)?language_model\.(?:model\.)?"
+_FLAT_OR_NESTED = r"model\.(?:language_model\.)?"
 
 
 @dataclass(frozen=True)
 class Family:
-    """One kind of checkpoint: *model_type* as its config spells it, *lineage* as its keys are named.
+    """One kind of checkpoint: *model_type* as its config spells it, *lineage* as to who loads it.
 
-    *text_model_type* is the language model's type, or None where ``text_config`` says it.
+    *prefix* is the pattern that the language model's keys begin with. *language_model* is its type; where
+    *nested*, its config stands in ``text_config``, whose own ``model_type`` comes first.
     """
 
     model_type: str
     lineage: str
-    text_model_type: str | None
+    prefix: str
+    language_model: str
+    nested: bool
 
     def layer_key(self, name: str) -> tuple[int, str] | None:
         """(decoder layer, name inside that layer) of a tensor, or None where it is in no decoder layer."""
-        match = _LAYER_PATTERNS[self.lineage].fullmatch(name)
+        match = re.fullmatch(self.prefix + r"layers\.(0|[1-9][0-9]{0,5})\.(.+)", name)
         return (int(match[1]), match[2]) if match else None
 
     def is_embedding(self, name: str) -> bool:
         """Whether *name* is the language model's table of token embeddings."""
-        return _EMBEDDING_PATTERNS[self.lineage].fullmatch(name) is not None
+        return re.fullmatch(self.prefix + r"embed_tokens\.weight", name) is not None
 
+    def read_language_model(self, config: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], LanguageModel]:
+        """The language model's part of *config*, and its type; *where* names the file in errors.
 
-def projection_of(name_in_layer: str) -> tuple[str, str] | None:
-    """(``q``/``k``/``v``/``o``, ``weight``/``bias``) of a tensor inside a decoder layer, or None."""
-    match = _PROJECTION_PATTERN.fullmatch(name_in_layer)
-    return (match[1], match[2]) if match else None
+        Raises:
+            CheckpointError: there is no such part, or its type is not supported.
+        """
+        if not self.nested:
+            return config, find_language_model(self.language_model, where)
+        text_config = config.get("text_config")
+        if not isinstance(text_config, dict):
+            raise CheckpointError(f"{where}: has no text_config; is this a {self.model_type} checkpoint?")
+        return text_config, find_language_model(text_config.get("model_type", self.language_model), where)
 
 
 FAMILIES = (
-    Family("llava", HUGGING_FACE, None),
-    Family("llava_llama", ORIGINAL, "llama"),
-    Family("llava_mistral", ORIGINAL, "mistral"),
-    Family("llava_qwen", ORIGINAL, "qwen2"),
+    Family("llava", HUGGING_FACE, _NESTED, "llama", nested=True),
+    Family("llava_next", HUGGING_FACE, _NESTED, "llama", nested=True),
+    Family("llava_next_video", HUGGING_FACE, _NESTED, "llama", nested=True),
+    Family("llava_onevision", HUGGING_FACE, _NESTED, "qwen2", nested=True),
+    Family("video_llava", HUGGING_FACE, _NESTED, "llama", nested=True),
+    Family("vipllava", HUGGING_FACE, _NESTED, "llama", nested=True),
+    Family("llavaonevision1_5", HUGGING_FACE, _FLAT_OR_NESTED, "LLaVAOneVision1_5_text", nested=True),
+    Family("llava_llama", ORIGINAL, _FLAT, "llama", nested=False),
+    Family("llava_mistral", ORIGINAL, _FLAT, "mistral", nested=False),
+    Family("llava_qwen", ORIGINAL, _FLAT, "qwen2", nested=False),
+    Family("llama", LANGUAGE_MODEL, _FLAT, "llama", nested=False),
+    Family("mistral", LANGUAGE_MODEL, _FLAT, "mistral", nested=False),
+    Family("qwen2", LANGUAGE_MODEL, _FLAT, "qwen2", nested=False),
+    Family("qwen3", LANGUAGE_MODEL, _FLAT, "qwen3", nested=False),
+    Family("phi3", LANGUAGE_MODEL, _FLAT, "phi3", nested=False),
 )
 
 
@@ -69,19 +86,17 @@ def find_family(config: Mapping[str, Any], where: str) -> Family:
     """The family of the checkpoint whose config.json holds *config*; *where* names that file in errors.
 
     Raises:
-        CheckpointError: quantised, or of no family of the table.
+        CheckpointError: of no family of the table.
     """
-    text_config = config.get("text_config")
-    if config.get("quantization_config") or (isinstance(text_config, dict) and text_config.get("quantization_config")):
-        raise CheckpointError(f"{where}: the weights are quantised; dequantise them and save the checkpoint first")
     model_type = config.get("model_type")
     if model_type == "llava" and "text_config" not in config:
         model_type = "llava_llama"  # what original LLaVA called itself before v1.2.0
     for family in FAMILIES:
         if family.model_type == model_type:
             return family
+    refuse_model_type(model_type, where)
     supported = ", ".join(family.model_type for family in FAMILIES)
     raise CheckpointError(
-        f"{where}: model_type {model_type!r} is not a LLaVA this tool knows (it knows {supported}); "
+        f"{where}: model_type {model_type!r} is not one this tool knows (it knows {supported}); "
         "check that this is the checkpoint you mean"
     )

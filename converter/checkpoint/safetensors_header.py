@@ -7,8 +7,9 @@ white space before ``{``, unsafe names. Format: https://github.com/huggingface/s
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -16,6 +17,7 @@ from types import MappingProxyType
 from typing import Any
 
 from converter import strict_json
+from converter.checkpoint.weight_file import TensorEntry, WeightFile
 from converter.errors import CheckpointError, StorageError
 
 MAX_HEADER_BYTES = 100_000_000  # the reference parser's limit
@@ -35,28 +37,11 @@ DTYPE_BITS: Mapping[str, int] = MappingProxyType(
 
 
 @dataclass(frozen=True)
-class TensorEntry:
-    """One tensor of a safetensors file: *begin* and *end* are byte offsets from the start of the file."""
+class SafetensorsHeader(WeightFile):
+    """What a safetensors file says of itself; its tensors begin at byte *data_begin*."""
 
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    begin: int
-    end: int
-
-    @property
-    def num_bytes(self) -> int:
-        return self.end - self.begin
-
-
-@dataclass(frozen=True)
-class SafetensorsHeader:
-    """What a safetensors file says of itself; *entries* are in the order of their data."""
-
-    entries: tuple[TensorEntry, ...]
     metadata: Mapping[str, str]
     data_begin: int
-    file_size: int
 
 
 def read_header(path: Path) -> SafetensorsHeader:
@@ -116,7 +101,23 @@ def parse_header(raw: bytes, file_size: int) -> SafetensorsHeader:
         position = entry.end
     if position != file_size:
         raise ValueError(f"the tensors end at byte {position}, the file at byte {file_size}")
-    return SafetensorsHeader(tuple(entries), MappingProxyType(metadata), data_begin, file_size)
+    return SafetensorsHeader(tuple(entries), file_size, MappingProxyType(metadata), data_begin)
+
+
+def format_header(tensors: Sequence[tuple[str, str, tuple[int, ...], int]]) -> bytes:
+    """The header (length field and JSON) of a file that holds *tensors*, (name, dtype, shape, bytes), in that order.
+
+    Padded with spaces to a multiple of 8 bytes, as the reference does. ``{"format": "pt"}`` is in it, because
+    transformers up to 4.45 fails without.
+    """
+    fields: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    for name, dtype, shape, num_bytes in tensors:
+        fields[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, position + num_bytes]}
+        position += num_bytes
+    text = json.dumps(fields, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(LENGTH_BYTES, "little") + text
 
 
 def _parse_entry(name: str, entry: Any, data_begin: int) -> TensorEntry:
@@ -141,7 +142,7 @@ def _parse_entry(name: str, entry: Any, data_begin: int) -> TensorEntry:
     bits = prod(shape) * DTYPE_BITS[dtype]
     if bits != (end - begin) * 8:
         raise ValueError(f"tensor {name!r} of {dtype} {shape} does not fill its {end - begin} bytes")
-    return TensorEntry(name, dtype, tuple(shape), data_begin + begin, data_begin + end)
+    return TensorEntry(name, dtype, tuple(shape), data_begin + begin, data_begin + end, end - begin)
 
 
 def _check_unicode(text: str) -> None:

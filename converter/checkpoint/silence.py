@@ -16,8 +16,7 @@ def silent_heads(checkpoint: Checkpoint, layer: int) -> tuple[int, ...]:
     Raises:
         StorageError: the weights cannot be read.
     """
-    output = checkpoint.projection(layer, "o", "weight")
-    assert output is not None  # Checkpoint.open refuses a layer without it
+    output = checkpoint.output_projection(layer)
     geometry = checkpoint.geometry
     silent = np.ones(geometry.num_heads, dtype=bool)
     first, count = 0, PROBE_ROWS

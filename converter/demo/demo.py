@@ -99,10 +99,13 @@ def weakest_heads(checkpoint: Checkpoint, per_layer: int) -> HeadMask:
     geometry = checkpoint.geometry
     pruned = []
     for layer in range(geometry.num_layers):
-        value, output = checkpoint.projection(layer, "v", "weight"), checkpoint.projection(layer, "o", "weight")
-        assert value is not None and output is not None  # Checkpoint.open refuses a layer without them
-        values = checkpoint.read_rows(value).reshape(geometry.num_kv_heads, geometry.head_dim, -1)
-        outputs = checkpoint.read_rows(output).reshape(-1, geometry.num_heads, geometry.head_dim)
+        value = checkpoint.projection(layer, "v", "weight")
+        assert value is not None  # Checkpoint.open refuses a layer without it
+        values = checkpoint.read_rows(value.tensor, value.first, value.count)
+        values = values.reshape(geometry.num_kv_heads, geometry.head_dim, -1)
+        outputs = checkpoint.read_rows(checkpoint.output_projection(layer)).reshape(
+            -1, geometry.num_heads, geometry.head_dim
+        )
         norms = [
             float(np.linalg.norm(outputs[:, head] @ values[head // geometry.heads_per_group]))
             for head in range(geometry.num_heads)

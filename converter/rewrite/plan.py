@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from converter.checkpoint import Checkpoint, StoredTensor
+from converter.checkpoint import Checkpoint, Projection, StoredTensor
 from converter.checkpoint.dtypes import Float32Array
 from converter.checkpoint.geometry import Geometry
 from converter.mask import HeadMask
+from converter.rewrite.assembly import OutputFile, Piece, assemble
 from converter.rewrite.compensation import column_factors
 
 
@@ -27,12 +28,12 @@ class Edit(ABC):
 
     @property
     def begin(self) -> int:
-        """The first byte in the shard that the edit may change."""
+        """Where the edited rows begin in IN's shard, in bytes."""
         return self.tensor.entry.begin + self.first * self.tensor.row_bytes
 
     @property
     def end(self) -> int:
-        """One past the last byte in the shard that the edit may change."""
+        """Where they end, provided that the tensor's rows follow each other there."""
         return self.begin + self.count * self.tensor.row_bytes
 
     @abstractmethod
@@ -74,20 +75,28 @@ class ColumnEdit(Edit):
 
 @dataclass(frozen=True)
 class Plan:
-    """All edits of one conversion, ordered by shard and position; no two overlap."""
+    """One conversion: all its edits, ordered by shard and position, no two of which overlap, and OUT's files."""
 
     mask: HeadMask
     compensation: str
     edits: tuple[Edit, ...]
+    files: tuple[OutputFile, ...]
 
     @property
     def num_bytes(self) -> int:
-        """Bytes in the spans that the edits rewrite."""
-        return sum(edit.end - edit.begin for edit in self.edits)
+        """Bytes in the rows that the edits rewrite."""
+        return sum(edit.count * edit.tensor.row_bytes for edit in self.edits)
 
-    def edits_of(self, shard: str) -> tuple[Edit, ...]:
-        """The edits of one shard, in file order."""
-        return tuple(edit for edit in self.edits if edit.tensor.shard == shard)
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of all files of OUT but the manifest."""
+        return sum(file.size for file in self.files)
+
+    def edits_in(self, piece: Piece) -> tuple[Edit, ...]:
+        """The edits of a piece of a file, in the order of their rows."""
+        if piece.tensor is not None:
+            return tuple(edit for edit in self.edits if edit.tensor == piece.tensor)
+        return tuple(edit for edit in self.edits if edit.tensor.shard == piece.source)
 
     def to_json(self) -> dict[str, Any]:
         """The plan for a script to read."""
@@ -95,12 +104,13 @@ class Plan:
             "compensation": self.compensation,
             "pruned_heads": self.mask.num_pruned,
             "rewritten_bytes": self.num_bytes,
+            "files": {file.name: file.size for file in self.files},
             "edits": [
                 {
                     "tensor": edit.tensor.name,
                     "shard": edit.tensor.shard,
-                    "begin": edit.begin,
-                    "end": edit.end,
+                    "begin": edit.begin if edit.tensor.is_contiguous else None,
+                    "end": edit.end if edit.tensor.is_contiguous else None,
                     "change": edit.describe(),
                 }
                 for edit in self.edits
@@ -108,8 +118,10 @@ class Plan:
         }
 
 
-def make_plan(checkpoint: Checkpoint, mask: HeadMask, compensation: str) -> Plan:
+def make_plan(checkpoint: Checkpoint, mask: HeadMask, compensation: str, *, shard_bytes: int | None = None) -> Plan:
     """The edits that silence *mask*'s heads in *checkpoint* and fold *compensation* into its ``o_proj``.
+
+    *shard_bytes* bounds the shards that are built anew, see :func:`~converter.rewrite.assembly.assemble`.
 
     For a pruned head h with rows r(h) = [h * head_dim, (h + 1) * head_dim): rows r(h) of ``q``, rows of a kv
     head whose query heads are all pruned in ``k`` and ``v``, and columns r(h) of ``o`` become zero. Only the
@@ -121,25 +133,23 @@ def make_plan(checkpoint: Checkpoint, mask: HeadMask, compensation: str) -> Plan
         kv_heads = mask.pruned_kv_heads(layer, geometry)
         for projection, heads in (("q", mask.pruned[layer]), ("k", kv_heads), ("v", kv_heads)):
             for kind in ("weight", "bias"):
-                tensor = checkpoint.projection(layer, projection, kind)
-                if tensor is not None:
-                    edits += _row_edits(tensor, layer, projection, heads, geometry)
-        output = checkpoint.projection(layer, "o", "weight")
-        assert output is not None  # Checkpoint.open refuses a layer without it
+                rows = checkpoint.projection(layer, projection, kind)
+                if rows is not None:
+                    edits += _row_edits(rows, layer, projection, heads, geometry)
+        output = checkpoint.output_projection(layer)
         factors = column_factors(mask, layer, geometry, compensation)
         edits.append(ColumnEdit(output, layer, "o", 0, output.shape[0], factors))
-    return Plan(mask, compensation, tuple(sorted(edits, key=lambda edit: (edit.tensor.shard, edit.begin))))
+    edits.sort(key=lambda edit: (edit.tensor.shard, edit.begin))
+    return Plan(mask, compensation, tuple(edits), assemble(checkpoint, shard_bytes))
 
 
-def _row_edits(
-    tensor: StoredTensor, layer: int, projection: str, heads: tuple[int, ...], geometry: Geometry
-) -> list[Edit]:
+def _row_edits(rows: Projection, layer: int, projection: str, heads: tuple[int, ...], geometry: Geometry) -> list[Edit]:
     """One edit per run of neighbouring heads."""
     edits: list[Edit] = []
     start = 0
     for end in range(1, len(heads) + 1):
         if end == len(heads) or heads[end] != heads[end - 1] + 1:
             first, count = heads[start] * geometry.head_dim, (end - start) * geometry.head_dim
-            edits.append(RowEdit(tensor, layer, projection, first, count))
+            edits.append(RowEdit(rows.tensor, layer, projection, rows.first + first, count))
             start = end
     return edits

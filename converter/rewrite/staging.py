@@ -20,6 +20,7 @@ from pathlib import Path
 
 from converter.checkpoint import CONFIG_FILE, MANIFEST_FILE, Checkpoint, read_json_object
 from converter.errors import S4ConvertError, StorageError, UsageError
+from converter.rewrite.plan import Plan
 
 _log = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ class Staging:
         return self.out.with_name(f".{self.out.name}.s4convert-{role}")
 
 
-def check_destination(checkpoint: Checkpoint, out: Path, *, force: bool) -> None:
+def check_destination(checkpoint: Checkpoint, out: Path, plan: Plan, *, force: bool) -> None:
     """Refuse, before the first byte, an OUT that would harm IN, other files, or not fit on the disk.
 
     Raises:
@@ -77,16 +78,16 @@ def check_destination(checkpoint: Checkpoint, out: Path, *, force: bool) -> None
         raise StorageError(f"{parent}: no such directory; create it first")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise StorageError(f"{parent}: no permission to write there; choose another OUT")
-    needed, free = bytes_needed(checkpoint), free_bytes(out)
+    needed, free = bytes_needed(plan), free_bytes(out)
     if needed > free:
         raise StorageError(
             f"{parent}: {needed:,} bytes are needed and {free:,} are free; make room for {needed - free:,} more"
         )
 
 
-def bytes_needed(checkpoint: Checkpoint) -> int:
+def bytes_needed(plan: Plan) -> int:
     """What the output will take on the disk, at the most."""
-    return sum(stamp.size for stamp in checkpoint.stamps.values()) + SPARE_BYTES
+    return plan.file_bytes + SPARE_BYTES
 
 
 def free_bytes(out: Path) -> int:

@@ -1,7 +1,7 @@
 """Writing the staged checkpoint: unchanged spans are copied by the kernel, edited spans are computed.
 
-No header is ever written anew: an edit keeps its tensor's dtype and shape, so every byte outside the edited
-spans is the input's byte.
+An edit keeps its tensor's dtype and shape, so a safetensors header stays as it is, and every byte outside the
+edited spans is the input's byte.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from converter.checkpoint import Checkpoint
 from converter.checkpoint.dtypes import OVERFLOW, encode
 from converter.errors import CheckpointError, StorageError
 from converter.progress import Progress
+from converter.rewrite.assembly import Piece
 from converter.rewrite.plan import Edit, Plan
 
 COPY_BYTES = 64 << 20  # so that progress moves and an interrupt is heard
@@ -33,7 +34,7 @@ _NO_KERNEL_COPY = frozenset((errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.
 
 @dataclass(frozen=True)
 class StagedCheckpoint:
-    """The written files in *directory*, the same names as in the input."""
+    """The written files in *directory*."""
 
     directory: Path
     files: tuple[str, ...]
@@ -82,20 +83,22 @@ def stage(
         StorageError: the disk refused, or an input file became shorter while it was copied.
     """
     stop = threading.Event()
-    for name, stamp in checkpoint.stamps.items():
-        (directory / name).parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(directory / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    for file in plan.files:
+        (directory / file.name).parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(directory / file.name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:
-            os.truncate(descriptor, stamp.size)
+            os.truncate(descriptor, file.size)
+            progress(_write(descriptor, file.head, 0))
         finally:
             os.close(descriptor)
     with ThreadPoolExecutor(max_workers=jobs, thread_name_prefix="write") as executor:
         by_file = {
-            name: [
-                executor.submit(_write_segment, checkpoint, plan, name, begin, end, directory, stop, progress)
-                for begin, end in _segments(stamp.size)
+            file.name: [
+                executor.submit(_write_segment, checkpoint, plan, segment, directory / file.name, stop, progress)
+                for piece in file.pieces
+                for segment in _segments(piece)
             ]
-            for name, stamp in checkpoint.stamps.items()
+            for file in plan.files
         }
         try:
             for name, segments in by_file.items():
@@ -106,36 +109,48 @@ def stage(
             stop.set()
             executor.shutdown(wait=False, cancel_futures=True)
             raise
-    return StagedCheckpoint(directory, tuple(checkpoint.stamps))
+    return StagedCheckpoint(directory, tuple(file.name for file in plan.files))
 
 
-def _segments(size: int) -> list[tuple[int, int]]:
-    return [(begin, min(begin + SEGMENT_BYTES, size)) for begin in range(0, size, SEGMENT_BYTES)]
+def _segments(piece: Piece) -> list[Piece]:
+    """*piece* cut up, so that several threads can write it; a tensor that must be gathered stays in one."""
+    if piece.tensor is not None and not piece.tensor.is_contiguous:
+        return [piece]
+    return [
+        replace(
+            piece,
+            begin=piece.begin + at,
+            size=min(SEGMENT_BYTES, piece.size - at),
+            source_begin=piece.source_begin + at,
+        )
+        for at in range(0, piece.size, SEGMENT_BYTES)
+    ]
 
 
 def _write_segment(
-    checkpoint: Checkpoint,
-    plan: Plan,
-    name: str,
-    begin: int,
-    end: int,
-    directory: Path,
-    stop: threading.Event,
-    progress: Progress,
+    checkpoint: Checkpoint, plan: Plan, segment: Piece, path: Path, stop: threading.Event, progress: Progress
 ) -> None:
-    """Write the bytes [begin, end) of file *name*: an edit belongs to the segment that it begins in."""
-    edits = plan.edits_of(name)
+    """Write *segment* into the file *path*: an edit belongs to the segment that it begins in."""
+    name, edits = segment.source, plan.edits_in(segment)
     source = os.open(checkpoint.path / name, os.O_RDONLY)
-    target = os.open(directory / name, os.O_WRONLY)
+    target = os.open(path, os.O_WRONLY)
     try:
+        if segment.tensor is not None and not segment.tensor.is_contiguous:
+            progress(_write(target, checkpoint.read_bytes(segment.tensor), segment.begin))
+            for edit in edits:
+                at = segment.begin + edit.first * edit.tensor.row_bytes
+                _write_edit(checkpoint, edit, target, at, stop, lambda _: None)
+            return
+        begin, end = segment.source_begin, segment.source_begin + segment.size
+        shift = segment.begin - begin
         position = max([begin, *(min(edit.end, end) for edit in edits if edit.begin < begin)])
         for edit in edits:
             if not begin <= edit.begin < end:
                 continue
-            _copy(source, target, position, edit.begin, name, stop, progress)
-            _write_edit(checkpoint, edit, target, stop, progress)
+            _copy(source, target, position, edit.begin, shift, name, stop, progress)
+            _write_edit(checkpoint, edit, target, edit.begin + shift, stop, progress)
             position = min(edit.end, end)
-        _copy(source, target, position, end, name, stop, progress)
+        _copy(source, target, position, end, shift, name, stop, progress)
     except OSError as error:
         raise StorageError(f"{name}: cannot be copied to OUT: {error.strerror}; OUT is as it was") from error
     finally:
@@ -143,27 +158,33 @@ def _write_segment(
         os.close(target)
 
 
-def _copy(source: int, target: int, begin: int, end: int, name: str, stop: threading.Event, progress: Progress) -> None:
+def _copy(
+    source: int, target: int, begin: int, end: int, shift: int, name: str, stop: threading.Event, progress: Progress
+) -> None:
+    """Copy the bytes [begin, end) of *source* to *target*, *shift* bytes further on."""
     while begin < end and not stop.is_set():
         size = min(COPY_BYTES, end - begin)
         try:
-            copied = os.copy_file_range(source, target, size, begin, begin)
+            copied = os.copy_file_range(source, target, size, begin, begin + shift)
         except OSError as error:
             if error.errno not in _NO_KERNEL_COPY:
                 raise
             copied = 0
         if not copied:  # the kernel cannot, or the file has come to its end
-            copied = _write(target, os.pread(source, min(size, EDIT_BYTES), begin), begin)
+            copied = _write(target, os.pread(source, min(size, EDIT_BYTES), begin), begin + shift)
         if not copied:
             raise StorageError(f"{name}: became shorter while it was copied; start again when IN is at rest")
         begin += copied
         progress(copied)
 
 
-def _write_edit(checkpoint: Checkpoint, edit: Edit, target: int, stop: threading.Event, progress: Progress) -> None:
+def _write_edit(
+    checkpoint: Checkpoint, edit: Edit, target: int, begin: int, stop: threading.Event, progress: Progress
+) -> None:
+    """Write *edit*'s rows into *target*, from byte *begin* on."""
     tensor = edit.tensor
     where = f"{checkpoint.path / tensor.shard}: {tensor.name} (layer {edit.layer})"
-    rows_per_block = max(1, EDIT_BYTES // tensor.row_bytes)
+    rows_per_block = max(1, EDIT_BYTES // tensor.row_bytes) if tensor.is_contiguous else edit.count
     for first in range(edit.first, edit.first + edit.count, rows_per_block):
         if stop.is_set():
             return
@@ -176,7 +197,8 @@ def _write_edit(checkpoint: Checkpoint, edit: Edit, target: int, stop: threading
             raise CheckpointError(
                 f"{where} would overflow {tensor.dtype} when compensated; store it as F32, or use --compensate none"
             )
-        progress(_write(target, encode(edited, tensor.dtype), tensor.entry.begin + first * tensor.row_bytes))
+        at = begin + (first - edit.first) * tensor.row_bytes
+        progress(_write(target, encode(edited, tensor.dtype), at))
 
 
 def _write(target: int, data: bytes, offset: int) -> int:

@@ -163,7 +163,6 @@ def _tolerance(original: Checkpoint, mask: HeadMask, compensation: str) -> float
     dtypes = set()
     for layer in mask.touched_layers:
         factors = set(column_factors(mask, layer, original.geometry, compensation).tolist()) - {0.0}
-        output = original.projection(layer, "o", "weight")
-        if output is not None and factors != {1.0}:
-            dtypes.add(output.dtype)
+        if factors != {1.0}:
+            dtypes.add(original.output_projection(layer).dtype)
     return max([FLOAT32_TOLERANCE, *(EPSILON[dtype] for dtype in dtypes)])

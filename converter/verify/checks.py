@@ -27,7 +27,7 @@ def check_converted(
         VerificationError: the first thing that is wrong.
         StorageError: a file cannot be read.
     """
-    total = sum(stamp.size for stamp in original.stamps.values())
+    total = sum(stamp.size for stamp in converted.stamps.values())
     with byte_bar("check", total, shown=progress) as bar:
         structure = check_structure(original, converted, mask, compensation, jobs=jobs, progress=bar.update)
     if not check_behaviour:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from converter.checkpoint import Checkpoint
-from converter.checkpoint.layouts import HUGGING_FACE
+from converter.checkpoint.layouts import LANGUAGE_MODEL, ORIGINAL
+from converter.checkpoint.torch_file import torch_dtype
 from converter.decoder import stock_code
 from converter.errors import StorageError
 
@@ -54,7 +55,9 @@ def make_probe(checkpoint: Checkpoint) -> Probe:
         _log.debug("the tokenizer cannot be loaded: %s", error)
         return Probe(_random_samples(checkpoint), "seeded token ids (the tokenizer cannot be loaded)")
     text = f"{len(samples)} text prompts"
-    if checkpoint.family.lineage != HUGGING_FACE:
+    if checkpoint.family.lineage == LANGUAGE_MODEL:
+        return Probe(samples, text)
+    if checkpoint.family.lineage == ORIGINAL:
         return Probe(samples, f"{text} (no images: the vision tower is not part of this layout)")
     try:
         images = _image_samples(checkpoint)
@@ -121,17 +124,18 @@ def _image_samples(checkpoint: Checkpoint) -> tuple[torch.Tensor, ...]:
 
 def _front_end(checkpoint: Checkpoint) -> Any:
     """The checkpoint's stock model class with its tower, projector and embeddings, and no decoder layer."""
+    import torch
     import transformers
-    from safetensors import safe_open
 
     config = transformers.AutoConfig.from_pretrained(checkpoint.path)
     config.text_config.num_hidden_layers = 0
-    weights = {}
-    for shard in checkpoint.shards:
-        with safe_open(checkpoint.path / shard, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 (not a dict)
-                if checkpoint.family.layer_key(name) is None:
-                    weights[name] = file.get_tensor(name)
+    weights = {
+        name: torch.frombuffer(bytearray(checkpoint.read_bytes(tensor)), dtype=torch_dtype(tensor.dtype)).reshape(
+            tensor.shape
+        )
+        for name, tensor in checkpoint.tensors.items()
+        if checkpoint.family.layer_key(name) is None
+    }
     model_class = getattr(transformers, config.architectures[0])
     model, loading = model_class.from_pretrained(None, config=config, state_dict=weights, output_loading_info=True)
     if loading["missing_keys"]:

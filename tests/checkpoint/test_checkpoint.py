@@ -82,7 +82,7 @@ def test_every_layout_and_language_model_is_opened(
 ) -> None:
     spec = Spec(heads_per_group=2, head_dim=3, layout=layout, text_model=text_model, num_shards=num_shards)
     checkpoint = Checkpoint.open(write_checkpoint(tmp_path / "checkpoint", spec))
-    assert (checkpoint.family.lineage, checkpoint.text_model_type) == (layout, text_model)
+    assert (checkpoint.family.lineage, checkpoint.language_model.model_type) == (layout, text_model)
     assert checkpoint.geometry == Geometry(num_layers=2, num_heads=4, num_kv_heads=2, head_dim=3, hidden_size=8)
     assert {name: tensor.shape for name, tensor in checkpoint.tensors.items()} == shapes(spec)
     assert len(checkpoint.shards) == num_shards
@@ -106,10 +106,10 @@ def test_a_directory_without_a_config_is_refused(tmp_path: Path, given: str) -> 
         ('{"model_type": "llava", "model_type": "llava"}', "'model_type' stands twice"),
         ("[]", "is not a JSON object"),
         ("null", "is not a JSON object"),
-        ("{}", "model_type None is not a LLaVA"),
-        ('{"model_type": "llama"}', "model_type 'llama' is not a LLaVA"),
-        ('{"model_type": "llava_mpt"}', "model_type 'llava_mpt' is not a LLaVA"),
-        ('{"model_type": ["llava"]}', "model_type ['llava'] is not a LLaVA"),
+        ("{}", "model_type None is not one this tool knows"),
+        ('{"model_type": "gpt2"}', "model_type 'gpt2' is not one this tool knows"),
+        ('{"model_type": "llava_mpt"}', "model_type 'llava_mpt' is MPT"),
+        ('{"model_type": ["llava"]}', "model_type ['llava'] is not one this tool knows"),
         ('{"model_type": "llava", "text_config": null}', "has no text_config"),
         ('{"model_type": "llava", "text_config": []}', "has no text_config"),
         ('{"model_type": "llava", "text_config": {"model_type": "gpt2"}}', "language model 'gpt2' is not supported"),
@@ -125,14 +125,14 @@ def test_a_config_of_no_supported_model_is_refused(path: Path, config: str, mess
 
 def test_a_text_config_without_a_model_type_is_llama(path: Path) -> None:
     edit_json(path / "config.json", lambda config: config["text_config"].pop("model_type"))
-    assert Checkpoint.open(path).text_model_type == "llama"
+    assert Checkpoint.open(path).language_model.model_type == "llama"
 
 
 def test_an_old_llava_config_without_text_config_is_the_original_layout(tmp_path: Path) -> None:
     path = write_checkpoint(tmp_path / "checkpoint", Spec(layout=ORIGINAL))
     edit_json(path / "config.json", lambda config: config.update(model_type="llava"))
     checkpoint = Checkpoint.open(path)
-    assert (checkpoint.family.lineage, checkpoint.text_model_type) == (ORIGINAL, "llama")
+    assert (checkpoint.family.lineage, checkpoint.language_model.model_type) == (ORIGINAL, "llama")
     assert len(checkpoint.layers) == 2
 
 
@@ -154,9 +154,9 @@ def test_weights_of_the_other_layout_are_refused(path: Path) -> None:
 # --- shards and index ---------------------------------------------------------------------------------------
 
 
-def test_a_checkpoint_without_safetensors_is_refused(path: Path) -> None:
-    (path / WEIGHTS).rename(path / "pytorch_model.bin")
-    assert_refused(path, f"has neither {WEIGHTS} nor {INDEX}")
+def test_a_checkpoint_without_weights_is_refused(path: Path) -> None:
+    (path / WEIGHTS).unlink()
+    assert_refused(path, f"has none of {WEIGHTS}, {INDEX}, pytorch_model.bin")
 
 
 def test_a_single_file_beside_an_index_is_refused(sharded: Path, path: Path) -> None:
@@ -351,9 +351,9 @@ def test_projections_are_found_by_layer_and_kind(tmp_path: Path) -> None:
     for layer in (0, 1):
         for projection in "qkvo":
             for kind in ("weight", "bias"):
-                tensor = checkpoint.projection(layer, projection, kind)
+                found = checkpoint.projection(layer, projection, kind)
                 name = f"{LAYERS}{layer}.self_attn.{projection}_proj.{kind}"
-                assert (tensor.name if tensor else None) == (None if (projection, kind) == ("o", "bias") else name)
+                assert (found.tensor.name if found else None) == (None if (projection, kind) == ("o", "bias") else name)
 
 
 def test_rows_are_read_as_float32(path: Path) -> None:

@@ -186,12 +186,16 @@ def test_edits_are_sorted_apart_from_each_other_and_cover_exactly_what_the_mask_
     checkpoint = opened(directory, spec)
     plan = make_plan(checkpoint, HeadMask(6, pruned), "scale")
 
-    assert [edit for shard in sorted(checkpoint.shards) for edit in plan.edits_of(shard)] == list(plan.edits)
+    files = {file.name: file for file in plan.files}
+    assert {name: file.size for name, file in files.items()} == {n: s.size for n, s in checkpoint.stamps.items()}
+    assert [edit for shard in sorted(checkpoint.shards) for edit in plan.edits_in(*files[shard].pieces)] == list(
+        plan.edits
+    )
     for shard, header in checkpoint.shards.items():
-        edits = plan.edits_of(shard)
+        edits = plan.edits_in(*files[shard].pieces)
         assert all(edit.begin < edit.end for edit in edits)
         assert all(before.end <= after.begin for before, after in pairwise(edits))
-        assert all(header.data_begin <= edit.begin and edit.end <= header.file_size for edit in edits)
+        assert all(header.entries[0].begin <= edit.begin and edit.end <= header.file_size for edit in edits)
         assert all(edit.tensor.entry.begin <= edit.begin and edit.end <= edit.tensor.entry.end for edit in edits)
 
     rows = {
@@ -203,8 +207,8 @@ def test_edits_are_sorted_apart_from_each_other_and_cover_exactly_what_the_mask_
         kv_heads = [kv for kv in range(spec.num_kv_heads) if {kv * group + i for i in range(group)} <= set(heads)]
         for projection, silenced in (("q", heads), ("k", kv_heads), ("v", kv_heads)):
             for kind in ("weight", "bias") if spec.text_model == "qwen2" else ("weight",):
-                tensor = checkpoint.projection(layer, projection, kind)
-                assert tensor is not None
-                expected |= {(tensor.name, head * width + i) for head in silenced for i in range(width)}
+                found = checkpoint.projection(layer, projection, kind)
+                assert found is not None and found.first == 0
+                expected |= {(found.tensor.name, head * width + i) for head in silenced for i in range(width)}
     assert rows == expected
     assert set(factors_of(plan)) == {layer for layer, heads in enumerate(pruned) if heads}

@@ -1,0 +1,83 @@
+"""As which class stock LLaVA would load a directory: it goes by the directory's name, not by config.json.
+
+The rules are those of ``load_pretrained_model`` in llava/model/builder.py, of the original LLaVA and, for
+``llava_qwen``, of its successor LLaVA-NeXT.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from converter.checkpoint.layouts import ORIGINAL, Family
+from converter.errors import UsageError
+
+_LLAMA, _MISTRAL, _QWEN = "LlavaLlamaForCausalLM", "LlavaMistralForCausalLM", "LlavaQwenForCausalLM"
+
+# For each model_type, the class that its weights are of, and a name that is loaded as that class.
+_WANTED = {
+    "llava_llama": (_LLAMA, "llava"),
+    "llava_mistral": (_MISTRAL, "llava-mistral"),
+    "llava_qwen": (_QWEN, "llava-qwen"),
+}
+
+# The first substring that a name contains decides.
+_Rules = tuple[tuple[str, str], ...]
+_ORIGINAL_RULES: _Rules = (
+    ("lora", "a LoRA adapter"),
+    ("mpt", "LlavaMptForCausalLM"),
+    ("mistral", _MISTRAL),
+    ("", _LLAMA),
+)
+_NEXT_RULES: _Rules = (
+    ("lora", "a LoRA adapter"),
+    ("mixtral", "LlavaMixtralForCausalLM"),
+    ("mistral", _MISTRAL),
+    ("zephyr", _MISTRAL),
+    ("llama", _LLAMA),
+    ("yi", _LLAMA),
+    ("nous-hermes", _LLAMA),
+    ("llava-v1.6-34b", _LLAMA),
+    ("llava-v1.5", _LLAMA),
+    ("moe", "LlavaQwenMoeForCausalLM"),
+    ("qwen", _QWEN),
+    ("quyen", _QWEN),
+    ("gemma", "LlavaGemmaForCausalLM"),
+    ("", _LLAMA),
+)
+
+# A suffix that trips none of the substrings by which loaders and evaluation scripts choose.
+SUFFIX = "-pruned"
+
+
+def check_loader_name(family: Family, source: Path, out: Path) -> None:
+    """Refuse an OUT that stock LLaVA would load as another class than IN's, and suggest a name.
+
+    Raises:
+        UsageError: it would.
+    """
+    if family.lineage != ORIGINAL:
+        return
+    wanted, found = _WANTED[family.model_type][0], _class_by_name(family, out.absolute().name)
+    if found != wanted:
+        raise UsageError(
+            f"{out}: stock LLaVA goes by a directory's name and would load this one as {found}, not as {wanted}; "
+            f"name it {suggest_name(family, source)}, or insist with --allow-name"
+        )
+
+
+def suggest_name(family: Family, source: Path) -> str:
+    """A name for the conversion of *source* that stock LLaVA loads as *family*'s class: IN's, where that will do."""
+    source = source.resolve()
+    name = f"{source.parent.name}-{source.name}" if source.name.startswith("checkpoint-") else source.name
+    wanted, plain = _WANTED[family.model_type]
+    candidates = (name + SUFFIX, f"{plain}-{name}{SUFFIX}", plain + SUFFIX)
+    return next(candidate for candidate in candidates if _class_by_name(family, candidate) == wanted)
+
+
+def _class_by_name(family: Family, name: str) -> str:
+    if name.startswith("checkpoint-"):
+        return "whatever the directory above it is named after"
+    if "llava" not in name.lower():
+        return "a plain language model"
+    rules = _NEXT_RULES if family.model_type == "llava_qwen" else _ORIGINAL_RULES
+    return next(found for part, found in rules if part in name.lower())
