@@ -6,6 +6,8 @@ answers at once.
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 import json
 import logging
 import os
@@ -18,11 +20,15 @@ from typing import Any, ClassVar, NoReturn
 
 import click
 
-from converter.errors import S4ConvertError
+from converter.errors import S4ConvertError, StorageError
 from converter.version import __version__
 
 COMPENSATIONS = ("scale", "none")
 EXIT_USAGE, EXIT_STORAGE, EXIT_INTERNAL, EXIT_INTERRUPTED = 2, 3, 70, 130
+
+
+# What every command takes, and people write in front of it.
+_SHARED_FLAGS = ("--debug", "-v", "--verbose", "--json")
 
 
 class MainJobGroup(click.Group):
@@ -33,9 +39,21 @@ class MainJobGroup(click.Group):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if not args:
             args = ["--help"]
-        elif args[0] not in self.commands and args[0] not in ("-h", "--help", "--version"):
+        num_flags = next((i for i, arg in enumerate(args) if arg not in _SHARED_FLAGS), len(args))
+        first = args[num_flags] if num_flags < len(args) else ""
+        if first in self.commands:
+            args = [first, *args[:num_flags], *args[num_flags + 1 :]]
+        elif first not in ("-h", "--help", "--version"):
+            self._refuse_misspelt(ctx, first)
             args = [self.main_job, *args]
         return super().parse_args(ctx, args)
+
+    def _refuse_misspelt(self, ctx: click.Context, word: str) -> None:
+        """A word that is nearly a command and names no directory is a misspelt command."""
+        commands = [name for name, command in self.commands.items() if not command.hidden]
+        near = difflib.get_close_matches(word, commands, n=1)
+        if near and not Path(word).exists():
+            ctx.fail(f"no such command or directory: {word!r}; did you mean {near[0]}?")
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         formatter.write_usage(ctx.command_path, "IN OUT --mask MASK.json [OPTIONS]")
@@ -137,10 +155,12 @@ def convert(
         click.echo(json.dumps(conversion.to_json(), indent=1) if as_json else conversion.to_text())
         return
     report = carry_out(conversion, check_behaviour=not no_verify, jobs=jobs, progress=not quiet)
-    if as_json:
-        click.echo(json.dumps({"out": str(out)} | report.to_json(), indent=1))
-    else:
-        click.echo(out if quiet else f"{report.to_text()}\nwritten: {out}")
+    text = str(out) if quiet else f"{report.to_text()}\nwritten: {out}"
+    try:
+        click.echo(json.dumps({"out": str(out)} | report.to_json(), indent=1) if as_json else text)
+    except OSError as error:
+        _discard_stdout()
+        raise StorageError(f"{out}: is written, but its report cannot be printed: {error.strerror}") from error
 
 
 @cli.command()
@@ -194,11 +214,13 @@ def demo(directory: Path, as_json: bool, verbose: bool) -> None:
 
 
 def _set_up(verbose: bool, *, quiet: bool = False) -> None:
-    """Messages to stderr, one line each; SIGTERM cleans up as Ctrl-C does."""
-    level = logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO
+    """Messages to stderr, one line each; SIGTERM and a connection that goes away clean up as Ctrl-C does."""
+    level = logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO
     logging.basicConfig(stream=sys.stderr, level=logging.ERROR, format="s4convert: %(message)s")
     logging.getLogger("converter").setLevel(level)
     signal.signal(signal.SIGTERM, _interrupt)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup leaves it
+        signal.signal(signal.SIGHUP, _interrupt)
 
 
 def _interrupt(signal_number: int, frame: object) -> NoReturn:
@@ -223,8 +245,7 @@ def main() -> NoReturn:
     except (KeyboardInterrupt, click.Abort):
         _fail("interrupted", EXIT_INTERRUPTED, debug)
     except BrokenPipeError:
-        # Whoever read our output has gone; what Python still holds of it must not fail at the exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_stdout()
         sys.exit(EXIT_STORAGE)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
@@ -241,8 +262,14 @@ def main() -> NoReturn:
 def _fail(message: str, exit_code: int, debug: bool) -> NoReturn:
     if debug:
         traceback.print_exc()
-    click.echo(f"s4convert: error: {' '.join(message.split())}", err=True)
+    with contextlib.suppress(OSError):  # stderr may be closed or full; the exit code says what happened
+        click.echo(f"s4convert: error: {' '.join(message.split())}", err=True)
     sys.exit(exit_code)
+
+
+def _discard_stdout() -> None:
+    """Whoever read our output has gone, or has no room: what Python still holds of it must not fail at the exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ class Conversion:
             f"{plan.mask.num_pruned} heads in {len(plan.mask.touched_layers)} layers, compensation {plan.compensation}",
             f"{len(plan.edits)} edits in spans of {plan.num_bytes:,} bytes",
             f"{self.bytes_needed:,} bytes needed, {self.bytes_free:,} free",
-            "nothing was written (--dry-run)",
+            "nothing was written, and no weight was looked at (--dry-run)",
         ]
         return "\n".join(lines)
 

@@ -12,9 +12,9 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from converter.checkpoint import Checkpoint
+from converter.checkpoint import CONFIG_FILE, Checkpoint
 from converter.errors import CheckpointError, UsageError
 
 if TYPE_CHECKING:
@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 
 # Called with the input of o_proj [1, tokens, heads * head_dim]; what it returns goes in instead.
 HeadsHook: TypeAlias = "Callable[[torch.Tensor], torch.Tensor]"
+
+# Entries of a config that say how it is run or stored, or that do not hold for a single layer.
+_NOT_THE_MODELS = (
+    *("architectures", "model_type", "torch_dtype", "dtype", "layer_types", "quantization_config"),
+    *("attn_implementation", "_attn_implementation", "_attn_implementation_internal", "_flash_attn_2_enabled"),
+)
 
 LOAD_BYTES = 16 << 20  # stored bytes read at a time, so that loading takes no second copy of a tensor
 
@@ -31,28 +37,8 @@ class LayerDecoder:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         import torch
-        from transformers import AutoConfig, AutoModel
 
-        config = dict(checkpoint.text_config)
-        for name in ("architectures", "model_type", "torch_dtype", "dtype", "layer_types", "quantization_config"):
-            config.pop(name, None)
-        config = {**checkpoint.language_model.settings, **config}
-        geometry = checkpoint.geometry
-        config |= {
-            "num_hidden_layers": 1,
-            "hidden_size": geometry.hidden_size,
-            "num_attention_heads": geometry.num_heads,
-            "num_key_value_heads": geometry.num_kv_heads,
-            "head_dim": geometry.head_dim,
-            "vocab_size": 1,
-            "pad_token_id": None,
-        }
-        with stock_code():
-            self._model = (
-                AutoModel.from_config(AutoConfig.for_model(checkpoint.language_model.stock_type, **config))
-                .float()
-                .eval()
-            )
+        self._model = _build(checkpoint).float().eval()
         self._model.norm = torch.nn.Identity()
         self._layer = self._model.layers[0]
 
@@ -98,7 +84,13 @@ class LayerDecoder:
 
 
 def require_stock_code(checkpoint: Checkpoint) -> None:
-    """Raise UsageError where the installed transformers cannot run *checkpoint*'s language model."""
+    """Raise where the installed transformers cannot run *checkpoint*'s language model.
+
+    Raises:
+        UsageError: it is older than the model.
+        CheckpointError: the config does not suit the model.
+    """
+    import torch
     import transformers
 
     stock_type = checkpoint.language_model.stock_type
@@ -107,6 +99,35 @@ def require_stock_code(checkpoint: Checkpoint) -> None:
             f"{checkpoint.path}: transformers {transformers.__version__} has no {stock_type}, so hidden states cannot "
             "be compared; use a newer transformers, or --no-verify to check the bytes alone"
         )
+    with torch.device("meta"):  # takes no memory and no time
+        _build(checkpoint)
+
+
+def _build(checkpoint: Checkpoint) -> Any:
+    """The stock model with one decoder layer and no vocabulary; its weights are not set."""
+    from transformers import AutoConfig, AutoModel
+
+    config = {**checkpoint.language_model.settings, **checkpoint.text_config}
+    for name in _NOT_THE_MODELS:
+        config.pop(name, None)
+    geometry = checkpoint.geometry
+    config |= {
+        "num_hidden_layers": 1,
+        "hidden_size": geometry.hidden_size,
+        "num_attention_heads": geometry.num_heads,
+        "num_key_value_heads": geometry.num_kv_heads,
+        "head_dim": geometry.head_dim,
+        "vocab_size": 1,
+        "pad_token_id": None,
+    }
+    try:
+        with stock_code():
+            return AutoModel.from_config(AutoConfig.for_model(checkpoint.language_model.stock_type, **config))
+    except Exception as error:  # stock code fails in its own ways on a config that makes no sense
+        raise CheckpointError(
+            f"{checkpoint.path / CONFIG_FILE}: stock transformers cannot build the language model from it "
+            f"({type(error).__name__}: {error}); mend the config"
+        ) from error
 
 
 @contextlib.contextmanager

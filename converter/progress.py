@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -22,4 +23,6 @@ def layer_bar(description: str, total: int, *, shown: bool) -> tqdm[NoReturn]:
 
 
 def _disable(shown: bool) -> bool | None:
-    return None if shown else True  # None lets tqdm look whether stderr is a terminal
+    if not shown or sys.stderr is None:  # closed by whoever started us
+        return True
+    return None  # lets tqdm look whether stderr is a terminal

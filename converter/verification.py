@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from converter.checkpoint import Checkpoint
-from converter.errors import UsageError, VerificationError
+from converter.errors import CheckpointError, UsageError, VerificationError
 from converter.manifest import check_digests, read_conversion
 from converter.mask import load_mask
 from converter.verify.checks import check_converted, default_jobs
@@ -35,7 +35,13 @@ def verify_conversion(
         UsageError: there is no manifest and no mask is given.
         CheckpointError, MaskError, StorageError: as the class says.
     """
-    before, after = Checkpoint.open(original), Checkpoint.open(converted)
+    before = Checkpoint.open(original)
+    try:
+        after = Checkpoint.open(converted)
+    except CheckpointError as error:
+        if not Path(converted).is_dir():
+            raise
+        raise VerificationError(str(error)) from error  # ORIGINAL is sound, so a conversion of it would be
     if after.geometry != before.geometry:
         raise VerificationError(f"{converted}: its geometry is not the original's; is this the right ORIGINAL?")
     stated = read_conversion(after)

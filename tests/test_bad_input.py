@@ -132,6 +132,17 @@ def in_is_no_llava(request: Request) -> None:
     request.change_config(lambda config: config.update(model_type="gpt2"))
 
 
+@refused(USAGE, "transformers_weights names 'alt.safetensors'")
+def the_config_sends_loaders_to_other_weights(request: Request) -> None:
+    request.change_config(lambda config: config.update(transformers_weights="alt.safetensors"))
+
+
+@refused(USAGE, "config.json: stock transformers cannot build the language model from it")
+def the_language_model_cannot_be_built(request: Request) -> None:
+    request.options.remove("--no-verify")
+    request.change_config(lambda config: config["text_config"].update(hidden_act="nope"))
+
+
 @refused(USAGE, "language model 'gpt2' is not supported")
 def the_language_model_is_not_known(request: Request) -> None:
     request.change_config(lambda config: config["text_config"].update(model_type="gpt2"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -372,7 +373,7 @@ def test_the_demo_refuses_a_directory_that_is_not_empty(tmp_path: Path) -> None:
     before = snapshot(tmp_path)
     outcome = run_here("demo", tmp_path)
     assert outcome.exit_code == 2
-    assert "is not empty; give the demo a directory of its own" in outcome.error
+    assert "is not empty; remove it, or give the demo another directory" in outcome.error
     assert snapshot(tmp_path) == before
 
 
@@ -409,3 +410,44 @@ def test_an_output_that_takes_nothing_is_an_error_of_storage(source: Path) -> No
         )
     assert finished.returncode == 3
     assert finished.stderr == "s4convert: error: No space left on device\n"
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "2>/dev/full"])
+def test_without_a_place_for_messages_the_exit_code_still_tells(
+    source: Path, out: Path, mask: Path, closed: str
+) -> None:
+    def exit_code(*arguments: object) -> int:
+        command = shlex.join(map(str, [*COMMAND, *arguments]))
+        return subprocess.run(["/bin/sh", "-c", f"{command} {closed}"], cwd=ROOT, capture_output=True).returncode
+
+    assert exit_code(source.with_name("nowhere"), out, "--mask", mask) == 2
+    assert exit_code(source, out, "--mask", mask, "--no-verify") == 0
+    assert out.is_dir()
+
+
+def test_a_report_that_cannot_be_printed_does_not_deny_that_out_is_written(source: Path, out: Path, mask: Path) -> None:
+    command = shlex.join(map(str, [*COMMAND, source, out, "--mask", mask, "--no-verify"]))
+    finished = subprocess.run(["/bin/sh", "-c", f"{command} > /dev/full"], cwd=ROOT, capture_output=True, text=True)
+    assert finished.returncode == 3
+    assert f"{out}: is written, but its report cannot be printed" in finished.stderr
+    assert out.is_dir()
+
+
+@pytest.mark.parametrize("flag", ["-v", "--json", "--debug"])
+def test_a_flag_may_stand_before_the_command(source: Path, flag: str) -> None:
+    before, after = run_here(flag, "inspect", source), run_here("inspect", source, flag)
+    assert before.exit_code == 0
+    assert before.stdout == after.stdout
+
+
+def test_a_misspelt_command_is_told_so(source: Path) -> None:
+    outcome = run_here("inspekt", source)
+    assert outcome.exit_code == 2
+    assert "did you mean inspect?" in outcome.error
+
+
+def test_a_quiet_run_still_warns_of_what_it_leaves_behind(source: Path, out: Path, mask: Path) -> None:
+    (source / "model.fp16.safetensors").write_bytes(b"x")
+    outcome = run_here(source, out, "--mask", mask, "--no-verify", "-q")
+    assert outcome.stdout == f"{out}\n"
+    assert "model.fp16.safetensors: left behind" in outcome.stderr

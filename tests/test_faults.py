@@ -215,10 +215,32 @@ def test_a_checkpoint_that_is_put_back_is_not_replaced_without_force(
     assert hidden_siblings(out) == []
 
 
+def test_a_checkpoint_is_put_back_into_an_empty_directory_at_out(
+    source: Path, out: Path, mask: Path, killed_between_renames: Path
+) -> None:
+    old_files = digests(killed_between_renames)
+    out.mkdir()
+    with failing("pwrite", 0, errno.EIO), pytest.raises(StorageError):
+        convert_bytes(source, out, mask, force=True)
+    assert digests(out) == old_files
+
+
+def test_a_checkpoint_that_was_moved_away_is_kept_where_something_else_stands_at_out(
+    source: Path, out: Path, mask: Path, killed_between_renames: Path
+) -> None:
+    old_files = digests(killed_between_renames)
+    out.mkdir()
+    (out / "thesis.txt").write_text("the only copy")
+    with pytest.raises(S4ConvertError):
+        convert_bytes(source, out, mask, force=True)
+    assert digests(killed_between_renames) == old_files
+    assert (out / "thesis.txt").read_text() == "the only copy"
+
+
 # --- interrupted ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupt_leaves_nothing_and_says_so(large: Path, tmp_path: Path, number: signal.Signals) -> None:
     process = start_large(large, tmp_path / "out")
     wait_for_staging(process, tmp_path / "out")
@@ -228,6 +250,22 @@ def test_an_interrupt_leaves_nothing_and_says_so(large: Path, tmp_path: Path, nu
     assert outcome.stderr.strip().startswith(f"{ERROR}interrupted")
     assert outcome.stdout == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupt_during_the_commit_comes_too_late(
+    source: Path, out: Path, mask: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    convert_bytes(source, out, write_mask(tmp_path / "old-mask.json", [1]))
+    remove = shutil.rmtree
+
+    def interrupted(*args: Any, **kwargs: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+        remove(*args, **kwargs)
+
+    monkeypatch.setattr(shutil, "rmtree", interrupted)
+    convert_bytes(source, out, mask, force=True)
+    assert hidden_siblings(out) == []
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_an_interrupt_is_told_in_one_line(source: Path, out: Path, mask: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -539,7 +577,8 @@ def test_a_hub_cache_is_read_through_its_links_and_never_written_to(
 
 def test_replacing_a_directory_of_links_leaves_what_they_point_to(source: Path, mask: Path, tmp_path: Path) -> None:
     cache = tmp_path / "models--org--name"
-    out = hub_snapshot(cache, source)
+    convert_bytes(source, tmp_path / "old", mask)
+    out = hub_snapshot(cache, tmp_path / "old")
     blobs = digests(cache / "blobs")
     convert_bytes(source, out, mask, force=True)
     assert digests(cache / "blobs") == blobs
@@ -676,7 +715,7 @@ def test_what_takes_the_place_of_a_checkpoint_that_is_being_replaced_is_kept(
     shutil.rmtree(out)
     out.mkdir()
     (out / "thesis.txt").write_text("the only copy")
-    with pytest.raises(UsageError, match="holds something else than a checkpoint"):
+    with pytest.raises(UsageError, match="holds something else than a conversion"):
         carry_out(conversion, check_behaviour=False)
     assert (out / "thesis.txt").read_text() == "the only copy"
     assert hidden_siblings(out) == []
@@ -701,11 +740,51 @@ def test_a_checkpoint_at_out_is_replaced_by_force_alone(
     with pytest.raises(UsageError, match="is not empty; choose another OUT, or replace it with --force"):
         convert_bytes(source, out, mask)
     assert digests(out) == old
-    (out / "left-over.bin").write_text("of the old checkpoint")
     convert_bytes(source, out, mask, force=True)
     convert_bytes(source, tmp_path / "expected", mask)
     assert digests(out) == digests(tmp_path / "expected") != old
     assert hidden_siblings(out) == []
+
+
+@pytest.mark.parametrize("name", ["thesis.tex", "results/runs.csv", "pytorch_model.bin"])
+def test_force_does_not_replace_a_conversion_with_somebodys_file_in_it(
+    source: Path, out: Path, mask: Path, old: dict[str, str], name: str
+) -> None:
+    (out / name).parent.mkdir(exist_ok=True)
+    (out / name).write_text("the only copy")
+    before = snapshot(out.parent)
+    with pytest.raises(UsageError, match=f"{name}: was not written by a conversion and would be lost"):
+        convert_bytes(source, out, mask, force=True)
+    assert snapshot(out.parent) == before
+
+
+def test_force_does_not_replace_the_files_that_in_is_linked_to(
+    source: Path, out: Path, mask: Path, tmp_path: Path, old: dict[str, str]
+) -> None:
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for path in source.iterdir():
+        if path.is_file():
+            shutil.copyfile(path, linked / path.name)
+    shard = sorted(linked.glob("*.safetensors"))[0]
+    shard.unlink()
+    shard.symlink_to(out / shard.name)
+    with pytest.raises(UsageError, match=f"IN's {shard.name} is a link to a file in it"):
+        convert_bytes(linked, out, mask, force=True, allow_converted=True)
+    assert digests(out) == old
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "sub/.."])
+def test_the_working_directory_is_no_out(
+    source: Path, mask: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    work = tmp_path / "work"
+    (work / "sub").mkdir(parents=True)
+    monkeypatch.chdir(work)
+    before = snapshot(tmp_path)
+    with pytest.raises(UsageError, match="name a new one for OUT"):
+        convert_bytes(source, Path(name), mask, force=True)
+    assert snapshot(tmp_path) == before
 
 
 def test_a_checkpoint_at_out_stays_where_its_replacement_fails_verification(
@@ -749,7 +828,7 @@ def test_force_does_not_replace_a_directory_that_is_no_checkpoint(source: Path, 
     out.mkdir()
     (out / "thesis.txt").write_text("the only copy")
     before = snapshot(out.parent)
-    with pytest.raises(UsageError, match="holds something else than a checkpoint"):
+    with pytest.raises(UsageError, match="holds something else than a conversion"):
         convert_bytes(source, out, mask, force=True)
     assert snapshot(out.parent) == before
 

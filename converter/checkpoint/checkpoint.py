@@ -28,6 +28,7 @@ from converter.checkpoint.refusals import (
     refuse_misnamed_weights,
     refuse_other_formats,
     refuse_quantised,
+    refuse_weights_elsewhere,
 )
 from converter.checkpoint.safetensors_header import read_header
 from converter.checkpoint.torch_file import read_torch_file, warn_of_old_torch
@@ -144,6 +145,7 @@ class Checkpoint:
             raise CheckpointError(f"{path}: has no {CONFIG_FILE}; give the directory of a checkpoint")
         config = read_json_object(path / CONFIG_FILE)
         refuse_quantised(path, config)
+        refuse_weights_elsewhere(path, config)
         family = find_family(config, str(path / CONFIG_FILE))
         text_config, language_model = family.read_language_model(config, str(path / CONFIG_FILE))
         try:
@@ -256,10 +258,13 @@ class Checkpoint:
         """Rows [first, first + count) of *tensor* as they are stored, one after the other; all where *count* is None.
 
         Raises:
+            CheckpointError: it has fewer rows.
             StorageError: the file cannot be read, or is shorter than it was.
         """
         entry, path = tensor.entry, self.path / tensor.shard
         count = tensor.num_rows - first if count is None else count
+        if not 0 <= first <= first + count <= tensor.num_rows:
+            raise CheckpointError(f"{path}: {tensor.name} has {tensor.num_rows} rows, none up to {first + count}")
         begin, end = entry.begin, entry.end
         if entry.strides is None:
             begin, end = begin + first * tensor.row_bytes, begin + (first + count) * tensor.row_bytes
@@ -395,7 +400,8 @@ def _other_files(
     sidecars: list[str] = []
     left_behind: list[str] = []
     for folder, subfolders, files in os.walk(path, followlinks=True):
-        above = {directory.resolve() for directory in (Path(folder), *Path(folder).parents)}
+        here = Path(folder).absolute()
+        above = {directory.resolve() for directory in (here, *here.parents)}
         in_circles = [name for name in subfolders if (Path(folder) / name).resolve() in above]
         left_behind += [(Path(folder) / name).relative_to(path).as_posix() for name in in_circles]
         subfolders[:] = sorted(name for name in subfolders if not name.startswith(".") and name not in in_circles)

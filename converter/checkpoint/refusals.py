@@ -90,6 +90,15 @@ def refuse_quantised(path: Path, config: Mapping[str, Any]) -> None:
             )
 
 
+def refuse_weights_elsewhere(path: Path, config: Mapping[str, Any]) -> None:
+    """Raise CheckpointError where config.json sends loaders to weights under another name, as transformers 5 allows."""
+    if config.get("transformers_weights"):
+        raise CheckpointError(
+            f"{path / 'config.json'}: transformers_weights names {config['transformers_weights']!r}, which other "
+            "loaders do not read; name that file model.safetensors and remove the entry"
+        )
+
+
 def refuse_model_type(model_type: object, where: str) -> None:
     """Raise CheckpointError where *model_type*, as the file *where* has it, is known and not supported."""
     if isinstance(model_type, str) and model_type in MODEL_TYPES:

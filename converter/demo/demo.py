@@ -73,7 +73,7 @@ def demonstrate(directory: Path, *, progress: bool = False) -> Demonstration:
     original, mask_file, converted = directory / "mini-llava", directory / "mask.json", directory / "mini-llava-pruned"
     try:
         if directory.exists() and any(directory.iterdir()):
-            raise UsageError(f"{directory}: is not empty; give the demo a directory of its own")
+            raise UsageError(f"{directory}: is not empty; remove it, or give the demo another directory")
         directory.mkdir(parents=True, exist_ok=True)
         shutil.copytree(MINI_LLAVA, original)
         checkpoint = Checkpoint.open(original)

@@ -13,16 +13,21 @@ import fcntl
 import logging
 import os
 import shutil
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from converter.checkpoint import CONFIG_FILE, MANIFEST_FILE, Checkpoint, read_json_object
+from converter.checkpoint import MANIFEST_FILE, Checkpoint, read_json_object
 from converter.errors import S4ConvertError, StorageError, UsageError
 from converter.rewrite.plan import Plan
 
 _log = logging.getLogger(__name__)
+
+# Ctrl-C, kill, and a terminal or ssh connection that goes away.
+ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 # Room for what is written beside the copied files: the manifest and file-system metadata.
 SPARE_BYTES = 8 << 20
@@ -60,12 +65,17 @@ def check_destination(checkpoint: Checkpoint, out: Path, plan: Plan, *, force: b
         StorageError: the parent directory is missing, read-only or has too little space.
     """
     source, destination = checkpoint.path.resolve(), out.resolve()
+    if out.name in ("", "..") or destination == Path.cwd():
+        raise UsageError(f"{out}: is a directory that things happen in; name a new one for OUT")
     if source == destination or (out.exists() and out.samefile(source)):
         raise UsageError(f"{out}: is IN itself; IN is never written to, choose another OUT")
     if source in destination.parents:
         raise UsageError(f"{out}: lies inside IN; choose an OUT elsewhere")
     if destination in source.parents:
         raise UsageError(f"{out}: IN lies inside it; choose an OUT elsewhere")
+    for name in checkpoint.stamps:
+        if destination in (checkpoint.path / name).resolve().parents:
+            raise UsageError(f"{out}: IN's {name} is a link to a file in it; choose another OUT")
     if out.is_symlink():
         raise UsageError(f"{out}: is a symbolic link; give the real directory, or another OUT")
     if out.exists():
@@ -99,21 +109,26 @@ def free_bytes(out: Path) -> int:
 def _check_replaceable(out: Path, *, force: bool) -> None:
     if not out.is_dir():
         raise UsageError(f"{out}: is a file; choose another OUT")
+    if out.is_mount():
+        raise UsageError(f"{out}: is a mount point, which nothing can take the place of; choose an OUT inside it")
     if not any(out.iterdir()):
         return
     if not force:
         raise UsageError(f"{out}: is not empty; choose another OUT, or replace it with --force")
-    if not _is_checkpoint(out):
-        raise UsageError(f"{out}: holds something else than a checkpoint, so --force will not replace it")
+    _check_written_by_us(out)
 
 
-def _is_checkpoint(directory: Path) -> bool:
-    if (directory / MANIFEST_FILE).is_file():
-        return True
+def _check_written_by_us(out: Path) -> None:
+    """Refuse a directory with a file in it that its own manifest does not name."""
     try:
-        return "model_type" in read_json_object(directory / CONFIG_FILE)
-    except S4ConvertError:
-        return False
+        written = set(read_json_object(out / MANIFEST_FILE)["files"])
+    except (S4ConvertError, KeyError, TypeError) as error:
+        raise UsageError(f"{out}: holds something else than a conversion, so --force will not replace it") from error
+    for folder, _, files in os.walk(out):
+        for file in files:
+            name = (Path(folder) / file).relative_to(out).as_posix()
+            if name not in written and name != MANIFEST_FILE:
+                raise UsageError(f"{out / name}: was not written by a conversion and would be lost; move it elsewhere")
 
 
 @contextmanager
@@ -138,11 +153,13 @@ def open_staging(out: Path, *, replace: bool) -> Iterator[Staging]:
         staging.directory.mkdir()
         yield staging
     except OSError as error:
-        raise StorageError(f"{error.filename or staging.directory}: {error.strerror}; OUT is as it was") from error
+        where = error.filename or staging.directory
+        raise StorageError(f"{where}: {error.strerror or error}; OUT is as it was") from error
     finally:
-        shutil.rmtree(staging.directory, ignore_errors=True)
-        staging.lock.unlink(missing_ok=True)
-        os.close(descriptor)
+        with uninterrupted():
+            _remove(staging.directory)
+            staging.lock.unlink(missing_ok=True)
+            os.close(descriptor)
 
 
 def commit(staging: Staging, *, replace: bool) -> None:
@@ -154,20 +171,45 @@ def commit(staging: Staging, *, replace: bool) -> None:
     """
     out = staging.out
     _sync_directories(staging.directory)
+    with uninterrupted():  # an interrupt must not deny that OUT stands
+        try:
+            if replace and out.exists():
+                _check_replaceable(out, force=True)  # something else may have been put there during the run
+                out.rename(staging.replaced)
+            staging.directory.rename(out)  # takes the place of an empty directory, and fails on any other
+        except BaseException:
+            if staging.replaced.exists() and not out.exists():
+                staging.replaced.rename(out)
+            raise
+        try:
+            _sync_directory(out.parent)
+        except OSError as error:
+            raise StorageError(
+                f"{out}: is whole, but may not outlive a power cut: {error.strerror}; run sync"
+            ) from error
+        _remove(staging.replaced)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Pay no heed to signals that end the program: what is going on takes a moment and must not be cut in two."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread hears signals
+        yield
+        return
+    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in ENDING_SIGNALS}
     try:
-        if replace and out.exists():
-            _check_replaceable(out, force=True)  # something else may have been put there during the run
-            out.rename(staging.replaced)
-        staging.directory.rename(out)  # takes the place of an empty directory, and fails on any other
-    except BaseException:
-        if staging.replaced.exists() and not out.exists():
-            staging.replaced.rename(out)
-        raise
-    try:
-        _sync_directory(out.parent)
-    except OSError as error:
-        raise StorageError(f"{out}: is whole, but may not outlive a power cut: {error.strerror}; run sync") from error
-    shutil.rmtree(staging.replaced, ignore_errors=True)
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _remove(directory: Path) -> None:
+    """Remove *directory*; what cannot be removed is named, because it may be as large as a checkpoint."""
+    if directory.exists():
+        shutil.rmtree(directory, ignore_errors=True)
+        if directory.exists():
+            _log.warning("%s: cannot be removed; remove it yourself", directory)
 
 
 def _sync_directories(top: Path) -> None:
@@ -196,11 +238,16 @@ def _take_lock(staging: Staging) -> int:
 def _recover(staging: Staging) -> None:
     """Clear up after a conversion to the same OUT that was killed; the lock says that it is dead."""
     if staging.replaced.exists():
-        if staging.out.exists():
-            shutil.rmtree(staging.replaced)
-        else:
+        if (staging.out / MANIFEST_FILE).is_file():  # the new one is in its place
+            _remove(staging.replaced)
+        elif not staging.out.exists() or not any(staging.out.iterdir()):
             staging.replaced.rename(staging.out)
             _log.warning("%s: put back; a conversion that should replace it was killed", staging.out)
+        else:
+            raise StorageError(
+                f"{staging.replaced}: is what stood at OUT before a conversion was killed; move it, or what stands "
+                "at OUT now"
+            )
     if staging.directory.exists():
         shutil.rmtree(staging.directory)
         _log.warning("%s: removed; a conversion that was killed had left it", staging.directory)
