@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-import torch
 
 import converter
 from converter.demo.demo import MINI_LLAVA
@@ -16,15 +14,6 @@ from converter.mask import HeadMask
 from tests.conftest import MINI_PRUNED
 
 collect_ignore_glob = [] if find_spec("llava") else ["test_*.py"]
-
-
-@pytest.fixture(scope="package", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Compute as the scripts do in their own processes: see ``tests.stock.scripts``."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="package")
