@@ -2,18 +2,35 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# A second environment, with LLaVA itself and the old transformers it needs: Python 3.11 or 3.12.
+STOCK_PYTHON ?= $(PYTHON)
+STOCK_VENV := .stock-venv
+STOCK_BIN := $(STOCK_VENV)/bin
+LLAVA := llava-torch==1.2.2.post1
 TORCH := torch==2.13.0
 # PyTorch's own index of CPU builds, for a machine without a GPU whose pip does not find such a build by itself.
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: demo test check bench clean
+# $(call new_environment,PYTHON,VENV): a virtual environment with torch.
+define new_environment
+$(1) -m venv $(2)
+$(2)/bin/python -m pip install --quiet --upgrade pip
+if command -v nvidia-smi >/dev/null; then $(2)/bin/python -m pip install --quiet $(TORCH); \
+else $(2)/bin/python -m pip install --quiet $(TORCH)+cpu 2>/dev/null \
+  || $(2)/bin/python -m pip install --quiet $(TORCH) --index-url $(TORCH_CPU_INDEX); fi
+endef
+
+.PHONY: demo test stock check bench clean
 
 demo: $(BIN)/.installed
 	rm -rf s4convert-demo
 	$(BIN)/s4convert demo s4convert-demo
 
-test: $(BIN)/.installed
+test: $(BIN)/.installed $(STOCK_BIN)/.installed
 	$(BIN)/python -m pytest
+	$(STOCK_BIN)/python -m pytest
+
+stock: $(STOCK_BIN)/.installed
 
 check: $(BIN)/.installed
 	$(BIN)/ruff format --check .
@@ -25,13 +42,16 @@ bench: $(BIN)/.installed
 	$(BIN)/python -m benchmarks.memory
 
 clean:
-	rm -rf $(VENV) s4convert-demo
+	rm -rf $(VENV) $(STOCK_VENV) s4convert-demo
 
 $(BIN)/.installed: setup.cfg pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	if command -v nvidia-smi >/dev/null; then $(BIN)/python -m pip install --quiet $(TORCH); \
-	else $(BIN)/python -m pip install --quiet $(TORCH)+cpu 2>/dev/null \
-	  || $(BIN)/python -m pip install --quiet $(TORCH) --index-url $(TORCH_CPU_INDEX); fi
+	$(call new_environment,$(PYTHON),$(VENV))
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+$(STOCK_BIN)/.installed: setup.cfg pyproject.toml tests/stock/requirements.txt
+	$(call new_environment,$(STOCK_PYTHON),$(STOCK_VENV))
+	$(STOCK_BIN)/python -m pip install --quiet --requirement tests/stock/requirements.txt
+	$(STOCK_BIN)/python -m pip install --quiet --no-deps $(LLAVA)
+	$(STOCK_BIN)/python -m pip install --quiet --no-deps --editable .
 	touch $@

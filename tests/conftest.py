@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported: no test may reach for the network
+# Before torch is imported: so small a model gains little from a second thread, and loses much on a busy machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import json
 import shutil

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,9 @@ import pytest
 import converter
 from benchmarks.mini.accuracy import accuracy
 from benchmarks.mini.questions import HELD_OUT_SEED, write_scienceqa
+from benchmarks.mini.scienceqa import heads_for, weakest_of_the_model
 from converter.checkpoint import Checkpoint
+from converter.demo.demo import weakest_heads
 from converter.demo.original_layout import write_original_layout
 from converter.mask import HeadMask
 from tests.conftest import MINI_LLAVA
@@ -57,3 +60,17 @@ def test_its_original_layout_converts_to_the_same_edits(tmp_path: Path, mini_mas
             one, other = (c.projection(layer, projection, "weight") for c in (original, hugging_face))
             assert one is not None and other is not None
             assert (original.read_rows(one.tensor) == hugging_face.read_rows(other.tensor)).all()
+
+
+def test_the_benchmarks_budget_is_spread_evenly_over_the_layers() -> None:
+    checkpoint = Checkpoint.open(MINI_LLAVA)
+    counts = [heads_for(percentage, 64) for percentage in (10, 20, 30)]
+    assert counts == [6, 13, 19]
+    masks = [weakest_of_the_model(checkpoint, count) for count in counts]
+    assert [mask.num_pruned for mask in masks] == counts
+    for mask in masks:
+        sizes = [len(heads) for heads in mask.pruned]
+        assert max(sizes) - min(sizes) == 1
+    for fewer, more in pairwise(masks):
+        assert all(set(few) <= set(many) for few, many in zip(fewer.pruned, more.pruned, strict=True))
+    assert weakest_of_the_model(checkpoint, 16).pruned == weakest_heads(checkpoint, 2).pruned

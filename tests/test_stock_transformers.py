@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,30 +12,13 @@ from transformers import LlavaForConditionalGeneration
 import converter
 from converter.mask import HeadMask
 from converter.verify.probe import load_processor
+from tests.run_time_hooks import hook_heads
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
 
 
 def load(path: Path) -> LlavaForConditionalGeneration:
     return LlavaForConditionalGeneration.from_pretrained(path).float().eval()
-
-
-def decoder_layers(model: LlavaForConditionalGeneration) -> Any:
-    return next(m for name, m in model.named_modules() if name.endswith("layers") and "vision" not in name)
-
-
-def hook_heads(model: LlavaForConditionalGeneration, mask: HeadMask, *, scaled: bool) -> None:
-    """What people do at run time: silence heads in front of o_proj, and scale the others by N/n."""
-    for layer, pruned in zip(decoder_layers(model), mask.pruned, strict=True):
-        if not pruned:
-            continue
-        attention = layer.self_attn
-        factors = torch.ones(mask.num_heads)
-        if scaled:
-            factors *= mask.num_heads / (mask.num_heads - len(pruned))
-        factors[list(pruned)] = 0
-        factors = factors.repeat_interleave(attention.head_dim)
-        attention.o_proj.register_forward_pre_hook(lambda _, inputs, f=factors: (inputs[0] * f,))
 
 
 def hidden_states(model: LlavaForConditionalGeneration, **inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:

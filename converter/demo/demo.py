@@ -92,12 +92,19 @@ def demonstrate(directory: Path, *, progress: bool = False) -> Demonstration:
 
 
 def weakest_heads(checkpoint: Checkpoint, per_layer: int) -> HeadMask:
-    """A mask of the *per_layer* heads of every layer whose O_h V_h has the smallest Frobenius norm.
+    """A mask of the *per_layer* heads of every layer that :func:`ranked_heads` ranks lowest."""
+    pruned = tuple(tuple(sorted(head for _, head in layer[:per_layer])) for layer in ranked_heads(checkpoint))
+    provenance = {"metric": "norm of O_h V_h", "heads": per_layer}
+    return HeadMask(checkpoint.geometry.num_heads, pruned, provenance=provenance)
+
+
+def ranked_heads(checkpoint: Checkpoint) -> list[list[tuple[float, int]]]:
+    """For every layer, its heads as (Frobenius norm of O_h V_h, head number), weakest first.
 
     Ties go to the lower head number.
     """
     geometry = checkpoint.geometry
-    pruned = []
+    ranked = []
     for layer in range(geometry.num_layers):
         value = checkpoint.projection(layer, "v", "weight")
         assert value is not None  # Checkpoint.open refuses a layer without it
@@ -106,12 +113,12 @@ def weakest_heads(checkpoint: Checkpoint, per_layer: int) -> HeadMask:
         outputs = checkpoint.read_rows(checkpoint.output_projection(layer)).reshape(
             -1, geometry.num_heads, geometry.head_dim
         )
-        norms = [
+        norms = (
             float(np.linalg.norm(outputs[:, head] @ values[head // geometry.heads_per_group]))
             for head in range(geometry.num_heads)
-        ]
-        pruned.append(tuple(sorted(sorted(range(geometry.num_heads), key=lambda h: (norms[h], h))[:per_layer])))
-    return HeadMask(geometry.num_heads, tuple(pruned), provenance={"metric": "norm of O_h V_h", "heads": per_layer})
+        )
+        ranked.append(sorted((norm, head) for head, norm in enumerate(norms)))
+    return ranked
 
 
 def _question(entry: dict[str, Any]) -> str:

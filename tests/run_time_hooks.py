@@ -1,0 +1,28 @@
+"""What people do at run time in place of a conversion: the reference that conversions are compared with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from converter.mask import HeadMask
+
+
+def decoder_layers(model: torch.nn.Module) -> Any:
+    """The layers of *model*'s language model."""
+    return next(m for name, m in model.named_modules() if name.endswith("layers") and "vision" not in name)
+
+
+def hook_heads(model: torch.nn.Module, mask: HeadMask, *, scaled: bool) -> None:
+    """Silence heads in front of o_proj, and scale the others by N/n."""
+    for layer, pruned in zip(decoder_layers(model), mask.pruned, strict=True):
+        if not pruned:
+            continue
+        attention = layer.self_attn
+        factors = torch.ones(mask.num_heads)
+        if scaled:
+            factors *= mask.num_heads / (mask.num_heads - len(pruned))
+        factors[list(pruned)] = 0
+        factors = factors.repeat_interleave(attention.head_dim).to(attention.o_proj.weight.dtype)
+        attention.o_proj.register_forward_pre_hook(lambda _, inputs, f=factors: (inputs[0] * f,))
