@@ -20,7 +20,7 @@ else $(2)/bin/python -m pip install --quiet $(TORCH)+cpu 2>/dev/null \
   || $(2)/bin/python -m pip install --quiet $(TORCH) --index-url $(TORCH_CPU_INDEX); fi
 endef
 
-.PHONY: demo test stock check bench clean
+.PHONY: demo test stock support check bench clean
 
 demo: $(BIN)/.installed
 	rm -rf s4convert-demo
@@ -31,6 +31,12 @@ test: $(BIN)/.installed $(STOCK_BIN)/.installed
 	$(STOCK_BIN)/python -m pytest
 
 stock: $(STOCK_BIN)/.installed
+
+# The README's table of supported families, from what the tests really ran in both environments.
+support: $(BIN)/.installed $(STOCK_BIN)/.installed
+	$(BIN)/python -m pytest tests/families --junitxml build/families.xml
+	$(STOCK_BIN)/python -m pytest tests/families --junitxml build/families-stock.xml
+	$(BIN)/python -m tests.families.support_matrix build/families.xml build/families-stock.xml
 
 check: $(BIN)/.installed
 	$(BIN)/ruff format --check .
