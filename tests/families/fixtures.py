@@ -214,10 +214,6 @@ def _spelling_e(name: str) -> str:
     return name.removeprefix("language_model.") if "lm_head" in name else "model." + name
 
 
-def _onevision_1_5(name: str) -> str:
-    return name.replace("model.", "model.language_model.") if name.startswith("model.") else name
-
-
 def _tower(prefix: str) -> dict[str, tuple[int, ...]]:
     """A CLIP tower of 2 layers, 16 wide, with the names that CLIPVisionModel gives its tensors."""
     shapes: dict[str, tuple[int, ...]] = {
@@ -267,6 +263,22 @@ def _original(name: str, model_type: str, base: str, stock: str, **options: Any)
     return Fixture(name, model_type, layers="model.layers", saved_by=base, loaded_by=stock, **options)
 
 
+def _onevision_1_5(name: str, layers: str) -> Fixture:
+    text = TEXT | {"head_dim": 16}
+    return Fixture(
+        name,
+        "llavaonevision1_5",
+        layers,
+        saved_by="Qwen3ForCausalLM",
+        config=text,
+        loaded_by="transformers:Qwen3ForCausalLM",
+        rename=lambda tensor: re.sub(r"^model\.", layers.removesuffix("layers"), tensor),
+        add={"visual.blocks.0.attn.qkv.weight": (48, 16), "visual.patch_embed.proj.weight": (16, 3, 14, 14)},
+        settings={"text_config": {"model_type": "LLaVAOneVision1_5_text", **text}},
+        not_loaded=MULTIMODAL,
+    )
+
+
 def _plain(model_type: str, stock: str, **options: Any) -> Fixture:
     config = TEXT | options.pop("text", {})
     return Fixture(stock, model_type, "model.layers", stock, config, f"transformers:{stock}", **options)
@@ -313,13 +325,8 @@ FIXTURES = (
         "ViP-LLaVA", "vipllava", "VipLlavaForConditionalGeneration",
         _nested("llama", CLIP) | {"vision_feature_layers": [-1, -1, -1, -1, -1]},
     ),
-    Fixture(
-        "LLaVA-OneVision-1.5", "llavaonevision1_5", "model.language_model.layers", "Qwen3ForCausalLM",
-        TEXT | {"head_dim": 16}, "transformers:Qwen3ForCausalLM", rename=_onevision_1_5,
-        add={"visual.blocks.0.attn.qkv.weight": (48, 16), "visual.patch_embed.proj.weight": (16, 3, 14, 14)},
-        settings={"text_config": {"model_type": "LLaVAOneVision1_5_text", **TEXT, "head_dim": 16}},
-        not_loaded=MULTIMODAL,
-    ),
+    _onevision_1_5("LLaVA-OneVision-1.5", "model.layers"),
+    _onevision_1_5("LLaVA-OneVision-1.5, names in memory", "model.language_model.layers"),
     _original(
         "LLaVA v1, model_type llava", "llava", "LlamaForCausalLM", "llava.model:LlavaLlamaForCausalLM",
         directory="llava-v1", add=LINEAR_PROJECTOR, settings=MM_SETTINGS | {"mm_projector_type": "linear"},
