@@ -413,6 +413,16 @@ def test_files_behind_a_linked_directory_are_sidecars_and_links_in_circles_are_l
     assert set(checkpoint.left_behind) == {"assets/up", "linked/back"}
 
 
+def test_a_tower_in_a_directory_of_its_own_is_a_part_and_an_earlier_state_is_left_behind(sharded: Path) -> None:
+    for folder, model_type in (("visual_encoder", "clip_vision_model"), ("checkpoint-500", "llava")):
+        (sharded / folder).mkdir()
+        (sharded / folder / "config.json").write_text(f'{{"model_type": "{model_type}"}}')
+        (sharded / folder / "model.safetensors").write_bytes(b"x")
+    checkpoint = Checkpoint.open(sharded)
+    assert "visual_encoder/model.safetensors" in checkpoint.sidecars
+    assert checkpoint.left_behind == ("checkpoint-500/model.safetensors",)
+
+
 def test_a_pipe_among_the_sidecars_is_refused_and_not_waited_for(path: Path) -> None:
     os.mkfifo(path / "pipe.txt")
     with pytest.raises(CheckpointError, match=r"pipe\.txt: is not a regular file"):
