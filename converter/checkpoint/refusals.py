@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from converter.errors import CheckpointError
+from converter.errors import CheckpointError, UsageError
 
 _MPT = "is MPT, which stock LLaVA cannot run any more; use a checkpoint with a Llama, Mistral or Qwen2 language model"
 _INTERNLM2 = (
@@ -52,6 +52,8 @@ _MISNAMED = (
     ("*.bin", "is under a name that no loader looks for; name it pytorch_model.bin or restore the index"),
 )
 
+_DELTA = "-delta-"
+
 _QUANTIZATION_FILES = ("quantize_config.json", "quant_config.json")
 
 
@@ -64,11 +66,17 @@ def refuse_adapter(path: Path) -> None:
 
 def refuse_delta(path: Path) -> None:
     """Raise CheckpointError where the directory *path* is named as deltas are: nothing else tells them apart."""
-    if "-delta-" in path.resolve().name:
+    if _DELTA in path.resolve().name:
         raise CheckpointError(
             f"{path}: is named as a delta is; apply it to its base model first (python -m llava.model.apply_delta), "
             "or rename the directory where it is whole"
         )
+
+
+def refuse_delta_name(out: Path) -> None:
+    """Raise UsageError where *out*, whose weights will be whole, would be named as deltas are."""
+    if _DELTA in out.absolute().name:
+        raise UsageError(f"{out}: would be taken for a delta by its name; choose one without {_DELTA}")
 
 
 def refuse_quantised(path: Path, config: Mapping[str, Any]) -> None:
