@@ -301,9 +301,31 @@ class Checkpoint:
                     )
                 if tensor.dtype not in ITEM_BYTES:
                     raise CheckpointError(
-                        f"{where} is stored as {tensor.dtype}; only {', '.join(ITEM_BYTES)} can be rewritten: "
+                        f"{where} is stored as {tensor.dtype}, and only {', '.join(ITEM_BYTES)} can be rewritten; "
                         "dequantise or cast it first"
                     )
+            self._check_parts(layer)
+
+    def _check_parts(self, layer: int) -> None:
+        """Refuse a projection that stands twice, and biases that stand in the place of more."""
+        for kind in ("weight", "bias"):
+            apart = [name for p in "qkv" if (name := f"self_attn.{p}_proj.{kind}") in self.layers[layer]]
+            if apart and f"self_attn.qkv_proj.{kind}" in self.layers[layer]:
+                raise CheckpointError(
+                    f"{self.path}: layer {layer} has {apart[0]} and self_attn.qkv_proj.{kind}, and loaders differ in "
+                    "which they read; save the checkpoint anew"
+                )
+        biased, first = self._biased(layer), self._biased(0)
+        if biased != first or biased.removesuffix("o") not in ("", "qkv"):
+            stated = f", layer 0 for {', '.join(first) or 'none'}" if layer else ""
+            raise CheckpointError(
+                f"{self.path}: layer {layer} has biases for {', '.join(biased) or 'none'} of q, k, v, o{stated}; its "
+                "weights are incomplete: download them again"
+            )
+
+    def _biased(self, layer: int) -> str:
+        """The projections of *layer* that have a bias."""
+        return "".join(p for p in PROJECTIONS if self.projection(layer, p, "bias") is not None)
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
