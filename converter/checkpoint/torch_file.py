@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_ZIP_BEGIN = b"PK\3\4"
 _LOCAL_HEADER = struct.Struct("<26xHH")  # a zip member's own header, down to the lengths of its name and extra field
 
 # By the names that torch gives them; those of newer versions may be unknown to the one that runs.
@@ -85,6 +86,8 @@ def _storage_spans(path: Path) -> Mapping[int, int]:
     spans: dict[int, int] = {}
     try:
         with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+            if os.pread(file.fileno(), len(_ZIP_BEGIN), 0) != _ZIP_BEGIN:
+                raise zipfile.BadZipFile("Something stands in front of the zip file")  # which torch does not read
             members = archive.infolist()
             _check_kind([member.filename.split("/")[-1] for member in members], path)
             for member in members:

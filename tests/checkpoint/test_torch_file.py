@@ -142,9 +142,10 @@ def test_the_state_dict_of_a_module_with_its_metadata_is_read(path: Path) -> Non
     assert_saved_and_read(path, state)
 
 
-@pytest.mark.parametrize("before", [False, True], ids=["after", "between"])
-def test_storages_that_no_tensor_needs_are_passed_over(path: Path, before: bool) -> None:
-    tensors = {"a": torch.randn(6), "b": torch.randn(3, 5)}
+@pytest.mark.parametrize("before", [False, True], ids=["after", "before"])
+@pytest.mark.parametrize("num_tensors", [1, 2])
+def test_storages_that_no_tensor_needs_are_passed_over(path: Path, num_tensors: int, before: bool) -> None:
+    tensors = dict([("a", torch.randn(6)), ("b", torch.randn(3, 5))][:num_tensors])
     torch.save(tensors, path)
     with zipfile.ZipFile(path, "a") as archive:
         root = archive.namelist()[0].split("/")[0]
@@ -385,6 +386,11 @@ def test_an_archive_that_is_cut_short_anywhere_is_refused(saved: Path) -> None:
     for size in range(0, len(content), 13):
         saved.write_bytes(content[:size])
         assert_refused(saved, DAMAGED)
+
+
+def test_an_archive_with_something_in_front_of_it_is_refused(saved: Path) -> None:
+    saved.write_bytes(bytes(4096) + saved.read_bytes())
+    assert_refused(saved, f"{DAMAGED} (Something stands in front of the zip file)")
 
 
 def test_a_flipped_byte_in_the_directory_of_the_archive_never_leads_elsewhere(saved: Path) -> None:
