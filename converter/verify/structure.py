@@ -112,7 +112,9 @@ def _check_files(original: Checkpoint, converted: Checkpoint) -> None:
         state = "is missing" if name in expected else "does not stand in the original"
         raise VerificationError(f"{converted.path / name}: {state}; convert again")
     for name in converted.left_behind:
-        raise VerificationError(f"{converted.path / name}: is no part of a conversion and may hold unpruned weights")
+        raise VerificationError(
+            f"{converted.path / name}: is no part of a conversion and may hold unpruned weights; remove it"
+        )
     for name in sorted(expected):
         if converted.stamps[name].size != original.stamps[name].size:
             raise VerificationError(f"{converted.path / name}: its size is not the original's; convert again")
