@@ -9,7 +9,7 @@ from typing import Any
 
 from converter.checkpoint import Checkpoint
 from converter.checkpoint.loader_names import check_loader_name
-from converter.checkpoint.refusals import refuse_delta
+from converter.checkpoint.refusals import refuse_delta_name
 from converter.checkpoint.silence import silent_heads
 from converter.decoder import require_stock_code
 from converter.errors import CheckpointError, S4ConvertError, UsageError, VerificationError
@@ -94,7 +94,7 @@ def prepare(
         raise UsageError(f"{checkpoint.path}: its shards are safetensors and stay as they are; leave --shard-size out")
     plan = make_plan(checkpoint, mask, compensation, shard_bytes=shard_bytes)
     check_destination(checkpoint, out, plan, force=force)
-    refuse_delta(out)
+    refuse_delta_name(out)
     if not allow_name:
         check_loader_name(checkpoint.family, checkpoint.path, out)
     if not allow_converted:

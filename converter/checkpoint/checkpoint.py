@@ -306,9 +306,31 @@ class Checkpoint:
                     )
                 if tensor.dtype not in ITEM_BYTES:
                     raise CheckpointError(
-                        f"{where} is stored as {tensor.dtype}; only {', '.join(ITEM_BYTES)} can be rewritten: "
+                        f"{where} is stored as {tensor.dtype}, and only {', '.join(ITEM_BYTES)} can be rewritten; "
                         "dequantise or cast it first"
                     )
+            self._check_parts(layer)
+
+    def _check_parts(self, layer: int) -> None:
+        """Refuse a projection that stands twice, and biases that stand in the place of more."""
+        for kind in ("weight", "bias"):
+            apart = [name for p in "qkv" if (name := f"self_attn.{p}_proj.{kind}") in self.layers[layer]]
+            if apart and f"self_attn.qkv_proj.{kind}" in self.layers[layer]:
+                raise CheckpointError(
+                    f"{self.path}: layer {layer} has {apart[0]} and self_attn.qkv_proj.{kind}, and loaders differ in "
+                    "which they read; save the checkpoint anew"
+                )
+        biased, first = self._biased(layer), self._biased(0)
+        if biased != first or biased.removesuffix("o") not in ("", "qkv"):
+            stated = f", layer 0 for {', '.join(first) or 'none'}" if layer else ""
+            raise CheckpointError(
+                f"{self.path}: layer {layer} has biases for {', '.join(biased) or 'none'} of q, k, v, o{stated}; its "
+                "weights are incomplete: download them again"
+            )
+
+    def _biased(self, layer: int) -> str:
+        """The projections of *layer* that have a bias."""
+        return "".join(p for p in PROJECTIONS if self.projection(layer, p, "bias") is not None)
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -338,20 +360,22 @@ def _gather(data: bytes, entry: TensorEntry) -> npt.NDArray[np.void]:
 
 def _open_shards(path: Path) -> tuple[dict[str, WeightFile], str | None, bool]:
     """(shards, the index that names them, whether they are torch's): what stock loaders would read, in their order."""
-    if (path / SINGLE_FILE).is_file() and (path / INDEX_FILE).is_file():
-        raise CheckpointError(
-            f"{path}: has both {SINGLE_FILE} and {INDEX_FILE}, and loaders differ in which they read; remove one"
-        )
-    if (path / SINGLE_FILE).is_file():
-        return {SINGLE_FILE: read_header(path / SINGLE_FILE)}, None, False
-    if (path / INDEX_FILE).is_file():
-        return _open_indexed(path, INDEX_FILE, read_header), INDEX_FILE, False
-    if (path / TORCH_SINGLE_FILE).is_file():
-        warn_of_old_torch()
-        return {TORCH_SINGLE_FILE: read_torch_file(path / TORCH_SINGLE_FILE)}, None, True
-    if (path / TORCH_INDEX_FILE).is_file():
-        warn_of_old_torch()
-        return _open_indexed(path, TORCH_INDEX_FILE, read_torch_file), TORCH_INDEX_FILE, True
+    for single, index, read in (
+        (SINGLE_FILE, INDEX_FILE, read_header),
+        (TORCH_SINGLE_FILE, TORCH_INDEX_FILE, read_torch_file),
+    ):
+        has_single, has_index = (path / single).is_file(), (path / index).is_file()
+        if has_single and has_index:
+            raise CheckpointError(
+                f"{path}: has both {single} and {index}, and loaders differ in which they read; remove one"
+            )
+        is_torch = read is read_torch_file
+        if is_torch and (has_single or has_index):
+            warn_of_old_torch()
+        if has_single:
+            return {single: read(path / single)}, None, is_torch
+        if has_index:
+            return _open_indexed(path, index, read), index, is_torch
     refuse_other_formats(path)
     refuse_misnamed_weights(path)
     raise CheckpointError(

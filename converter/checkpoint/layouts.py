@@ -59,7 +59,7 @@ class Family:
             return config, find_language_model(self.language_model, where)
         text_config = config.get("text_config")
         if not isinstance(text_config, dict):
-            raise CheckpointError(f"{where}: has no text_config; is this a {self.model_type} checkpoint?")
+            raise CheckpointError(f"{where}: has no text_config, as {self.model_type} has; restore the file")
         return text_config, find_language_model(text_config.get("model_type", self.language_model), where)
 
 

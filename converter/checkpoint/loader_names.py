@@ -20,29 +20,31 @@ _WANTED = {
     "llava_qwen": (_QWEN, "llava-qwen"),
 }
 
-# The first substring that a name contains decides.
-_Rules = tuple[tuple[str, str], ...]
+# The first row of whose substrings a name contains every one decides.
+_Rules = tuple[tuple[tuple[str, ...], str], ...]
 _ORIGINAL_RULES: _Rules = (
-    ("lora", "a LoRA adapter"),
-    ("mpt", "LlavaMptForCausalLM"),
-    ("mistral", _MISTRAL),
-    ("", _LLAMA),
+    (("lora",), "a LoRA adapter"),
+    (("mpt",), "LlavaMptForCausalLM"),
+    (("mistral",), _MISTRAL),
+    ((), _LLAMA),
 )
 _NEXT_RULES: _Rules = (
-    ("lora", "a LoRA adapter"),
-    ("mixtral", "LlavaMixtralForCausalLM"),
-    ("mistral", _MISTRAL),
-    ("zephyr", _MISTRAL),
-    ("llama", _LLAMA),
-    ("yi", _LLAMA),
-    ("nous-hermes", _LLAMA),
-    ("llava-v1.6-34b", _LLAMA),
-    ("llava-v1.5", _LLAMA),
-    ("moe", "LlavaQwenMoeForCausalLM"),
-    ("qwen", _QWEN),
-    ("quyen", _QWEN),
-    ("gemma", "LlavaGemmaForCausalLM"),
-    ("", _LLAMA),
+    (("lora",), "a LoRA adapter"),
+    (("mixtral",), "LlavaMixtralForCausalLM"),
+    (("mistral",), _MISTRAL),
+    (("zephyr",), _MISTRAL),
+    (("wizardlm-2", "vicuna"), _LLAMA),
+    (("llama",), _LLAMA),
+    (("yi",), _LLAMA),
+    (("nous-hermes",), _LLAMA),
+    (("llava-v1.6-34b",), _LLAMA),
+    (("llava-v1.5",), _LLAMA),
+    (("qwen", "moe"), "LlavaQwenMoeForCausalLM"),
+    (("quyen", "moe"), "LlavaQwenMoeForCausalLM"),
+    (("qwen",), _QWEN),
+    (("quyen",), _QWEN),
+    (("gemma",), "LlavaGemmaForCausalLM"),
+    ((), _LLAMA),
 )
 
 # A suffix that trips none of the substrings by which loaders and evaluation scripts choose.
@@ -80,4 +82,4 @@ def _class_by_name(family: Family, name: str) -> str:
     if "llava" not in name.lower():
         return "a plain language model"
     rules = _NEXT_RULES if family.model_type == "llava_qwen" else _ORIGINAL_RULES
-    return next(found for part, found in rules if part in name.lower())
+    return next(found for parts, found in rules if all(part in name.lower() for part in parts))

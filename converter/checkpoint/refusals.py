@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from converter.errors import CheckpointError
+from converter.errors import CheckpointError, UsageError
 
 _MPT = "is MPT, which stock LLaVA cannot run any more; use a checkpoint with a Llama, Mistral or Qwen2 language model"
 _INTERNLM2 = (
@@ -39,11 +39,13 @@ _OTHER_FORMATS = (
     ("*.gguf", "is GGUF; convert the original checkpoint instead, then make the GGUF file from the result"),
     ("*.ggml", "is GGML; convert the original checkpoint instead, then make the GGML file from the result"),
     ("*.onnx", "is ONNX; convert the original checkpoint instead, then export the result"),
-    ("flax_model.msgpack", "is a Flax checkpoint; load it with from_flax=True and save it as safetensors first"),
-    ("tf_model.h5", "is a TensorFlow checkpoint; load it with from_tf=True and save it as safetensors first"),
+    ("flax_model*.msgpack*", "is a Flax checkpoint; load it with from_flax=True and save it as safetensors first"),
+    ("tf_model*.h5*", "is a TensorFlow checkpoint; load it with from_tf=True and save it as safetensors first"),
     ("consolidated.*", "is in the format of the model's authors; convert it to the Hugging Face format first"),
     ("zero_to_fp32.py", "belongs to a DeepSpeed checkpoint; run it to gather the weights first"),
     ("global_step*", "belongs to a DeepSpeed checkpoint; gather the weights with zero_to_fp32.py first"),
+    ("*_model_states.pt", "belongs to a DeepSpeed checkpoint; gather the weights with zero_to_fp32.py first"),
+    ("*.distcp", "belongs to an FSDP checkpoint; merge it first (accelerate merge-weights)"),
     ("pytorch_model_fsdp*", "belongs to an FSDP checkpoint; merge it first (accelerate merge-weights)"),
 )
 
@@ -51,6 +53,11 @@ _MISNAMED = (
     ("*.safetensors", "is under a name that no loader looks for; name it model.safetensors or restore the index"),
     ("*.bin", "is under a name that no loader looks for; name it pytorch_model.bin or restore the index"),
 )
+
+# What training leaves beside weights.
+_NO_WEIGHTS = ("training_args.bin", "optimizer.bin", "scheduler.bin", "scaler.bin")
+
+_DELTA = "-delta-"
 
 _QUANTIZATION_FILES = ("quantize_config.json", "quant_config.json")
 
@@ -64,11 +71,17 @@ def refuse_adapter(path: Path) -> None:
 
 def refuse_delta(path: Path) -> None:
     """Raise CheckpointError where the directory *path* is named as deltas are: nothing else tells them apart."""
-    if "-delta-" in path.resolve().name:
+    if _DELTA in path.resolve().name:
         raise CheckpointError(
             f"{path}: is named as a delta is; apply it to its base model first (python -m llava.model.apply_delta), "
             "or rename the directory where it is whole"
         )
+
+
+def refuse_delta_name(out: Path) -> None:
+    """Raise UsageError where *out*, whose weights will be whole, would be named as deltas are."""
+    if _DELTA in out.absolute().name:
+        raise UsageError(f"{out}: would be taken for a delta by its name; choose one without {_DELTA}")
 
 
 def refuse_quantised(path: Path, config: Mapping[str, Any]) -> None:
@@ -118,4 +131,5 @@ def refuse_misnamed_weights(path: Path) -> None:
 def _refuse_files(path: Path, kinds: Sequence[tuple[str, str]]) -> None:
     for pattern, what in kinds:
         for file in sorted(path.glob(pattern)):
-            raise CheckpointError(f"{file}: {what}")
+            if file.name not in _NO_WEIGHTS:
+                raise CheckpointError(f"{file}: {what}")

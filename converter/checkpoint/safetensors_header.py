@@ -23,6 +23,7 @@ from converter.errors import CheckpointError, StorageError
 MAX_HEADER_BYTES = 100_000_000  # the reference parser's limit
 MAX_INTEGER = 2**64 - 1
 LENGTH_BYTES = 8
+METADATA_KEY = "__metadata__"
 
 DTYPE_BITS: Mapping[str, int] = MappingProxyType(
     {
@@ -84,7 +85,7 @@ def parse_header(raw: bytes, file_size: int) -> SafetensorsHeader:
         raise ValueError(f"not UTF-8 at byte {error.start}") from error
     if not isinstance(fields, dict):
         raise ValueError("not a JSON object")
-    metadata = fields.pop("__metadata__", {})
+    metadata = fields.pop(METADATA_KEY, {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise ValueError("__metadata__ must map names to strings")
     for text in (*metadata, *metadata.values()):
@@ -110,7 +111,7 @@ def format_header(tensors: Sequence[tuple[str, str, tuple[int, ...], int]]) -> b
     Padded with spaces to a multiple of 8 bytes, as the reference does. ``{"format": "pt"}`` is in it, because
     transformers up to 4.45 fails without.
     """
-    fields: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    fields: dict[str, Any] = {METADATA_KEY: {"format": "pt"}}
     position = 0
     for name, dtype, shape, num_bytes in tensors:
         fields[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, position + num_bytes]}
@@ -121,9 +122,6 @@ def format_header(tensors: Sequence[tuple[str, str, tuple[int, ...], int]]) -> b
 
 
 def _parse_entry(name: str, entry: Any, data_begin: int) -> TensorEntry:
-    if not name or "\0" in name or ".." in name:
-        raise ValueError(f"tensor name {name!r} is not safe")
-    _check_unicode(name)
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"tensor {name!r} must have exactly dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -136,13 +134,21 @@ def _parse_entry(name: str, entry: Any, data_begin: int) -> TensorEntry:
     begin, end = offsets
     if end < begin:
         raise ValueError(f"tensor {name!r} ends before it begins")
-    # The product of the non-zero sizes: a zero must not hide a size that no machine can hold.
-    if prod(size for size in shape if size) > MAX_INTEGER // 64:
-        raise ValueError(f"tensor {name!r} has an absurd shape")
+    check_name_and_shape(name, shape)
     bits = prod(shape) * DTYPE_BITS[dtype]
     if bits != (end - begin) * 8:
         raise ValueError(f"tensor {name!r} of {dtype} {shape} does not fill its {end - begin} bytes")
     return TensorEntry(name, dtype, tuple(shape), data_begin + begin, data_begin + end, end - begin)
+
+
+def check_name_and_shape(name: str, shape: Sequence[int]) -> None:
+    """Raise ValueError where a file must not have a tensor of this *name* and *shape*."""
+    if not name or "\0" in name or ".." in name or name == METADATA_KEY:
+        raise ValueError(f"tensor name {name!r} is not safe")
+    _check_unicode(name)
+    # The product of the non-zero sizes: a zero must not hide a size that no machine can hold.
+    if prod(size for size in shape if size) > MAX_INTEGER // 64:
+        raise ValueError(f"tensor {name!r} has an absurd shape")
 
 
 def _check_unicode(text: str) -> None:

@@ -9,13 +9,17 @@ Format: https://docs.pytorch.org/docs/stable/notes/serialization.html
 from __future__ import annotations
 
 import logging
+import mmap
+import os
 import pickle
 import struct
+import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from converter.checkpoint.safetensors_header import check_name_and_shape
 from converter.checkpoint.weight_file import TensorEntry, WeightFile
 from converter.errors import CheckpointError, StorageError
 
@@ -24,6 +28,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_ZIP_BEGIN = b"PK\3\4"
 _LOCAL_HEADER = struct.Struct("<26xHH")  # a zip member's own header, down to the lengths of its name and extra field
 
 # By the names that torch gives them; those of newer versions may be unknown to the one that runs.
@@ -49,7 +54,7 @@ def read_torch_file(path: Path) -> WeightFile:
         storages = _storage_spans(path)
         tensors = _load(path)
         base = _mapping_begin(tensors, storages, path)
-        entries = [_entry(name, tensor, base, storages, path) for name, tensor in tensors.items()]
+        entries = [_entry(name, tensor, base, path) for name, tensor in tensors.items()]
         return WeightFile(tuple(sorted(entries, key=lambda entry: (entry.begin, entry.name))), path.stat().st_size)
     except OSError as error:
         raise StorageError(f"{path}: cannot be read: {error.strerror or error}") from error
@@ -77,16 +82,15 @@ def warn_of_old_torch() -> None:
 
 
 def _storage_spans(path: Path) -> Mapping[int, int]:
-    """The end, by the begin, of every non-empty storage in the archive."""
-    if not zipfile.is_zipfile(path):
-        raise CheckpointError(
-            f"{path}: is not in the format that torch writes since version 1.6, or damaged; "
-            "copy it again, or load and save it with a newer torch"
-        )
+    """The size, by the begin, of every non-empty storage in the archive."""
     spans: dict[int, int] = {}
     try:
-        with zipfile.ZipFile(path) as archive, path.open("rb") as file:
-            for member in archive.infolist():
+        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+            if os.pread(file.fileno(), len(_ZIP_BEGIN), 0) != _ZIP_BEGIN:
+                raise zipfile.BadZipFile("Something stands in front of the zip file")  # which torch does not read
+            members = archive.infolist()
+            _check_kind([member.filename.split("/")[-1] for member in members], path)
+            for member in members:
                 *_, folder, name = ("", *member.filename.split("/"))
                 if name == "byteorder" and archive.read(member) != b"little":
                     raise CheckpointError(f"{path}: was written on a big-endian machine; load and save it on this one")
@@ -94,69 +98,105 @@ def _storage_spans(path: Path) -> Mapping[int, int]:
                     continue
                 if member.compress_type != zipfile.ZIP_STORED:
                     raise CheckpointError(f"{path}: {member.filename} is compressed; load and save it with torch")
+                archive.open(member).close()  # compares its own header with the directory at the archive's end
                 file.seek(member.header_offset)
-                header = file.read(_LOCAL_HEADER.size)
-                if len(header) < _LOCAL_HEADER.size:
-                    raise CheckpointError(f"{path}: is damaged; copy it again")
-                begin = member.header_offset + _LOCAL_HEADER.size + sum(_LOCAL_HEADER.unpack(header))
-                spans[begin] = begin + member.file_size
-    except zipfile.BadZipFile as error:
-        raise CheckpointError(f"{path}: is damaged ({error}); copy it again") from error
+                lengths = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
+                spans[member.header_offset + _LOCAL_HEADER.size + sum(lengths)] = member.file_size
+    except (CheckpointError, OSError):
+        raise
+    except Exception as error:  # zipfile raises many kinds at what is no archive, or a damaged one
+        raise CheckpointError(
+            f"{path}: is damaged, or not in the format that torch writes since version 1.6 ({_first_line(error)}); "
+            "copy it again, or load and save it with a newer torch"
+        ) from error
     return spans
+
+
+def _check_kind(names: Collection[str], path: Path) -> None:
+    """Refuse an archive that is none of ``torch.save``'s, by the *names* of its members."""
+    if "constants.pkl" in names:
+        raise CheckpointError(f"{path}: is a TorchScript archive; save the state_dict of its model instead")
+    if "data.pkl" not in names:
+        raise CheckpointError(f"{path}: is a zip archive, but none that torch.save wrote; get the weights again")
 
 
 def _load(path: Path) -> dict[str, torch.Tensor]:
     import torch
 
     try:
-        content: Any = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch to whoever wrote the file
+            # As text: older versions of torch map no Path.
+            content: Any = torch.load(os.fspath(path), map_location="cpu", mmap=True, weights_only=True)
+    except OSError:
+        raise
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path}: holds more than tensors and may run code when it is loaded; do not load it, and get the "
             "checkpoint as safetensors or from another source"
         ) from error
-    except (RuntimeError, ValueError, EOFError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{path}: cannot be read by torch ({error}); copy it again") from error
+    except Exception as error:  # a pickle can be wrong in as many ways as a program
+        raise CheckpointError(f"{path}: cannot be read by torch ({_first_line(error)}); copy it again") from error
     if not isinstance(content, dict):
         raise CheckpointError(
             f"{path}: holds a {type(content).__name__}, not tensors by name; save the state_dict alone"
         )
     for name, tensor in content.items():
-        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+        if not isinstance(name, str):
+            raise CheckpointError(f"{path}: the name {name!r} is no text; save the state_dict alone")
+        if not isinstance(tensor, torch.Tensor):
+            raise CheckpointError(f"{path}: {name} is a {type(tensor).__name__}, no tensor; save the state_dict alone")
+        if not _is_plain(tensor):
             raise CheckpointError(
-                f"{path}: {name!r} is a {type(tensor).__name__}, not a tensor by name; save the state_dict alone"
+                f"{path}: {name} is sparse, nested, quantised, negated or without data; save it as a plain tensor first"
             )
-        if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
-            raise CheckpointError(f"{path}: {name} is sparse, quantised or empty; save it as a dense tensor first")
     return content
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Whether the values of *tensor* are what its storage holds, one beside the other."""
+    import torch
+
+    is_dense = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_nested
+    return is_dense and not tensor.is_quantized and not tensor.is_neg()
 
 
 def _mapping_begin(tensors: Mapping[str, torch.Tensor], storages: Mapping[int, int], path: Path) -> int:
     """The address at which the file is mapped: the only one that makes every tensor's storage one of the archive's."""
-    addresses = {storage.data_ptr() for tensor in tensors.values() if (storage := tensor.untyped_storage()).nbytes()}
-    if not addresses:
+    sizes = {
+        storage.data_ptr(): storage.nbytes()
+        for tensor in tensors.values()
+        if (storage := tensor.untyped_storage()).nbytes()
+    }
+    if not sizes:
         return 0
-    lowest = min(addresses)
     fitting = [
-        lowest - begin for begin in storages if all(address - lowest + begin in storages for address in addresses)
+        base
+        for base in (min(sizes) - begin for begin in storages)
+        if base % mmap.PAGESIZE == 0 and all(storages.get(address - base) == size for address, size in sizes.items())
     ]
     if len(fitting) != 1:
-        raise CheckpointError(f"{path}: its storages cannot be told apart; load and save it with torch")
+        raise CheckpointError(f"{path}: its storages are not where its pickle says; load and save it with torch")
     return fitting[0]
 
 
-def _entry(name: str, tensor: torch.Tensor, base: int, storages: Mapping[int, int], path: Path) -> TensorEntry:
-    dtype = _DTYPES.get(str(tensor.dtype).removeprefix("torch."))
+def _entry(name: str, tensor: torch.Tensor, base: int, path: Path) -> TensorEntry:
+    dtype, shape = _DTYPES.get(str(tensor.dtype).removeprefix("torch.")), tuple(tensor.shape)
     if dtype is None:
-        raise CheckpointError(f"{path}: {name} is stored as {tensor.dtype}, which safetensors has not; cast it first")
+        raise CheckpointError(f"{path}: {name} is stored as {tensor.dtype}, which cannot be converted; cast it first")
+    try:
+        check_name_and_shape(name, shape)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}; rename or remove it") from error
     item, num_bytes = tensor.element_size(), tensor.numel() * tensor.element_size()
     if not num_bytes:
-        return TensorEntry(name, dtype, tuple(tensor.shape), 0, 0, 0)
-    storage = tensor.untyped_storage().data_ptr() - base
-    begin = storage + int(tensor.storage_offset()) * item
-    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    end = begin + (last + 1) * item
-    if end > storages[storage]:
-        raise CheckpointError(f"{path}: {name} reaches past the end of its storage; the file is damaged")
+        return TensorEntry(name, dtype, shape, 0, 0, 0)
+    begin = tensor.untyped_storage().data_ptr() - base + int(tensor.storage_offset()) * item
+    last = sum((size - 1) * stride for size, stride in zip(shape, tensor.stride(), strict=True))
     strides = None if tensor.is_contiguous() else tuple(tensor.stride())
-    return TensorEntry(name, dtype, tuple(tensor.shape), begin, end, num_bytes, strides)
+    return TensorEntry(name, dtype, shape, begin, begin + (last + 1) * item, num_bytes, strides)
+
+
+def _first_line(error: Exception) -> str:
+    """What *error* says, without the trace of calls that torch adds."""
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from converter.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint, StoredTensor
-from converter.checkpoint.dtypes import ITEM_BYTES
-from converter.checkpoint.safetensors_header import format_header
+from converter.checkpoint.safetensors_header import DTYPE_BITS, format_header
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ def _groups(checkpoint: Checkpoint, shard_bytes: int | None) -> list[list[Stored
 
 def _build(name: str, tensors: Sequence[StoredTensor]) -> OutputFile:
     # Wide items first, so that every tensor is aligned; the order is otherwise IN's.
-    tensors = sorted(tensors, key=lambda tensor: -ITEM_BYTES.get(tensor.dtype, 8))
+    tensors = sorted(tensors, key=lambda tensor: -DTYPE_BITS[tensor.dtype])
     head = format_header([(t.name, t.dtype, t.shape, t.entry.num_bytes) for t in tensors])
     pieces = []
     begin = len(head)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from converter.checkpoint import INDEX_FILE, Checkpoint, StoredTensor
+from converter.checkpoint import INDEX_FILE, Checkpoint, StoredTensor, read_json_object
 from converter.checkpoint.dtypes import decode, encode
 from converter.checkpoint.file_span import read_span
 from converter.checkpoint.safetensors_header import SafetensorsHeader
@@ -113,13 +113,17 @@ def _check_files(original: Checkpoint, converted: Checkpoint) -> None:
     for name in sorted(expected ^ found):
         state = "is missing" if name in expected else "does not stand in the original"
         raise VerificationError(f"{converted.path / name}: {state}; convert again")
+    for name in converted.left_behind:
+        raise VerificationError(
+            f"{converted.path / name}: is no part of a conversion and may hold unpruned weights; remove it"
+        )
     for name in sorted(expected):
         if converted.stamps[name].size != original.stamps[name].size:
             raise VerificationError(f"{converted.path / name}: its size is not the original's; convert again")
 
 
 def _check_rebuilt(original: Checkpoint, converted: Checkpoint) -> None:
-    """Refuse shards that lack a tensor, have one of another kind, or that transformers up to 4.45 cannot read."""
+    """Refuse shards that lack a tensor, have one of another kind, or lack what stock loaders read beside them."""
     for name in sorted(set(original.tensors) | set(converted.tensors)):
         before, after = original.tensors.get(name), converted.tensors.get(name)
         if before is None or after is None:
@@ -133,6 +137,9 @@ def _check_rebuilt(original: Checkpoint, converted: Checkpoint) -> None:
     for shard, header in converted.shards.items():
         if not isinstance(header, SafetensorsHeader) or header.metadata.get("format") != "pt":
             raise VerificationError(f"{converted.path / shard}: its metadata lacks the format pt; convert again")
+    index = converted.path / INDEX_FILE
+    if index.is_file() and not isinstance(read_json_object(index).get("metadata"), dict):
+        raise VerificationError(f"{index}: has no metadata, which stock loaders read; convert again")
 
 
 def _is_touched(original: Checkpoint, tensor: StoredTensor, mask: HeadMask) -> bool:

@@ -293,7 +293,7 @@ def test_a_projection_of_another_dtype_is_refused(path: Path, dtype: str) -> Non
     name = LAYERS + "0.self_attn.k_proj.weight"
     tensor = (dtype, (6, 8), bytes(6 * 8 * (8 if dtype == "F64" else 1)))
     edit_tensors(path / WEIGHTS, lambda tensors: tensors.update({name: tensor}))
-    assert_refused(path, f"{name} is stored as {dtype}; only F32, F16, BF16 can be rewritten")
+    assert_refused(path, f"{name} is stored as {dtype}, and only F32, F16, BF16 can be rewritten")
 
 
 def test_other_tensors_may_have_any_dtype_but_are_not_computed_with(path: Path) -> None:

@@ -98,9 +98,9 @@ def test_layers_that_lose_no_head_have_no_edit(checkpoint: Checkpoint) -> None:
 
 
 def test_a_bias_of_the_output_is_not_edited(checkpoint: Checkpoint) -> None:
-    bias = "language_model.model.layers.0.self_attn.o_proj.bias"
+    biases = [f"language_model.model.layers.{layer}.self_attn.o_proj.bias" for layer in range(3)]
     tensors = read_safetensors(checkpoint.path / WEIGHTS)
-    write_safetensors(checkpoint.path / WEIGHTS, tensors | {bias: ("F16", (8,), bytes(16))})
+    write_safetensors(checkpoint.path / WEIGHTS, tensors | dict.fromkeys(biases, ("F16", (8,), bytes(16))))
     plan = make_plan(Checkpoint.open(checkpoint.path), HeadMask(6, ((0, 1), (), ())), "scale")
     edited = {edit.tensor.name.split("self_attn.")[1] for edit in plan.edits}
     assert edited == {f"{p}_proj.{kind}" for p in "qkv" for kind in ("weight", "bias")} | {"o_proj.weight"}
