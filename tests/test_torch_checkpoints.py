@@ -19,6 +19,7 @@ from converter.checkpoint import MANIFEST_FILE, Checkpoint
 from tests.command_line import Outcome, run_here
 from tests.conftest import MINI_LLAVA
 from tests.disk import digests, hidden_siblings, snapshot
+from tests.run_time_hooks import decoder_layers
 from tests.synthetic import (
     HUGGING_FACE,
     ORIGINAL,
@@ -30,7 +31,6 @@ from tests.synthetic import (
     write_safetensors,
 )
 from tests.test_sabotage import ChangeFiles, ChangePlan, flip_bit, sabotage_files, sabotage_plan, scales_twice
-from tests.test_stock_transformers import decoder_layers
 
 Tensors = dict[str, torch.Tensor]
 Stored = dict[str, tuple[str, tuple[int, ...], bytes]]

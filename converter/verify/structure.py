@@ -108,8 +108,6 @@ def _check_files(original: Checkpoint, converted: Checkpoint) -> None:
     if original.is_torch:  # its shards become safetensors, in as many files as the conversion was told
         _check_rebuilt(original, converted)
         expected, found = set(original.sidecars), set(converted.sidecars) - {INDEX_FILE}
-    for name in converted.left_behind:
-        raise VerificationError(f"{converted.path / name}: holds weights that no conversion writes; remove it")
     for name in sorted(expected ^ found):
         state = "is missing" if name in expected else "does not stand in the original"
         raise VerificationError(f"{converted.path / name}: {state}; convert again")

@@ -5,7 +5,6 @@ Each test states what it showed with ``record_property``; ``tests.families.suppo
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from converter.decoder import require_stock_code
 from converter.errors import UsageError
 from converter.mask import HeadMask
 from tests.families.fixtures import CLIP, FIXTURES, Fixture, Tensors
+from tests.run_time_hooks import hook_heads
 
 FORMS = ("one file", "two shards", ".bin")
 RecordProperty = Callable[[str, object], None]
@@ -134,26 +134,6 @@ def load_by_its_language_model(fixture: Fixture, path: Path, stock_class: Any) -
     return model.float().eval()
 
 
-def hook_heads(model: torch.nn.Module, fixture: Fixture, mask: HeadMask, *, scaled: bool) -> None:
-    """What people do at run time: silence heads in front of o_proj, and scale the others by N/n."""
-    hooked = 0
-    for name, module in model.named_modules():
-        match = re.search(r"(?:^|\.)layers\.(\d+)\.self_attn$", name)
-        if match is None or not hasattr(module, "o_proj"):
-            continue
-        pruned = mask.pruned[int(match[1])]
-        if not pruned:
-            continue
-        factors = torch.full((fixture.num_heads,), fixture.num_heads / (fixture.num_heads - len(pruned)))
-        if not scaled:
-            factors = torch.ones(fixture.num_heads)
-        factors[list(pruned)] = 0
-        factors = factors.repeat_interleave(fixture.head_dim)
-        module.o_proj.register_forward_pre_hook(lambda _, inputs, f=factors: (inputs[0] * f,))
-        hooked += 1
-    assert hooked == len(mask.touched_layers)
-
-
 def hidden_states(model: Any) -> list[torch.Tensor]:
     token_ids = torch.arange(3, 23)[None]
     with torch.inference_mode():
@@ -187,7 +167,7 @@ def test_stock_code_loads_it_and_computes_what_hooks_would(
     assert report.behaviour is not None
 
     original, reference, converted = load(fixture, source), load(fixture, source), load(fixture, out)
-    hook_heads(reference, fixture, mask, scaled=compensation == "scale")
+    hook_heads(reference, mask, scaled=compensation == "scale")
     runs = list(zip(*map(hidden_states, (original, reference, converted)), strict=True))
     assert len(runs) == 4
     for index, (before, wanted, found) in enumerate(runs):
