@@ -21,5 +21,10 @@ def layer_bar(description: str, total: int, *, shown: bool) -> tqdm[NoReturn]:
     return tqdm(total=total, desc=description, unit="layer", disable=_disable(shown))
 
 
+def sample_bar(description: str, total: int, *, shown: bool) -> tqdm[NoReturn]:
+    """A bar over *total* calibration samples."""
+    return tqdm(total=total, desc=description, unit="sample", disable=_disable(shown))
+
+
 def _disable(shown: bool) -> bool | None:
     return None if shown else True  # None lets tqdm look whether stderr is a terminal
