@@ -61,7 +61,8 @@ def _open_image(path: Path, where: str) -> Image.Image:
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
+        with Image.open(path) as stored:
+            image: Image.Image = stored.convert("RGB")
+            return image
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise CalibrationError(f"{where}: {path} cannot be read as an image ({error})") from error

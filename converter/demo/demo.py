@@ -9,13 +9,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from converter.checkpoint import Checkpoint
 from converter.conversion import convert
 from converter.demo.chat import Chat
 from converter.errors import StorageError, UsageError
 from converter.mask import HeadMask
+from converter.saliency.magnitude import Magnitude
 from converter.verify.report import Report
 
 _log = logging.getLogger(__name__)
@@ -99,17 +98,7 @@ def weakest_heads(checkpoint: Checkpoint, per_layer: int) -> HeadMask:
     geometry = checkpoint.geometry
     pruned = []
     for layer in range(geometry.num_layers):
-        value = checkpoint.projection(layer, "v", "weight")
-        assert value is not None  # Checkpoint.open refuses a layer without it
-        values = checkpoint.read_rows(value.tensor, value.first, value.count)
-        values = values.reshape(geometry.num_kv_heads, geometry.head_dim, -1)
-        outputs = checkpoint.read_rows(checkpoint.output_projection(layer)).reshape(
-            -1, geometry.num_heads, geometry.head_dim
-        )
-        norms = [
-            float(np.linalg.norm(outputs[:, head] @ values[head // geometry.heads_per_group]))
-            for head in range(geometry.num_heads)
-        ]
+        norms = Magnitude(checkpoint, layer).scores()
         pruned.append(tuple(sorted(sorted(range(geometry.num_heads), key=lambda h: (norms[h], h))[:per_layer])))
     return HeadMask(geometry.num_heads, tuple(pruned), provenance={"metric": "norm of O_h V_h", "heads": per_layer})
 
