@@ -198,15 +198,18 @@ def full_float32() -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = convolutions
 
 
-def require_stock_code(checkpoint: Checkpoint) -> None:
-    """Raise UsageError where the installed transformers cannot run *checkpoint*'s language model."""
+def require_stock_code(checkpoint: Checkpoint, otherwise: str = "--no-verify to check the bytes alone") -> None:
+    """Raise UsageError where the installed transformers cannot run *checkpoint*'s language model.
+
+    *otherwise* says in the message what can be done without running it.
+    """
     import transformers
 
     stock_type = checkpoint.language_model.stock_type
     if stock_type not in transformers.models.auto.configuration_auto.CONFIG_MAPPING:
         raise UsageError(
-            f"{checkpoint.path}: transformers {transformers.__version__} has no {stock_type}, so hidden states cannot "
-            "be compared; use a newer transformers, or --no-verify to check the bytes alone"
+            f"{checkpoint.path}: transformers {transformers.__version__} has no {stock_type}, so the language "
+            f"model cannot be run; use a newer transformers, or {otherwise}"
         )
 
 

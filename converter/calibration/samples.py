@@ -102,7 +102,7 @@ def _entries(text: str, path: Path) -> list[tuple[Any, str]]:
             raise CalibrationError(f"{path}: is not JSON ({error}); mend the file") from error
         return [(entry, f"{path}: entry {number}") for number, entry in enumerate(entries, 1)]
     found = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:

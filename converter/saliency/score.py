@@ -96,6 +96,7 @@ def score_inputs(
             ):
                 scores.append(seen.observer.scores())
                 energies.append(seen.residual_energy)
+                del seen  # a layer's moments must be gone before the next one gathers its own
                 bar.update(1)
             provenance["residual_energy"] = energies
     for layer, figures in enumerate(scores):

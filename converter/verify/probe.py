@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from converter.checkpoint import Checkpoint
 from converter.checkpoint.layouts import LANGUAGE_MODEL, ORIGINAL
-from converter.errors import StorageError
+from converter.errors import CheckpointError, StorageError
 from converter.front_end import HuggingFaceFrontEnd, TextFrontEnd, embed
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def make_probe(checkpoint: Checkpoint) -> Probe:
     """Text prompts, and images where the vision tower is in the checkpoint; seeded token ids as a last resort."""
     try:
         samples = _text_samples(checkpoint)
-    except StorageError:
+    except (StorageError, CheckpointError):
         raise
     except Exception as error:  # stock code fails in its own ways on an incomplete checkpoint
         _log.debug("the tokenizer cannot be loaded: %s", error)
@@ -59,7 +59,7 @@ def make_probe(checkpoint: Checkpoint) -> Probe:
         return Probe(samples, f"{text} (no images: the vision tower is not part of this layout)")
     try:
         images = _image_samples(checkpoint)
-    except StorageError:
+    except (StorageError, CheckpointError):
         raise
     except Exception as error:  # as above
         _log.debug("the vision tower cannot be loaded: %s", error)
