@@ -76,7 +76,8 @@ def greedy_removal(gram: torch.Tensor, moments: torch.Tensor, num_heads: int) ->
     left = moments.clone()
     left.diagonal().add_(damping)
     inverse = _inverse(left)
-    gram, cross = gram.clone(), torch.zeros_like(gram)  # W'^T W' and W'^T (W - W')
+    gram = gram.contiguous().clone()  # W'^T W'
+    cross = torch.zeros_like(gram)  # W'^T (W - W')
     damped_error, change = 0.0, 0.0  # tr((W - W') A (W - W')^T) and |W - W'|_F^2
     remaining, steps = list(range(num_heads)), []
     while remaining:
@@ -120,4 +121,4 @@ def _inverse(matrix: torch.Tensor) -> torch.Tensor:
     factor, failed = torch.linalg.cholesky_ex(matrix)
     if bool(failed.any()) or not bool(factor.isfinite().all()):
         raise ArithmeticError("not positive definite")
-    return torch.cholesky_inverse(factor)
+    return torch.cholesky_inverse(factor).contiguous()  # CUDA's is column by column
