@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from converter.checkpoint import CONFIG_FILE, Checkpoint
@@ -28,17 +29,50 @@ _NOT_THE_MODELS = (
     *("architectures", "model_type", "torch_dtype", "dtype", "layer_types", "quantization_config"),
     *("attn_implementation", "_attn_implementation", "_attn_implementation_internal", "_flash_attn_2_enabled"),
 )
+# Called with what the attention kernel is given.
+AttentionHook: TypeAlias = "Callable[[AttentionInput], object]"
 
 LOAD_BYTES = 16 << 20  # stored bytes read at a time, so that loading takes no second copy of a tensor
 
 
-class LayerDecoder:
-    """One decoder layer of stock code, whose weights are those of the layer loaded last; float32."""
+@dataclass(frozen=True)
+class AttentionInput:
+    """What stock code hands to the attention kernel of one layer: after projections and rotary embedding.
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    *query* is [num_heads, tokens, head_dim]; *key* is the same, or [num_kv_heads, tokens, head_dim] where the
+    kernel shares kv heads itself. *mask* [1 or num_heads, tokens, tokens] is boolean (True = may look) or added
+    to the scores; None means causal.
+    """
+
+    query: torch.Tensor
+    key: torch.Tensor
+    mask: torch.Tensor | None
+    scale: float
+
+    def weights(self, rows: torch.Tensor) -> torch.Tensor:
+        """The attention weights [num_heads, len(rows), tokens] of the queries at the token positions *rows*."""
         import torch
 
-        self._model = _build(checkpoint).float().eval()
+        heads, tokens, _ = self.query.shape
+        key = self.key.repeat_interleave(heads // len(self.key), dim=0)
+        scores = (self.query[:, rows] * self.scale) @ key.transpose(1, 2)
+        if self.mask is None:
+            positions = torch.arange(tokens, device=rows.device)
+            scores = scores.masked_fill(positions > rows[:, None], float("-inf"))
+        elif self.mask.dtype == torch.bool:
+            scores = scores.masked_fill(~self.mask[:, rows], float("-inf"))
+        else:
+            scores = scores + self.mask[:, rows]
+        return scores.softmax(-1)
+
+
+class LayerDecoder:
+    """One decoder layer of stock code on *device*, whose weights are those of the layer loaded last; float32."""
+
+    def __init__(self, checkpoint: Checkpoint, device: str = "cpu") -> None:
+        import torch
+
+        self._model = _build(checkpoint).float().eval().to(device)
         self._model.norm = torch.nn.Identity()
         self._layer = self._model.layers[0]
 
@@ -65,26 +99,93 @@ class LayerDecoder:
                     count = min(block, tensor.shape[0] - first)
                     parameter[first : first + count] = torch.from_numpy(checkpoint.read_rows(tensor, first, count))
 
-    def forward(self, hidden: torch.Tensor, heads_hook: HeadsHook | None = None) -> torch.Tensor:
-        """The residual stream [1, tokens, hidden_size] after the loaded layer, for *hidden* before it."""
+    def forward(
+        self, hidden: torch.Tensor, heads_hook: HeadsHook | None = None, attention_hook: AttentionHook | None = None
+    ) -> torch.Tensor:
+        """The residual stream [1, tokens, hidden_size] after the loaded layer, for *hidden* before it.
+
+        Raises:
+            UsageError: *attention_hook* is given, and the installed stock code does not call torch's kernel.
+        """
         import torch
 
-        handle = None
-        if heads_hook is not None:
-            handle = self._layer.self_attn.o_proj.register_forward_pre_hook(
-                lambda module, inputs: (heads_hook(inputs[0]),)
-            )
-        try:
-            with torch.inference_mode():
-                output: torch.Tensor = self._model(inputs_embeds=hidden, use_cache=False).last_hidden_state
-        finally:
-            if handle is not None:
-                handle.remove()
+        with contextlib.ExitStack() as hooks:
+            if heads_hook is not None:
+                handle = self._layer.self_attn.o_proj.register_forward_pre_hook(
+                    lambda module, inputs: (heads_hook(inputs[0]),)
+                )
+                hooks.callback(handle.remove)
+            if attention_hook is not None:
+                hooks.enter_context(_attention_watched(attention_hook))
+            hooks.enter_context(torch.inference_mode())
+            output: torch.Tensor = self._model(inputs_embeds=hidden, use_cache=False).last_hidden_state
         return output
 
 
-def require_stock_code(checkpoint: Checkpoint) -> None:
+@contextlib.contextmanager
+def _attention_watched(hook: AttentionHook) -> Iterator[None]:
+    """Show *hook* what torch's attention kernel is given; nothing of the computation changes.
+
+    Queries and keys are taken where every version and family of stock code has them ready, behind its own rotary
+    embedding, instead of being computed a second time by code that would have to follow every version.
+    """
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    kernel = torch.nn.functional.scaled_dot_product_attention
+    calls = 0
+
+    def show(
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attn_mask: torch.Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> None:
+        nonlocal calls
+        calls += 1
+        mask = None if attn_mask is None else attn_mask[0]
+        hook(AttentionInput(query[0], key[0], mask, query.shape[-1] ** -0.5 if scale is None else scale))
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if function is kernel:
+                show(*args, **(kwargs or {}))
+            return function(*args, **(kwargs or {}))
+
+    with Watch():
+        yield
+    if not calls:
+        import transformers
+
+        raise UsageError(
+            f"transformers {transformers.__version__} does not compute this model's attention with torch's kernel, so "
+            "attention weights cannot be had; use another version, or a metric that needs none"
+        )
+
+
+@contextlib.contextmanager
+def full_float32() -> Iterator[None]:
+    """Matrix products and convolutions of float32 in float32, whatever TF32 setting the process has."""
+    import torch
+
+    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(products)
+        torch.backends.cudnn.allow_tf32 = convolutions
+
+
+def require_stock_code(checkpoint: Checkpoint, otherwise: str = "--no-verify to check the bytes alone") -> None:
     """Raise where the installed transformers cannot run *checkpoint*'s language model.
+
+    *otherwise* says in the message what can be done without running it.
 
     Raises:
         UsageError: it is older than the model.
@@ -96,8 +197,8 @@ def require_stock_code(checkpoint: Checkpoint) -> None:
     stock_type = checkpoint.language_model.stock_type
     if stock_type not in transformers.models.auto.configuration_auto.CONFIG_MAPPING:
         raise UsageError(
-            f"{checkpoint.path}: transformers {transformers.__version__} has no {stock_type}, so hidden states cannot "
-            "be compared; use a newer transformers, or --no-verify to check the bytes alone"
+            f"{checkpoint.path}: transformers {transformers.__version__} has no {stock_type}, so the language "
+            f"model cannot be run; use a newer transformers, or {otherwise}"
         )
     with torch.device("meta"):  # takes no memory and no time
         _build(checkpoint)

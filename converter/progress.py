@@ -22,6 +22,11 @@ def layer_bar(description: str, total: int, *, shown: bool) -> tqdm[NoReturn]:
     return tqdm(total=total, desc=description, unit="layer", disable=_disable(shown))
 
 
+def sample_bar(description: str, total: int, *, shown: bool) -> tqdm[NoReturn]:
+    """A bar over *total* calibration samples."""
+    return tqdm(total=total, desc=description, unit="sample", disable=_disable(shown))
+
+
 def _disable(shown: bool) -> bool | None:
     if not shown or sys.stderr is None:  # closed by whoever started us
         return True

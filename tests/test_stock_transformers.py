@@ -10,8 +10,8 @@ import torch
 from transformers import LlavaForConditionalGeneration
 
 import converter
+from converter.front_end import load_processor
 from converter.mask import HeadMask
-from converter.verify.probe import load_processor
 from tests.run_time_hooks import hook_heads
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}

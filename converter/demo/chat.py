@@ -5,17 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from converter.conversation import LETTER_INSTRUCTION, conversation
 from converter.decoder import stock_code
-from converter.verify.probe import load_processor
+from converter.front_end import load_processor
 
 if TYPE_CHECKING:
     from PIL import Image
-
-SYSTEM_PROMPT = (
-    "A chat between a curious user and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the user's questions."
-)
-LETTER_INSTRUCTION = "Answer with the option's letter from the given choices directly."
 
 
 class Chat:
@@ -32,7 +27,7 @@ class Chat:
         """What greedy ``generate`` says to *question*, in which ``<image>`` stands for the image."""
         import torch
 
-        prompt = f"{SYSTEM_PROMPT} USER: {question}\n{LETTER_INSTRUCTION} ASSISTANT:"
+        prompt = conversation([(f"{question}\n{LETTER_INSTRUCTION}", None)])
         with stock_code(), torch.inference_mode():
             inputs = self._processor(text=prompt, images=image, return_tensors="pt")
             output = self._model.generate(**inputs, do_sample=False, max_new_tokens=4)

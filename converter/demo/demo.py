@@ -9,13 +9,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from converter.checkpoint import Checkpoint
 from converter.conversion import convert
 from converter.demo.chat import Chat
 from converter.errors import StorageError, UsageError
 from converter.mask import HeadMask
+from converter.saliency.magnitude import Magnitude
 from converter.verify.report import Report
 
 _log = logging.getLogger(__name__)
@@ -106,17 +105,7 @@ def ranked_heads(checkpoint: Checkpoint) -> list[list[tuple[float, int]]]:
     geometry = checkpoint.geometry
     ranked = []
     for layer in range(geometry.num_layers):
-        value = checkpoint.projection(layer, "v", "weight")
-        assert value is not None  # Checkpoint.open refuses a layer without it
-        values = checkpoint.read_rows(value.tensor, value.first, value.count)
-        values = values.reshape(geometry.num_kv_heads, geometry.head_dim, -1)
-        outputs = checkpoint.read_rows(checkpoint.output_projection(layer)).reshape(
-            -1, geometry.num_heads, geometry.head_dim
-        )
-        norms = (
-            float(np.linalg.norm(outputs[:, head] @ values[head // geometry.heads_per_group]))
-            for head in range(geometry.num_heads)
-        )
+        norms = Magnitude(checkpoint, layer).scores()
         ranked.append(sorted((norm, head) for head, norm in enumerate(norms)))
     return ranked
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from converter.checkpoint import Checkpoint
 from converter.checkpoint.layouts import LANGUAGE_MODEL, ORIGINAL
-from converter.checkpoint.torch_file import torch_dtype
-from converter.decoder import stock_code
-from converter.errors import StorageError
+from converter.errors import CheckpointError, StorageError
+from converter.front_end import HuggingFaceFrontEnd, TextFrontEnd, embed
 
 if TYPE_CHECKING:
     import torch
@@ -27,8 +25,8 @@ TEXT_PROMPTS = (
     "USER: Write the first line of a story about a river. ASSISTANT:",
 )
 IMAGE_PROMPTS = (
-    "USER: {image}\nWhat color is the shape at the top left? ASSISTANT:",
-    "USER: {image}\nDescribe this picture. ASSISTANT:",
+    "USER: <image>\nWhat color is the shape at the top left? ASSISTANT:",
+    "USER: <image>\nDescribe this picture. ASSISTANT:",
 )
 IMAGE_PIXELS = 224  # a side; the checkpoint's image processor resizes
 NUM_RANDOM_SAMPLES, RANDOM_TOKENS = 3, 48
@@ -49,7 +47,7 @@ def make_probe(checkpoint: Checkpoint) -> Probe:
     """Text prompts, and images where the vision tower is in the checkpoint; seeded token ids as a last resort."""
     try:
         samples = _text_samples(checkpoint)
-    except StorageError:
+    except (StorageError, CheckpointError):
         raise
     except Exception as error:  # stock code fails in its own ways on an incomplete checkpoint
         _log.debug("the tokenizer cannot be loaded: %s", error)
@@ -61,7 +59,7 @@ def make_probe(checkpoint: Checkpoint) -> Probe:
         return Probe(samples, f"{text} (no images: the vision tower is not part of this layout)")
     try:
         images = _image_samples(checkpoint)
-    except StorageError:
+    except (StorageError, CheckpointError):
         raise
     except Exception as error:  # as above
         _log.debug("the vision tower cannot be loaded: %s", error)
@@ -69,22 +67,9 @@ def make_probe(checkpoint: Checkpoint) -> Probe:
     return Probe(samples + images, f"{text}, {len(images)} image prompts")
 
 
-def _embed(checkpoint: Checkpoint, token_ids: list[int]) -> torch.Tensor:
-    """The rows of the embedding table that *token_ids* name; the table itself is never in memory."""
-    import numpy as np
-    import torch
-
-    rows = [checkpoint.read_rows(checkpoint.embedding, token, 1) for token in token_ids]
-    return torch.from_numpy(np.concatenate(rows)[None])
-
-
 def _text_samples(checkpoint: Checkpoint) -> tuple[torch.Tensor, ...]:
-    from transformers import AutoTokenizer
-
-    with stock_code():
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path)
-        encoded = [list(tokenizer(prompt)["input_ids"]) for prompt in TEXT_PROMPTS]
-    return tuple(_embed(checkpoint, token_ids) for token_ids in encoded)
+    front_end = TextFrontEnd(checkpoint)
+    return tuple(front_end(prompt)[0] for prompt in TEXT_PROMPTS)
 
 
 def _random_samples(checkpoint: Checkpoint) -> tuple[torch.Tensor, ...]:
@@ -93,64 +78,14 @@ def _random_samples(checkpoint: Checkpoint) -> tuple[torch.Tensor, ...]:
     generator = np.random.Generator(np.random.PCG64(SEED))
     vocabulary = checkpoint.embedding.shape[0]
     return tuple(
-        _embed(checkpoint, [int(token) for token in generator.integers(0, vocabulary, RANDOM_TOKENS)])
+        embed(checkpoint, [int(token) for token in generator.integers(0, vocabulary, RANDOM_TOKENS)])
         for _ in range(NUM_RANDOM_SAMPLES)
     )
 
 
 def _image_samples(checkpoint: Checkpoint) -> tuple[torch.Tensor, ...]:
-    """What stock code hands to the language model for the image prompts.
-
-    The checkpoint's own class is built without decoder layers and runs as usual; a hook notes the input of
-    its language model.
-    """
-    import torch
-
-    captured: list[torch.Tensor] = []
-    with stock_code(), torch.inference_mode():
-        model = _front_end(checkpoint)
-        processor = load_processor(checkpoint.path)
-        language_model = next(
-            module for name, module in model.named_modules() if name.rpartition(".")[2] == "language_model"
-        )
-        language_model.register_forward_pre_hook(
-            lambda module, args, kwargs: captured.append(kwargs["inputs_embeds"]), with_kwargs=True
-        )
-        for prompt, image in zip(IMAGE_PROMPTS, _images(), strict=True):
-            text = prompt.format(image=getattr(processor, "image_token", "<image>"))
-            model(**processor(text=text, images=image, return_tensors="pt"), use_cache=False)
-    return tuple(captured)
-
-
-def _front_end(checkpoint: Checkpoint) -> Any:
-    """The checkpoint's stock model class with its tower, projector and embeddings, and no decoder layer."""
-    import torch
-    import transformers
-
-    config = transformers.AutoConfig.from_pretrained(checkpoint.path)
-    config.text_config.num_hidden_layers = 0
-    weights = {
-        name: torch.frombuffer(bytearray(checkpoint.read_bytes(tensor)), dtype=torch_dtype(tensor.dtype)).reshape(
-            tensor.shape
-        )
-        for name, tensor in checkpoint.tensors.items()
-        if checkpoint.family.layer_key(name) is None
-    }
-    model_class = getattr(transformers, config.architectures[0])
-    model, loading = model_class.from_pretrained(None, config=config, state_dict=weights, output_loading_info=True)
-    if loading["missing_keys"]:
-        raise ValueError(f"no weights for {sorted(loading['missing_keys'])[0]}")
-    return model.float().eval()
-
-
-def load_processor(path: Path) -> Any:
-    """The checkpoint's stock processor: its image processor and tokenizer."""
-    from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, LlavaProcessor
-
-    try:
-        return AutoProcessor.from_pretrained(path)
-    except TypeError:  # transformers 4.37 does not know what newer ones wrote into processor_config.json
-        return LlavaProcessor(AutoImageProcessor.from_pretrained(path), AutoTokenizer.from_pretrained(path))
+    front_end = HuggingFaceFrontEnd(checkpoint)
+    return tuple(front_end(prompt, image)[0] for prompt, image in zip(IMAGE_PROMPTS, _images(), strict=True))
 
 
 def _images() -> tuple[Image.Image, Image.Image]:

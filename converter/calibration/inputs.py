@@ -1,0 +1,68 @@
+"""From samples to inputs of the language model, once, before any decoder layer is in memory."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from converter.calibration.samples import Sample
+from converter.checkpoint import Checkpoint
+from converter.errors import CalibrationError
+from converter.front_end import open_front_end
+from converter.progress import sample_bar
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+_log = logging.getLogger(__name__)
+
+MAX_TOKENS = 2048  # LLaVA's own model_max_length; what is longer is cut, as its training does
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """One sample: *hidden*, its place in the residual stream [1, tokens, hidden_size] in float32 on the CPU, and
+    *is_image* [tokens], whether a position holds a part of an image."""
+
+    hidden: torch.Tensor
+    is_image: torch.Tensor
+
+
+def make_inputs(
+    checkpoint: Checkpoint, samples: Sequence[Sample], *, device: str = "cpu", progress: bool = False
+) -> list[Inputs]:
+    """What *checkpoint*'s stock front end hands to its language model for *samples*; the front end is freed again.
+
+    Raises:
+        CheckpointError: the front end cannot be had, or a token is beyond the embedding table.
+        CalibrationError: an image cannot be read, or a sample has no tokens.
+    """
+    front_end = open_front_end(
+        checkpoint, with_images=any(sample.image is not None for sample in samples), device=device
+    )
+    inputs, num_cut = [], 0
+    with sample_bar("inputs", len(samples), shown=progress) as bar:
+        for sample in samples:
+            image = None if sample.image is None else _open_image(sample.image, sample.where)
+            hidden, is_image = front_end(sample.text, image)
+            num_cut += len(is_image) > MAX_TOKENS
+            inputs.append(Inputs(hidden[:, :MAX_TOKENS].clone(), is_image[:MAX_TOKENS].clone()))
+            bar.update(1)
+    if num_cut:
+        _log.warning("%d of %d samples are longer than %d tokens and were cut", num_cut, len(samples), MAX_TOKENS)
+    return inputs
+
+
+def _open_image(path: Path, where: str) -> Image.Image:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as stored:
+            image: Image.Image = stored.convert("RGB")
+            return image
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise CalibrationError(f"{where}: {path} cannot be read as an image ({error})") from error

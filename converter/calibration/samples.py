@@ -1,0 +1,176 @@
+"""Reading calibration data: LLaVA's own question files, and plain text.
+
+A question file is a JSON list of entries, or one entry a line (JSONL). An entry has ``conversations`` (turns of
+``human`` and ``gpt``, as LLaVA's training and ScienceQA files have) or ``text`` (one question without an answer, as
+LLaVA's evaluation files have), and may name an ``image``, a file in the directory of the images. It becomes one
+``vicuna_v1`` conversation, with the answers in it, under the rules of LLaVA's own code:
+
+- the image comes first in the first question, wherever ``<image>`` stands in it, or if it stands nowhere;
+- where an answer is an option's letter alone, as in ScienceQA, its question gets the instruction to answer so.
+
+A file whose name ends in ``.txt`` is plain text: a sample is a paragraph (between blank lines), or a line where the
+file has no blank lines between its texts. Samples are taken from the start of the file, in its order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from converter import strict_json
+from converter.conversation import IMAGE_PLACEHOLDER, LETTER_INSTRUCTION, conversation
+from converter.errors import CalibrationError, StorageError, UsageError
+
+_TEXT_SUFFIX = ".txt"
+_HUMAN, _ASSISTANT = "human", "gpt"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One text, in which ``<image>`` stands once where there is an *image*; *where* names file and entry in errors."""
+
+    text: str
+    image: Path | None
+    where: str
+
+
+@dataclass(frozen=True)
+class CalibrationData:
+    """The samples taken from a file, how many it holds, and the *sha256* of the file."""
+
+    samples: tuple[Sample, ...]
+    num_available: int
+    sha256: str
+
+
+def read_samples(path: Path | str, images: Path | str | None = None, num_samples: int | None = None) -> CalibrationData:
+    """The first *num_samples* samples (all where None, or where there are fewer) of the file *path*.
+
+    *images* is the directory that its entries' images are in.
+
+    Raises:
+        CalibrationError: the file is malformed, or an image is missing; the message names file and entry.
+        UsageError: *num_samples* is not positive, or entries name images and *images* is not given.
+        StorageError: the file cannot be read.
+    """
+    path, images = Path(path), None if images is None else Path(images)
+    if num_samples is not None and num_samples < 1:
+        raise UsageError(f"--num-samples {num_samples}: take at least one sample")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read: {error.strerror}") from error
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise CalibrationError(f"{path}: is not UTF-8 at byte {error.start}; save it as UTF-8") from error
+    if path.suffix.lower() == _TEXT_SUFFIX:
+        texts = _texts(text)
+        samples = [_text_sample(one, f"{path}: text {number}") for number, one in enumerate(texts[:num_samples], 1)]
+        available = len(texts)
+    else:
+        entries = _entries(text, path)
+        samples = [_question_sample(entry, images, where) for entry, where in entries[:num_samples]]
+        available = len(entries)
+    if not samples:
+        raise CalibrationError(f"{path}: holds no samples; give a file of questions or texts")
+    return CalibrationData(tuple(samples), available, hashlib.sha256(content).hexdigest())
+
+
+def _texts(text: str) -> list[str]:
+    lines = text.strip().splitlines()
+    separator = r"\n\s*\n" if any(not line.strip() for line in lines) else r"\n"
+    return [part.strip() for part in re.split(separator, "\n".join(lines)) if part.strip()]
+
+
+def _text_sample(text: str, where: str) -> Sample:
+    if IMAGE_PLACEHOLDER in text:
+        raise CalibrationError(f"{where}: has {IMAGE_PLACEHOLDER} in it, but plain text has no images; take it out")
+    return Sample(text, None, where)
+
+
+def _entries(text: str, path: Path) -> list[tuple[Any, str]]:
+    """Every entry, and what it is called in errors."""
+    if text.lstrip().startswith("["):
+        try:
+            entries = strict_json.parse(text)
+        except ValueError as error:
+            raise CalibrationError(f"{path}: is not JSON ({error}); mend the file") from error
+        return [(entry, f"{path}: entry {number}") for number, entry in enumerate(entries, 1)]
+    found = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            found.append((strict_json.parse(line), f"{path}: line {number}"))
+        except ValueError as error:
+            raise CalibrationError(
+                f"{path}: line {number}: is not JSON ({error}); give a JSON list, one JSON object a line, "
+                f"or plain text in a file named *{_TEXT_SUFFIX}"
+            ) from error
+    return found
+
+
+def _question_sample(entry: Any, images: Path | None, where: str) -> Sample:
+    if not isinstance(entry, dict):
+        raise CalibrationError(f"{where}: is not a JSON object; give questions as LLaVA's own files have them")
+    name = entry.get("id", entry.get("question_id"))
+    if name is not None:
+        where = f"{where} (id {name})"
+    turns = _turns(entry, where)
+    placeholders = [question.count(IMAGE_PLACEHOLDER) for question, _ in turns]
+    if any(answer is not None and IMAGE_PLACEHOLDER in answer for _, answer in turns):
+        raise CalibrationError(f"{where}: an answer has {IMAGE_PLACEHOLDER} in it; take it out")
+    if sum(placeholders) > 1 or any(placeholders[1:]):
+        raise CalibrationError(
+            f"{where}: has {IMAGE_PLACEHOLDER} more than once or behind the first question; "
+            "one image in the first question is supported"
+        )
+    image = _image(entry.get("image"), images, where)
+    if image is None and any(placeholders):
+        raise CalibrationError(f"{where}: has {IMAGE_PLACEHOLDER} but names no image; add it, or take it out")
+    question = turns[0][0].replace(IMAGE_PLACEHOLDER, "").strip()
+    if image is not None:
+        question = f"{IMAGE_PLACEHOLDER}\n{question}"
+    return Sample(conversation([(question, turns[0][1]), *turns[1:]]), image, where)
+
+
+def _turns(entry: dict[str, Any], where: str) -> list[tuple[str, str | None]]:
+    """(question, answer) of every turn; only the last answer may be None."""
+    if "conversations" not in entry and isinstance(entry.get("text"), str):
+        return [(entry["text"], None)]
+    said = entry.get("conversations")
+    if not isinstance(said, list) or not said:
+        raise CalibrationError(f"{where}: has neither conversations nor a text; give questions as LLaVA's files do")
+    for number, turn in enumerate(said):
+        speaker = (_HUMAN, _ASSISTANT)[number % 2]
+        if not isinstance(turn, dict) or turn.get("from") != speaker or not isinstance(turn.get("value"), str):
+            raise CalibrationError(
+                f'{where}: conversations[{number}] is not {{"from": "{speaker}", "value": a text}}; '
+                "human and gpt take turns"
+            )
+    values: Sequence[str | None] = [turn["value"].strip() for turn in said] + [None] * (len(said) % 2)
+    return [_with_instruction(values[i] or "", values[i + 1]) for i in range(0, len(values), 2)]
+
+
+def _with_instruction(question: str, answer: str | None) -> tuple[str, str | None]:
+    is_letter = answer is not None and re.fullmatch("[A-Z]", answer) is not None
+    if is_letter and LETTER_INSTRUCTION not in question:
+        question = f"{question}\n{LETTER_INSTRUCTION}"
+    return question, answer
+
+
+def _image(name: Any, images: Path | None, where: str) -> Path | None:
+    if name is None:
+        return None
+    if not isinstance(name, str) or not name:
+        raise CalibrationError(f"{where}: image is {name!r}, not the name of one file; one image an entry is supported")
+    if images is None:
+        raise UsageError(f"{where}: names the image {name}; say with --images which directory it is in")
+    if not (images / name).is_file():
+        raise CalibrationError(f"{where}: there is no image {images / name}; check --images")
+    return images / name

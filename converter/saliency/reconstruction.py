@@ -1,0 +1,124 @@
+"""``reconstruction``: the error that a head's removal leaves after the kept heads were refitted by least squares.
+
+Heads are removed greedily, all columns of a head as one block. With W = ``o_proj.weight``, S = E[x x^T] of its input
+and A = S + lambda I, removing the heads P and refitting the others gives the optimal-brain-surgeon update
+
+    W - W' = W_P ([A^-1]_PP)^-1 [A^-1]_P:        (so W'_P = 0 and W'_K = W_K + W_P S_PK (S_KK + lambda I)^-1)
+
+whose error is E = tr((W - W') S (W - W')^T) = tr((W - W') A (W - W')^T) - lambda |W - W'|_F^2. One head more is the
+same update again, from W' and the A^-1 of the columns that are left. Only products enter: W'^T W' and
+W'^T (W - W'), [columns, columns] each, are carried from step to step, in float64, instead of W'.
+Sources: Optimal Brain Surgeon (Hassibi and Stork 1993); in blocks of heads, SlimGPT (arXiv 2412.18110).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from converter.calibration.second_moments import SecondMoments
+from converter.checkpoint import Checkpoint
+from converter.errors import CalibrationError
+from converter.saliency.energy import output_weight
+
+if TYPE_CHECKING:
+    import torch
+
+DAMPING = 1e-2  # lambda over the mean of diag(S)
+
+
+class Reconstruction(SecondMoments):
+    """How much E grows when the head is removed, at the place where greedy removal takes it.
+
+    Scores rise strictly in the order of removal, so that any schedule that takes the lowest scores of a layer takes
+    what greedy removal takes: where E grows less than it did at the step before, the score is that step's, and the
+    least bit more.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, layer: int, device: str) -> None:
+        super().__init__()
+        self._checkpoint, self._layer, self._device = checkpoint, layer, device
+
+    def scores(self) -> tuple[float, ...]:
+        """Raises CalibrationError where S + lambda I cannot be factorised."""
+        weight = output_weight(self._checkpoint, self._layer, self._device)
+        gram = weight.T @ weight
+        del weight
+        geometry = self._checkpoint.geometry
+        try:
+            steps = greedy_removal(gram, self.mixed(), geometry.num_heads)
+        except ArithmeticError as error:
+            raise CalibrationError(
+                f"reconstruction: layer {self._layer}: the second moments cannot be factorised ({error}); "
+                "give more samples, or use the metric energy"
+            ) from error
+        scores, before, lowest = [0.0] * geometry.num_heads, 0.0, 0.0
+        for head, error_left in steps:
+            scores[head] = max(error_left - before, lowest)
+            before, lowest = error_left, math.nextafter(scores[head], math.inf)
+        return tuple(scores)
+
+
+def greedy_removal(gram: torch.Tensor, moments: torch.Tensor, num_heads: int) -> list[tuple[int, float]]:
+    """(head, error E that is left after its removal), in the order of removal; ties go to the lower head number.
+
+    *gram* is W^T W and *moments* S, [num_heads * head_dim, num_heads * head_dim] in float64. lambda is
+    :data:`DAMPING` times the mean of diag(S) over all heads, the same at every step, so that steps compare.
+
+    Raises:
+        ArithmeticError: S + lambda I is not positive definite.
+    """
+    import torch
+
+    head_dim = len(moments) // num_heads
+    # Where every head is silent S is zero, and any lambda gives the right errors: zero.
+    damping = DAMPING * float(moments.diagonal().mean()) or 1.0
+    left = moments.clone()
+    left.diagonal().add_(damping)
+    inverse = _inverse(left)
+    gram = gram.contiguous().clone()  # W'^T W'
+    cross = torch.zeros_like(gram)  # W'^T (W - W')
+    damped_error, change = 0.0, 0.0  # tr((W - W') A (W - W')^T) and |W - W'|_F^2
+    remaining, steps = list(range(num_heads)), []
+    while remaining:
+        heads = torch.tensor(remaining, device=moments.device)
+        rows = inverse.view(num_heads, head_dim, -1)[heads]
+        block = _inverse(_blocks(inverse, num_heads)[heads])
+        of_weight = _blocks(gram, num_heads)[heads]
+        growth = (of_weight * block).sum((1, 2))
+        # What the update U = W'_p G, G = block @ rows, adds to |W - W'|^2: 2 <W - W', U> + |U|^2.
+        crossed = cross.view(num_heads, head_dim, -1)[heads] @ rows.transpose(1, 2)
+        squared = block @ (rows @ rows.transpose(1, 2)) @ block
+        changed = 2 * (crossed * block).sum((1, 2)) + (of_weight * squared).sum((1, 2))
+        errors = (damped_error + growth) - damping * (change + changed)
+        best = int(errors.argmin())
+        head = remaining.pop(best)
+        steps.append((head, max(0.0, float(errors[best]))))
+        damped_error, change = damped_error + float(growth[best]), change + float(changed[best])
+
+        at = slice(head * head_dim, (head + 1) * head_dim)
+        update = block[best] @ rows[best]
+        towards, away, within = gram[:, at].clone(), cross[at].clone(), gram[at, at].clone()
+        cross += towards @ update - update.T @ (away + within @ update)
+        gram += update.T @ (within @ update) - towards @ update - update.T @ towards.T
+        inverse -= inverse[:, at] @ update
+        for matrix in (inverse, gram):
+            matrix[at] = 0.0
+            matrix[:, at] = 0.0
+        cross[at] = 0.0
+    return steps
+
+
+def _blocks(matrix: torch.Tensor, num_heads: int) -> torch.Tensor:
+    """The blocks [num_heads, head_dim, head_dim] on the diagonal of *matrix*."""
+    head_dim = len(matrix) // num_heads
+    return matrix.view(num_heads, head_dim, num_heads, head_dim).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+
+
+def _inverse(matrix: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    if bool(failed.any()) or not bool(factor.isfinite().all()):
+        raise ArithmeticError("not positive definite")
+    return torch.cholesky_inverse(factor).contiguous()  # CUDA's is column by column

@@ -1,0 +1,146 @@
+"""From a checkpoint and calibration data to a score for every head."""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+from converter.calibration.inputs import Inputs, make_inputs
+from converter.calibration.modalities import IMAGE_WEIGHT
+from converter.calibration.samples import read_samples
+from converter.calibration.stream import stream_layers
+from converter.checkpoint import Checkpoint
+from converter.errors import CalibrationError, UsageError
+from converter.mask.scores import HeadScores
+from converter.progress import layer_bar
+from converter.saliency.metrics import METRICS, Settings
+from converter.version import __version__
+
+_log = logging.getLogger(__name__)
+
+
+def score_heads(
+    checkpoint: Checkpoint,
+    metric: str,
+    *,
+    calibration: Path | str | None = None,
+    images: Path | str | None = None,
+    num_samples: int | None = None,
+    gamma: float = 0.4,
+    seed: int = 0,
+    device: str = "cpu",
+    progress: bool = False,
+) -> HeadScores:
+    """A score for every head of *checkpoint* by the *metric*, a name of :data:`METRICS`.
+
+    *calibration* is a file of questions, whose images are in the directory *images*, or of plain text; its first
+    *num_samples* samples are used. ``magnitude`` and ``random`` do without. *gamma* is ``cross-attention``'s weight
+    of the mean, *seed* is ``random``'s. The same arguments on the same machine give the same scores, bit for bit.
+
+    The provenance tells all that, and, where there is calibration data, ``residual_energy``: for every layer E||h||^2
+    of the residual stream that it reads, by which the ``global`` schedule divides.
+
+    Raises:
+        UsageError: the metric, the device or another argument cannot be used, or data is missing.
+        CalibrationError: the calibration data is malformed, or has nothing that the metric can measure.
+        CheckpointError: the checkpoint's front end or weights cannot be used.
+        StorageError: a file cannot be read.
+    """
+    settings = Settings(gamma, seed, device)
+    _check(metric, settings, has_data=calibration is not None)
+    if calibration is None:
+        if images is not None or num_samples is not None:
+            raise UsageError("--images and --num-samples belong to calibration data; give it with --calibration")
+        return score_inputs(checkpoint, metric, [], settings, {}, progress=progress)
+    data = read_samples(calibration, images, num_samples)
+    if num_samples is not None and num_samples > data.num_available:
+        _log.warning("%s: holds %d samples, fewer than %d", calibration, data.num_available, num_samples)
+    inputs = make_inputs(checkpoint, data.samples, device=device, progress=progress)
+    provenance = {"file": Path(calibration).name, "sha256": data.sha256, "num_samples": len(data.samples)}
+    return score_inputs(checkpoint, metric, inputs, settings, provenance, progress=progress)
+
+
+def score_inputs(
+    checkpoint: Checkpoint,
+    metric: str,
+    inputs: list[Inputs],
+    settings: Settings,
+    calibration: dict[str, Any],
+    *,
+    progress: bool = False,
+) -> HeadScores:
+    """As :func:`score_heads`, for ready *inputs*, which are taken over; *calibration* tells where they are from."""
+    scorer, geometry = METRICS[metric], checkpoint.geometry
+    provenance: dict[str, Any] = {
+        "tool_version": __version__,
+        "source": checkpoint.path.resolve().name,
+        "metric": metric,
+        **scorer.provenance(settings),
+    }
+    scores: list[tuple[float, ...]] = []
+    with layer_bar(metric, geometry.num_layers, shown=progress) as bar:
+        if not inputs:
+            for layer in range(geometry.num_layers):
+                scores.append(scorer.scorer(checkpoint, layer, settings).scores())
+                bar.update(1)
+        else:
+            if metric == "cross-attention":
+                _tell_unscored(inputs)
+            provenance["device"] = settings.device.partition(":")[0]
+            provenance["calibration"] = calibration | _token_counts(inputs) | {"image_weight": IMAGE_WEIGHT}
+            energies = []
+            for seen in stream_layers(
+                checkpoint, inputs, lambda layer: scorer.scorer(checkpoint, layer, settings), device=settings.device
+            ):
+                scores.append(seen.observer.scores())
+                energies.append(seen.residual_energy)
+                del seen  # a layer's moments must be gone before the next one gathers its own
+                bar.update(1)
+            provenance["residual_energy"] = energies
+    for layer, figures in enumerate(scores):
+        if not all(math.isfinite(figure) for figure in figures):
+            raise CalibrationError(f"{metric}: layer {layer}: scores are not finite; check the checkpoint's weights")
+    return HeadScores(geometry.num_layers, geometry.num_heads, tuple(scores), provenance)
+
+
+def _check(metric: str, settings: Settings, *, has_data: bool) -> None:
+    import torch
+
+    if metric not in METRICS:
+        raise UsageError(f"--metric {metric}: there is no such metric; use one of {', '.join(METRICS)}")
+    if METRICS[metric].needs_data and not has_data:
+        without = ", ".join(name for name, one in METRICS.items() if not one.needs_data)
+        raise UsageError(f"--metric {metric} needs calibration data; give --calibration, or use one of {without}")
+    if not math.isfinite(settings.gamma) or settings.gamma < 0:
+        raise UsageError(f"--gamma {settings.gamma}: give a weight of 0 or more")
+    if settings.seed < 0:
+        raise UsageError(f"--seed {settings.seed}: give a number of 0 or more")
+    try:
+        is_cuda = torch.device(settings.device).type == "cuda"
+    except RuntimeError as error:
+        raise UsageError(f"--device {settings.device}: there is no such device; use cpu or cuda") from error
+    if is_cuda and not torch.cuda.is_available():
+        raise UsageError(f"--device {settings.device}: torch finds no CUDA GPU here; use cpu")
+
+
+def _tell_unscored(inputs: list[Inputs]) -> None:
+    """Say how many samples have no image: they have no cross-attention score."""
+    without = sum(not bool(sample.is_image.any()) for sample in inputs)
+    if without == len(inputs):
+        raise CalibrationError(
+            "cross-attention: no sample has an image, and the score is of text that looks at images; "
+            "give questions with images, or use another metric"
+        )
+    if without:
+        _log.warning(
+            "cross-attention: %d of %d samples have no image, so they have no score and do not count",
+            without,
+            len(inputs),
+        )
+
+
+def _token_counts(inputs: list[Inputs]) -> dict[str, int]:
+    image = sum(int(sample.is_image.sum()) for sample in inputs)
+    return {"text_tokens": sum(len(sample.is_image) for sample in inputs) - image, "image_tokens": image}
