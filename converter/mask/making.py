@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -13,6 +14,8 @@ from converter.mask.schedules import Adaptive, Global, Schedule
 from converter.mask.scores import NORMALISERS, HeadScores, check_normalisers
 from converter.output_file import check_output
 from converter.version import __version__
+
+_log = logging.getLogger(__name__)
 
 GRANULARITIES = ("head", "group")
 
@@ -40,7 +43,9 @@ def make_mask(
     """
     heads_per_unit = _heads_per_unit(scores, granularity, num_kv_heads)
     divisors = scores.normalisers if normalisers is None else check_normalisers(normalisers, scores.num_layers)
-    costs = _costs(scores, heads_per_unit, divisors if schedule.name == Global.name else None)
+    if isinstance(schedule, Global) and divisors is None:
+        _log.warning("the scores carry no normalisers, so global compares those of all layers as they are")
+    costs = _costs(scores, heads_per_unit, divisors if isinstance(schedule, Global) else None)
     pruned = []
     for units, count in zip(costs, schedule.counts(costs), strict=True):
         lowest = sorted(sorted(range(len(units)), key=lambda unit: (units[unit], unit))[:count])

@@ -215,13 +215,13 @@ def parse_schedule(
 
 def parse_layers(text: str) -> Layers:
     """The layers that *text* lists, sorted: ``0-5,31``; UsageError where it lists none, or one twice."""
-    layers: list[int] = []
+    layers: set[int] = set()
     for part in text.split(","):
         first, last = _parse_range(part)
-        layers += range(first, last + 1)
-    for layer in layers:
-        if layers.count(layer) > 1:
-            raise UsageError(f"layer {layer}: listed twice in {shown(text)}")
+        twice = layers.intersection(range(first, last + 1))
+        if twice:
+            raise UsageError(f"layer {min(twice)}: listed twice in {shown(text)}")
+        layers.update(range(first, last + 1))
     return tuple(sorted(layers))
 
 
