@@ -7,6 +7,7 @@ before the values are. torch, which takes seconds to import, is imported for its
 from __future__ import annotations
 
 import io
+import re
 import zipfile
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -34,25 +35,35 @@ _NUMPY_DTYPES = {
 }  # fmt: skip
 
 
+# Before the header of a .npy file: the magic, the version, the header's length. numpy's own parser raises and warns of
+# many kinds at damaged headers; those of arrays of numbers are written in one way.
+# https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
+_NPY_START = re.compile(rb"\x93NUMPY(?:\x01\x00(..)|\x02\x00(....))", re.DOTALL)
+_NPY_HEADER = re.compile(
+    r"\{'descr': '([^'\n]{1,40})', 'fortran_order': (True|False), "
+    r"'shape': \(((?:[0-9]{1,18}, ?){0,32}(?:[0-9]{1,18})?)\), ?\}\s*",
+    re.ASCII,
+)
+_NUMBERS = re.compile(r"[|<>](?:b1|[iu][1248]|f[248])", re.ASCII)
+
+
 def _read_npy(content: bytes, shape: Shape) -> tuple[Rows, str]:
-    file = io.BytesIO(content)
-    try:
-        version = np.lib.format.read_magic(file)
-        # Version 3 differs in the names of fields only, and a mask has none.
-        read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-        found, by_column, dtype = read_header[version](file)
-    except (ValueError, KeyError, EOFError, SyntaxError, TypeError) as error:
-        raise MaskError(f"is not a .npy file of numbers ({' '.join(str(error).split())[:100]})") from error
-    if dtype.kind not in "biuf" or dtype.names is not None:
-        raise MaskError(f"is a NumPy array of {dtype.str}, not of 0/1 or booleans")
-    _check_shape(found, shape)
-    values = file.read()
-    if len(values) != shape[0] * shape[1] * dtype.itemsize:
-        raise MaskError(f"has {len(values)} bytes of values, where {found} of {dtype.str} take another number")
-    array = np.frombuffer(values, np.uint8 if dtype.kind == "b" else dtype).reshape(
-        found, order="F" if by_column else "C"
-    )
-    return array.tolist(), "NumPy array"
+    start = _NPY_START.match(content)
+    begin = start.end() if start else 0
+    end = begin + int.from_bytes(start[1] or start[2], "little") if start else 0
+    header = _NPY_HEADER.fullmatch(content[begin:end].decode("latin-1"))
+    if header is None or end > len(content):
+        raise MaskError("is not a .npy file of numbers, or damaged")
+    descr, by_column, sizes = header[1], header[2] == "True", header[3]
+    if not _NUMBERS.fullmatch(descr):
+        raise MaskError(f"is a NumPy array of {shown(descr)}, not of 0/1 or booleans")
+    _check_shape(tuple(int(size) for size in sizes.replace(",", " ").split()), shape)
+    dtype = np.dtype("u1" if "b" in descr else descr)
+    values = content[end:]
+    expected = shape[0] * shape[1] * dtype.itemsize
+    if len(values) != expected:
+        raise MaskError(f"has {len(values)} bytes of values, where {expected} are due; it is damaged")
+    return np.frombuffer(values, dtype).reshape(shape, order="F" if by_column else "C").tolist(), "NumPy array"
 
 
 def _read_safetensors(content: bytes, shape: Shape) -> tuple[Rows, str]:
@@ -93,16 +104,20 @@ def _load_tensor(content: bytes) -> torch.Tensor:
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             unpacked = sum(member.file_size for member in archive.infolist())
-    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+            # torch does not look at the checksums.
+            damaged = archive.testzip() if unpacked <= MAX_BYTES else None
+    except Exception as error:  # of damaged archives, zipfile raises whatever it stumbles over, and so does torch below
         raise MaskError("is not in the format that torch writes since version 1.6, or damaged") from error
     if unpacked > MAX_BYTES:
         raise MaskError(f"unpacks to {unpacked:,} bytes, too many for a mask")
+    if damaged is not None:
+        raise MaskError(f"is damaged: the checksum of {shown(damaged)} is another")
     import torch
 
     warn_of_old_torch()
     try:
         loaded: Any = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # of damaged and of dangerous files, torch raises whatever it stumbles over
+    except Exception as error:
         raise MaskError("cannot be read by torch as tensors alone (weights_only); save the mask's tensor") from error
     tensors = list(loaded.values()) if isinstance(loaded, dict) else [loaded]
     if len(tensors) != 1 or not isinstance(tensors[0], torch.Tensor):

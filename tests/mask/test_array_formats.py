@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from converter.checkpoint import Geometry
@@ -98,18 +100,28 @@ REFUSED: dict[str, tuple[str, bytes, str]] = {
     "npy: version 9": ("mask.npy", b"\x93NUMPY\x09\x00" + bytes(100), "is not a .npy file of numbers"),
     "npy: header cut off": ("mask.npy", npy(FLAGS)[:30], "is not a .npy file of numbers"),
     "npy: header is code": ("mask.npy", npy(FLAGS).replace(b"'descr'", b"exit(1)"), "is not a .npy file of numbers"),
+    "npy: header is no literal": (
+        "mask.npy",
+        npy(FLAGS).replace(b"(3, 4), }", b"(3, 4, ((("),
+        "is not a .npy file of numbers, or damaged",
+    ),
+    "npy: no such number": ("mask.npy", npy(FLAGS).replace(b"'<i8'", b"'<f1'"), "is a NumPy array of '<f1'"),
     "npy: values cut off": ("mask.npy", npy(FLAGS)[:-1], "has 95 bytes of values"),
     "npy: trailing bytes": ("mask.npy", npy(FLAGS) + b"x", "has 97 bytes of values"),
     "npy: absurd shape": (
         "mask.npy",
-        npy(FLAGS).replace(b"(3, 4), }        ", b"(3, 99999999999)}"),
-        "is an array of shape [3, 99999999999], but the checkpoint has 3 layers of 4 heads",
+        npy(FLAGS).replace(b"(3, 4), }       ", b"(3, 99999999), }"),
+        "is an array of shape [3, 99999999], but the checkpoint has 3 layers of 4 heads",
     ),
-    "npy: pickled objects": ("mask.npy", npy(np.array([[Shell()]])), "is a NumPy array of |O, not of 0/1 or booleans"),
-    "npy: words": ("mask.npy", npy(np.array([["keep"] * 4] * 3)), "is a NumPy array of <U4"),
-    "npy: complex": ("mask.npy", npy(FLAGS.astype(complex)), "is a NumPy array of <c16"),
-    "npy: records": ("mask.npy", npy(np.zeros((3, 4), [("head", "i4")])), "is a NumPy array of |V4"),
-    "npy: dates": ("mask.npy", npy(FLAGS.astype("M8[s]")), "is a NumPy array of <M8[s]"),
+    "npy: pickled objects": (
+        "mask.npy",
+        npy(np.array([[Shell()]])),
+        "is a NumPy array of '|O', not of 0/1 or booleans",
+    ),
+    "npy: words": ("mask.npy", npy(np.array([["keep"] * 4] * 3)), "is a NumPy array of '<U4'"),
+    "npy: complex": ("mask.npy", npy(FLAGS.astype(complex)), "is a NumPy array of '<c16'"),
+    "npy: records": ("mask.npy", npy(np.zeros((3, 4), [("head", "i4")])), "is not a .npy file of numbers, or damaged"),
+    "npy: dates": ("mask.npy", npy(FLAGS.astype("M8[s]")), "is a NumPy array of '<M8[s]'"),
     "npy: transposed": ("mask.npy", npy(FLAGS.T), "is an array of shape [4, 3], but the checkpoint has 3 layers of 4"),
     "npy: flat": ("mask.npy", npy(FLAGS.ravel()), "is an array of shape [12]"),
     "npy: one more axis": ("mask.npy", npy(FLAGS[None]), "is an array of shape [1, 3, 4]"),
@@ -131,6 +143,11 @@ REFUSED: dict[str, tuple[str, bytes, str]] = {
     ),
     "pt: cut off": ("mask.pt", saved(TENSOR)[:-10], "is not in the format that torch writes since version 1.6"),
     "pt: an empty archive": ("mask.pt", b"PK\x05\x06" + bytes(18), "cannot be read by torch as tensors alone"),
+    "pt: a bit of the values flipped": (
+        "mask.pt",
+        saved(TENSOR).replace(TENSOR.numpy().tobytes(), (1 - TENSOR).numpy().tobytes()),
+        "is damaged: the checksum of 'archive/data/0' is another",
+    ),
     "pt: runs code": ("mask.pt", saved(Shell()), "cannot be read by torch as tensors alone (weights_only)"),
     "pt: unpacks to too much": ("mask.pt", zip_of_zeros(), "unpacks to 68,157,440 bytes, too many for a mask"),
     "pt: a numpy array": ("mask.pt", saved(FLAGS), "cannot be read by torch as tensors alone"),
@@ -200,3 +217,28 @@ def test_torch_is_imported_for_its_own_files_only(tmp_path: Path, name: str) -> 
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def safetensors_bytes() -> bytes:
+    data = FLAGS.astype("<i8").tobytes()
+    return safetensors_header({"m": {"dtype": "I64", "shape": [3, 4], "data_offsets": [0, len(data)]}}, data)
+
+
+@settings(deadline=None)
+@given(
+    st.sampled_from([("mask.npy", npy(FLAGS)), ("mask.pt", saved(TENSOR)), ("mask.safetensors", safetensors_bytes())]),
+    st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=4),
+    st.integers(0, 10**6) | st.none(),
+)
+def test_a_damaged_file_is_refused_or_read_and_nothing_else(
+    tmp_path_factory: pytest.TempPathFactory, file: tuple[str, bytes], changes: list[tuple[int, int]], end: int | None
+) -> None:
+    name, content = file
+    damaged = bytearray(content)
+    for position, byte in changes:
+        damaged[position % len(damaged)] = byte
+    path = write(tmp_path_factory.getbasetemp() / name, bytes(damaged[: None if end is None else end % len(damaged)]))
+    try:
+        HeadMask.load(path, GEOMETRY, polarity="prune")
+    except MaskError as error:
+        assert "\n" not in str(error)
