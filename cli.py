@@ -16,14 +16,20 @@ import signal
 import sys
 import traceback
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import click
 
 from converter.errors import S4ConvertError, StorageError
 from converter.version import __version__
 
+if TYPE_CHECKING:
+    from converter.mask import Schedule
+
 COMPENSATIONS = ("scale", "none")
+POLARITIES = ("keep", "prune")
+GRANULARITIES = ("head", "group")
+SCHEDULES = "uniform|adaptive|global|bands:..."
 EXIT_USAGE, EXIT_STORAGE, EXIT_INTERNAL, EXIT_INTERRUPTED = 2, 3, 70, 130
 
 
@@ -52,7 +58,7 @@ class MainJobGroup(click.Group):
         """A word that is nearly a command and names no directory is a misspelt command."""
         commands = [name for name, command in self.commands.items() if not command.hidden]
         near = difflib.get_close_matches(word, commands, n=1)
-        if near and not Path(word).exists():
+        if near and not word.startswith("-") and not Path(word).exists():
             ctx.fail(f"no such command or directory: {word!r}; did you mean {near[0]}?")
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -91,6 +97,19 @@ def _shared_options(command: Any) -> Any:
     return command
 
 
+def _mask_file_options(command: Any) -> Any:
+    """What some mask files leave open."""
+    for option in (
+        click.option("--schedule", metavar=SCHEDULES, help="For a mask file of scores: heads per layer."),
+        click.option("--rate", metavar="RATE", help="For a mask file of scores: the share to prune, as 0.3."),
+        click.option(
+            "--mask-polarity", type=click.Choice(POLARITIES), help="For bare 0/1 masks: what a 1 does to its head."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 @click.group(cls=MainJobGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="s4convert")
 def cli() -> None:
@@ -105,6 +124,7 @@ def cli() -> None:
 @click.argument("source", metavar="IN", type=click.Path(path_type=Path))
 @click.argument("out", metavar="OUT", type=click.Path(path_type=Path))
 @click.option("--mask", required=True, type=click.Path(path_type=Path), help="Which heads are pruned.")
+@_mask_file_options
 @click.option(
     "--compensate",
     type=click.Choice(COMPENSATIONS),
@@ -125,6 +145,9 @@ def convert(
     source: Path,
     out: Path,
     mask: Path,
+    mask_polarity: Any,
+    rate: str | None,
+    schedule: str | None,
     compensate: str,
     dry_run: bool,
     no_verify: bool,
@@ -145,6 +168,8 @@ def convert(
         source,
         out,
         mask,
+        polarity=mask_polarity,
+        schedule=_schedule(schedule, rate),
         compensation=compensate,
         shard_bytes=shard_size,
         force=force,
@@ -179,6 +204,7 @@ def inspect(checkpoint: Path, as_json: bool, verbose: bool) -> None:
 @click.argument("original", type=click.Path(path_type=Path))
 @click.argument("converted", type=click.Path(path_type=Path))
 @click.option("--mask", type=click.Path(path_type=Path), help="The mask.  [default: the one in CONVERTED's manifest]")
+@_mask_file_options
 @click.option(
     "--compensate", type=click.Choice(COMPENSATIONS), help="The compensation.  [default: as in the manifest, or scale]"
 )
@@ -188,6 +214,9 @@ def verify(
     original: Path,
     converted: Path,
     mask: Path | None,
+    mask_polarity: Any,
+    rate: str | None,
+    schedule: str | None,
     compensate: str | None,
     jobs: int | None,
     as_json: bool,
@@ -197,8 +226,71 @@ def verify(
     _set_up(verbose)
     from converter.verification import verify_conversion
 
-    report = verify_conversion(original, converted, mask=mask, compensation=compensate, jobs=jobs, progress=True)
+    report = verify_conversion(
+        original,
+        converted,
+        mask=mask,
+        polarity=mask_polarity,
+        schedule=_schedule(schedule, rate),
+        compensation=compensate,
+        jobs=jobs,
+        progress=True,
+    )
     click.echo(json.dumps(report.to_json(), indent=1) if as_json else report.to_text())
+
+
+@cli.command()
+@click.option("--scores", required=True, type=click.Path(path_type=Path), help="A file of scores, a number per head.")
+@click.option("-o", "--output", "out", required=True, type=click.Path(path_type=Path), help="The mask to write.")
+@click.option("--rate", metavar="RATE", help="The share of heads to prune, as 0.3; bands have their own.")
+@click.option("--schedule", required=True, metavar=SCHEDULES, help="How many heads each layer loses.")
+@click.option("--protect", metavar="LAYERS", help="Layers that lose no head (adaptive: fewer), as 0-5,31.")
+@click.option("--protect-rate", metavar="RATE", help="What protected layers lose under adaptive.")
+@click.option(
+    "--granularity", type=click.Choice(GRANULARITIES), default="head", show_default=True, help="What is pruned whole."
+)
+@click.option("--num-kv-heads", type=click.IntRange(min=1), help="Kv heads of a layer, for --granularity group.")
+@click.option("--force", is_flag=True, help="Replace the file that stands at the output.")
+@click.option("-q", "--quiet", is_flag=True, help="Print only the output's path.")
+@_shared_options
+def mask(
+    scores: Path,
+    out: Path,
+    rate: str | None,
+    schedule: str,
+    protect: str | None,
+    protect_rate: str | None,
+    granularity: str,
+    num_kv_heads: int | None,
+    force: bool,
+    quiet: bool,
+    as_json: bool,
+    verbose: bool,
+) -> None:
+    """Make a mask: a schedule says how many heads each layer loses, scores say which.
+
+    \b
+    uniform    RATE of every layer
+    adaptive   RATE of the model, early layers protected
+    global     RATE of the model, wherever heads score lowest
+    bands      a rate for each range of layers, as in bands:0-5:0,6-21:0.2,22-31:0.35
+    """
+    _set_up(verbose, quiet=quiet)
+    from converter.mask import parse_schedule
+    from converter.mask.making import mask_from_scores
+
+    made = mask_from_scores(
+        scores,
+        out,
+        parse_schedule(schedule, rate, protect=protect, protect_rate=protect_rate),
+        granularity=granularity,
+        num_kv_heads=num_kv_heads,
+        force=force,
+    )
+    if as_json:
+        click.echo(json.dumps({"out": str(out)} | made.to_json(), indent=1))
+    else:
+        click.echo(out if quiet else f"{made.to_text()}\nwritten: {out}")
 
 
 @cli.command()
@@ -211,6 +303,17 @@ def demo(directory: Path, as_json: bool, verbose: bool) -> None:
 
     demonstration = demonstrate(directory, progress=True)
     click.echo(json.dumps(demonstration.to_json(), indent=1) if as_json else demonstration.to_text())
+
+
+def _schedule(text: str | None, rate: str | None) -> Schedule | None:
+    """The schedule of a mask file of scores, where one is given."""
+    if text is None and rate is None:
+        return None
+    from converter.mask import parse_schedule
+
+    if text is None:
+        raise click.UsageError(f"--rate needs a --schedule: {SCHEDULES}")
+    return parse_schedule(text, rate)
 
 
 def _set_up(verbose: bool, *, quiet: bool = False) -> None:

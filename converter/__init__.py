@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint, Geometry
     from converter.conversion import convert
     from converter.errors import S4ConvertError
-    from converter.mask import HeadMask, load_mask
+    from converter.mask import HeadMask, HeadScores, Schedule, make_mask, parse_schedule
     from converter.verification import verify_conversion
     from converter.verify.report import Report
 
@@ -22,11 +22,14 @@ __all__ = [
     "Checkpoint",
     "Geometry",
     "HeadMask",
+    "HeadScores",
     "Report",
     "S4ConvertError",
+    "Schedule",
     "__version__",
     "convert",
-    "load_mask",
+    "make_mask",
+    "parse_schedule",
     "verify_conversion",
 ]
 
@@ -35,10 +38,13 @@ _HOMES = {
     "Checkpoint": "converter.checkpoint",
     "Geometry": "converter.checkpoint",
     "HeadMask": "converter.mask",
+    "HeadScores": "converter.mask",
     "Report": "converter.verify.report",
     "S4ConvertError": "converter.errors",
+    "Schedule": "converter.mask",
     "convert": "converter.conversion",
-    "load_mask": "converter.mask",
+    "make_mask": "converter.mask",
+    "parse_schedule": "converter.mask",
     "verify_conversion": "converter.verification",
 }
 

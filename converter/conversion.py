@@ -14,7 +14,8 @@ from converter.checkpoint.silence import silent_heads
 from converter.decoder import require_stock_code
 from converter.errors import CheckpointError, S4ConvertError, UsageError, VerificationError
 from converter.manifest import manifest, write_manifest
-from converter.mask import HeadMask, load_mask
+from converter.mask import HeadMask, Schedule
+from converter.mask.layer_lists import Polarity
 from converter.progress import byte_bar
 from converter.rewrite.compensation import COMPENSATIONS
 from converter.rewrite.plan import Plan, make_plan
@@ -71,6 +72,8 @@ def prepare(
     out: Path | str,
     mask: Path | str | HeadMask,
     *,
+    polarity: Polarity | None = None,
+    schedule: Schedule | None = None,
     compensation: str = "scale",
     shard_bytes: int | None = None,
     force: bool = False,
@@ -86,10 +89,12 @@ def prepare(
         raise UsageError(f"compensation {compensation!r} is none of {', '.join(COMPENSATIONS)}")
     checkpoint, out = Checkpoint.open(source), Path(out)
     if isinstance(mask, HeadMask):
+        if polarity is not None or schedule is not None:
+            raise UsageError("a polarity or a schedule is about a mask file, and this mask is none; leave them out")
         mask.check(checkpoint.geometry)
     else:
-        path, (mask, how_read) = mask, load_mask(mask, checkpoint.geometry)
-        _log.info("%s: %s", path, how_read)
+        path, mask = mask, HeadMask.load(mask, checkpoint.geometry, polarity=polarity, schedule=schedule)
+        _log.info("%s: %s", path, mask.how_read)
     if shard_bytes is not None and not checkpoint.is_torch:
         raise UsageError(f"{checkpoint.path}: its shards are safetensors and stay as they are; leave --shard-size out")
     plan = make_plan(checkpoint, mask, compensation, shard_bytes=shard_bytes)
@@ -150,6 +155,8 @@ def convert(
     out: Path | str,
     mask: Path | str | HeadMask,
     *,
+    polarity: Polarity | None = None,
+    schedule: Schedule | None = None,
     compensation: str = "scale",
     check_behaviour: bool = True,
     shard_bytes: int | None = None,
@@ -161,6 +168,7 @@ def convert(
 ) -> Report:
     """Silence *mask*'s heads in the checkpoint *source* and write the result to *out*.
 
+    A *mask* that is a file may need *polarity* (0/1 flags) or *schedule* (scores), as :meth:`HeadMask.load` says.
     *compensation* is ``scale`` (kept heads times num_heads / kept) or ``none``. *shard_bytes* bounds the shards that
     are built anew from ``.bin`` files. *force* replaces a checkpoint that stands at *out*; *allow_converted* accepts
     a *source* that was converted before; *allow_name* an *out* that stock LLaVA would load as another class.
@@ -172,6 +180,8 @@ def convert(
         source,
         out,
         mask,
+        polarity=polarity,
+        schedule=schedule,
         compensation=compensation,
         shard_bytes=shard_bytes,
         force=force,

@@ -15,7 +15,24 @@ The number is the process's exit code. A message is one line that says what is w
 
 from __future__ import annotations
 
-from typing import ClassVar
+import reprlib
+from typing import Any, ClassVar
+
+MAX_SHOWN = 80  # characters of a value that a message shows
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlist = _SHORT.maxdict = _SHORT.maxtuple = 8
+_SHORT.maxlevel = 3
+_SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 60
+
+
+def shown(value: Any) -> str:
+    """*value* as a message shows it: its repr, cut where it is long, always one line."""
+    try:
+        text = " ".join(_SHORT.repr(value).split())
+    except ValueError:  # an integer of more digits than Python will print
+        return f"a {type(value).__name__} too long to show"
+    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."
 
 
 class S4ConvertError(Exception):

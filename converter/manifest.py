@@ -11,7 +11,7 @@ from typing import Any
 
 from converter.checkpoint import MANIFEST_FILE, Checkpoint
 from converter.errors import CheckpointError, VerificationError
-from converter.mask import HeadMask, parse_mask
+from converter.mask import HeadMask
 from converter.rewrite.compensation import COMPENSATIONS
 from converter.rewrite.plan import Plan
 from converter.verify.report import Report
@@ -70,7 +70,7 @@ def read_conversion(converted: Checkpoint) -> StatedConversion | None:
         files = {name: (entry["size"], entry["sha256"]) for name, entry in content["files"].items()}
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{where}: its list of files is malformed; convert the original again") from error
-    mask, _ = parse_mask(content.get("mask"), converted.geometry)
+    mask = HeadMask.from_json(content.get("mask"), converted.geometry)
     return StatedConversion(mask, content["compensation"], files)
 
 

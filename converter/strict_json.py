@@ -1,26 +1,47 @@
-"""JSON that means one thing only: a name that stands twice in an object is an error, and so are -0 and NaN."""
+"""JSON that means one thing only: a name that stands twice in an object is an error, and so are -0, NaN and 1e400."""
 
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
+from converter.errors import shown
 
-def parse(text: bytes | str) -> Any:
-    """The value of the JSON *text*.
+
+class NotFiniteError(ValueError):
+    """A number that is NaN or infinite, or too large for a float."""
+
+
+def parse(text: bytes | str, *, finite: bool = True) -> Any:
+    """The value of the JSON *text*. With *finite* off, NaN and infinities pass: for who can say where they stand.
 
     Raises:
-        ValueError: not JSON (NaN and Infinity are not), nested too deeply, a name is repeated in an object, or an
-            integer is -0 (which other parsers read as a float).
+        NotFiniteError: a number is not finite.
+        ValueError: not JSON, nested too deeply, a name is repeated in an object, or an integer is -0 (which other
+            parsers read as a float).
     """
     try:
-        return json.loads(text, object_pairs_hook=_object, parse_int=_integer, parse_constant=_constant)
+        return json.loads(
+            text,
+            object_pairs_hook=_object,
+            parse_int=_integer,
+            parse_float=_fraction if finite else float,
+            parse_constant=_constant if finite else float,
+        )
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
 
 
 def _constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
+    raise NotFiniteError(f"{name} is not JSON")
+
+
+def _fraction(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise NotFiniteError(f"{shown(digits)} is too large for a float")
+    return value
 
 
 def _integer(digits: str) -> int:
@@ -33,6 +54,6 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for name, value in pairs:
         if name in fields:
-            raise ValueError(f"{name!r} stands twice")
+            raise ValueError(f"{shown(name)} stands twice")
         fields[name] = value
     return fields

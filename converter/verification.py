@@ -8,7 +8,8 @@ from pathlib import Path
 from converter.checkpoint import Checkpoint
 from converter.errors import CheckpointError, UsageError, VerificationError
 from converter.manifest import check_digests, read_conversion
-from converter.mask import load_mask
+from converter.mask import HeadMask, Schedule
+from converter.mask.layer_lists import Polarity
 from converter.verify.checks import check_converted, default_jobs
 from converter.verify.report import Report
 
@@ -20,6 +21,8 @@ def verify_conversion(
     converted: Path | str,
     *,
     mask: Path | str | None = None,
+    polarity: Polarity | None = None,
+    schedule: Schedule | None = None,
     compensation: str | None = None,
     check_behaviour: bool = True,
     jobs: int | None = None,
@@ -28,7 +31,7 @@ def verify_conversion(
     """Check that *converted* is what its mask asks of *original*; both are directories, neither is written to.
 
     Mask and compensation are those of *converted*'s manifest unless given; without either, the compensation
-    is ``scale``.
+    is ``scale``. *polarity* and *schedule* are for masks that need them, as :meth:`HeadMask.load` says.
 
     Raises:
         VerificationError: it is not.
@@ -45,9 +48,11 @@ def verify_conversion(
     if after.geometry != before.geometry:
         raise VerificationError(f"{converted}: its geometry is not the original's; is this the right ORIGINAL?")
     stated = read_conversion(after)
+    if mask is None and (polarity is not None or schedule is not None):
+        raise UsageError("--mask-polarity, --rate and --schedule are about a --mask file; give that too")
     if mask is not None:
-        head_mask, how_read = load_mask(mask, before.geometry)
-        _log.info("%s: %s", mask, how_read)
+        head_mask = HeadMask.load(mask, before.geometry, polarity=polarity, schedule=schedule)
+        _log.info("%s: %s", mask, head_mask.how_read)
     elif stated is not None:
         head_mask = stated.mask
     else:

@@ -265,12 +265,12 @@ def a_sidecar_is_a_broken_link(request: Request) -> None:
 # --- the mask -------------------------------------------------------------------------------------------------
 
 
-@refused(STORAGE, "mask.json: cannot be read: No such file or directory")
+@refused(USAGE, "mask.json: no such file")
 def the_mask_is_missing(request: Request) -> None:
     request.mask.unlink()
 
 
-@refused(STORAGE, "mask.json: cannot be read: Is a directory")
+@refused(USAGE, "mask.json: is not a file")
 def the_mask_is_a_directory(request: Request) -> None:
     request.mask.unlink()
     request.mask.mkdir()
@@ -309,6 +309,16 @@ def the_mask_names_another_geometry(request: Request) -> None:
 @refused(USAGE, "may be flags or head numbers")
 def the_mask_is_ambiguous(request: Request) -> None:
     request.write_mask(pruned_heads={"1": [0, 1, 0, 0]})
+
+
+@refused(USAGE, "mask.json: holds 0/1 flags and does not say which are pruned")
+def the_mask_does_not_say_what_a_1_means(request: Request) -> None:
+    request.mask.write_text("[[0, 0, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0]]")
+
+
+@refused(USAGE, "mask.json: holds scores, not a mask; give --rate and --schedule")
+def the_mask_is_scores(request: Request) -> None:
+    request.write_mask(saliency_scores=[[0.1, 0.2, 0.3, 0.4]] * 3)
 
 
 # --- OUT ------------------------------------------------------------------------------------------------------
@@ -418,6 +428,21 @@ def an_option_is_not_known(request: Request) -> None:
 @refused(USAGE, "'nonsense' is not one of 'scale', 'none'")
 def a_compensation_is_not_known(request: Request) -> None:
     request.options += ["--compensate", "nonsense"]
+
+
+@refused(USAGE, "'drop' is not one of 'keep', 'prune'")
+def a_polarity_is_not_known(request: Request) -> None:
+    request.options += ["--mask-polarity", "drop"]
+
+
+@refused(USAGE, "holds listed heads, not scores; leave --rate and --schedule out")
+def a_mask_comes_with_a_schedule(request: Request) -> None:
+    request.options += ["--rate", "0.3", "--schedule", "uniform"]
+
+
+@refused(USAGE, "--rate needs a --schedule")
+def a_rate_comes_without_a_schedule(request: Request) -> None:
+    request.options += ["--rate", "0.3"]
 
 
 @refused(USAGE, "Invalid value for '--jobs'")

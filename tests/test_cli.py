@@ -10,9 +10,11 @@ import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
-from converter import __version__, convert
+from converter import HeadMask, __version__, convert, parse_schedule, verify_conversion
+from converter.errors import UsageError
 from tests.command_line import COMMAND, ROOT, run, run_here
 from tests.conftest import MINI_LLAVA
 from tests.disk import digests, hidden_siblings, snapshot
@@ -97,7 +99,7 @@ def test_a_dry_run_imports_no_framework(source: Path, out: Path, mask: Path) -> 
     assert not imported_by(source, out, "--mask", mask, "--dry-run") & FRAMEWORKS
 
 
-@pytest.mark.parametrize("command", ["inspect", "verify", "demo", "convert"])
+@pytest.mark.parametrize("command", ["inspect", "verify", "demo", "convert", "mask"])
 def test_every_command_has_its_help(command: str) -> None:
     outcome = run_here(command, "--help")
     assert outcome.exit_code == 0
@@ -164,6 +166,43 @@ def test_json_holds_the_figures_of_the_report(out: Path, mask: Path) -> None:
     assert json.loads((out / "s4convert.json").read_text())["verification"] == {
         name: printed[name] for name in ("structure", "behaviour")
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "how_read"),
+    [
+        ("mask.npy", ["--mask-polarity", "keep"], "NumPy array, 1 = keep"),
+        ("scores.json", ["--rate", "0.25", "--schedule", "uniform"], "scores, uniform at 0.25"),
+    ],
+)
+def test_masks_that_need_a_word_more_give_the_same_checkpoint(
+    source: Path, out: Path, tmp_path: Path, name: str, options: list[str], how_read: str
+) -> None:
+    np.save(tmp_path / "mask.npy", np.array([[1, 1, 0, 1]] * 3))
+    (tmp_path / "scores.json").write_text(json.dumps({"saliency_scores": [[3, 2, 1, 4]] * 3}))
+    (tmp_path / "listed.json").write_text(json.dumps({str(layer): [2] for layer in range(3)}))
+    outcome = run_here(source, out, "--mask", tmp_path / name, *options, "--no-verify")
+    assert outcome.stderr == f"s4convert: {tmp_path / name}: {how_read}, 3 of 12 heads\n"
+    convert(source, tmp_path / "expected", tmp_path / "listed.json", check_behaviour=False)
+    for weights in sorted((tmp_path / "expected").glob("*.safetensors")):
+        assert (out / weights.name).read_bytes() == weights.read_bytes()
+    report = verify_conversion(
+        source,
+        out,
+        mask=tmp_path / name,
+        polarity="keep" if name == "mask.npy" else None,
+        schedule=None if name == "mask.npy" else parse_schedule("uniform", "0.25"),
+        check_behaviour=False,
+    )
+    assert "3 of 12 heads" in report.to_text()
+
+
+def test_what_is_said_about_a_mask_file_needs_a_mask_file(source: Path, converted: Path) -> None:
+    outcome = run_here("verify", source, converted, "--mask-polarity", "keep")
+    assert outcome.exit_code == 2
+    assert "--mask-polarity, --rate and --schedule are about a --mask file; give that too" in outcome.error
+    with pytest.raises(UsageError, match="is about a mask file, and this mask is none"):
+        convert(source, converted, HeadMask(4, ((2,), (), ())), polarity="keep")
 
 
 def test_the_main_job_may_be_called_by_its_name(source: Path, out: Path, mask: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from converter import Checkpoint, HeadMask, convert, load_mask, verify_conversion
+from converter import Checkpoint, HeadMask, convert, verify_conversion
 from converter import conversion as conversion_module
 from converter.errors import S4ConvertError, VerificationError
 from converter.rewrite import writer
@@ -356,7 +356,7 @@ def one_weight_is_infinite(directory: Path) -> None:
 
 def test_an_honest_conversion_passes_the_behaviour_check_alone(converted: Path, mask: Path, probe: Probe) -> None:
     original = Checkpoint.open(MINI_LLAVA)
-    head_mask, _ = load_mask(mask, original.geometry)
+    head_mask = HeadMask.load(mask, original.geometry)
     report = check_behaviour(
         original, Checkpoint.open(converted), head_mask, "scale", probe, progress=lambda layers: None
     )
@@ -383,7 +383,7 @@ def test_the_hidden_states_alone_tell_a_sabotaged_conversion(
 ) -> None:
     sabotage(converted)
     original = Checkpoint.open(MINI_LLAVA)
-    head_mask, _ = load_mask(mask, original.geometry)
+    head_mask = HeadMask.load(mask, original.geometry)
     with pytest.raises(VerificationError, match=message):
         check_behaviour(original, Checkpoint.open(converted), head_mask, "scale", probe, progress=lambda layers: None)
 

@@ -344,7 +344,7 @@ def test_an_old_torch_is_warned_of_and_used(
     monkeypatch.setattr(torch, "__version__", "2.9.1+cpu")
     outcome = run_here(source, tmp_path / "out", "--mask", mask, "--no-verify")
     assert outcome.exit_code == 0
-    assert outcome.stderr.count("s4convert: torch 2.9.1+cpu reads .bin files with known security holes") == 1
+    assert outcome.stderr.count("s4convert: torch 2.9.1+cpu reads .bin and .pt files with known security holes") == 1
 
 
 # --- the mini LLaVA, with its hidden states ---------------------------------------------------------------------

@@ -75,7 +75,7 @@ def warn_of_old_torch() -> None:
     version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
     if version < _SAFE_TORCH:
         _log.warning(
-            "torch %s reads .bin files with known security holes; for files that you do not trust, use torch %d.%d",
+            "torch %s reads .bin and .pt files with known security holes; for files you do not trust, use torch %d.%d",
             torch.__version__,
             *_SAFE_TORCH,
         )

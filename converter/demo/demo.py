@@ -77,7 +77,7 @@ def demonstrate(directory: Path, *, progress: bool = False) -> Demonstration:
         shutil.copytree(MINI_LLAVA, original)
         checkpoint = Checkpoint.open(original)
         mask = weakest_heads(checkpoint, PRUNED_PER_LAYER)
-        mask_file.write_text(json.dumps(mask.to_json(), indent=1) + "\n")
+        mask.save(mask_file)
     except OSError as error:
         raise StorageError(f"{error.filename or directory}: cannot be written: {error.strerror}") from error
     report = convert(original, converted, mask_file, progress=progress)

@@ -1,0 +1,125 @@
+"""Make a mask of scores: a schedule says how many heads each layer loses, the scores say which."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from converter.errors import UsageError, shown
+from converter.mask.head_mask import HeadMask
+from converter.mask.schedules import Adaptive, Global, Schedule
+from converter.mask.scores import NORMALISERS, HeadScores, check_normalisers
+from converter.output_file import check_output
+from converter.version import __version__
+
+_log = logging.getLogger(__name__)
+
+GRANULARITIES = ("head", "group")
+
+
+def make_mask(
+    scores: HeadScores,
+    schedule: Schedule,
+    *,
+    granularity: str = "head",
+    num_kv_heads: int | None = None,
+    normalisers: Sequence[float] | None = None,
+) -> HeadMask:
+    """The mask that prunes the lowest *scores* of each layer, as many as *schedule* says.
+
+    Of equal scores the lower head number is pruned first. With *granularity* ``group``, whole kv groups go: a group's
+    score is the sum of its heads', and rates count groups; *num_kv_heads* says how many there are in a layer. The
+    schedule ``global`` divides each layer's scores by *normalisers* [num_layers], those of the scores' provenance
+    unless given; where there are none it compares the scores as they are.
+
+    All arithmetic is exact, so the same scores give the same mask on any machine.
+
+    Raises:
+        UsageError: the schedule or the groups do not fit the scores.
+        MaskError: no head would be pruned, or the normalisers are not positive numbers.
+    """
+    heads_per_unit = _heads_per_unit(scores, granularity, num_kv_heads)
+    divisors = scores.normalisers if normalisers is None else check_normalisers(normalisers, scores.num_layers)
+    if isinstance(schedule, Global) and divisors is None:
+        _log.warning("the scores carry no normalisers, so global compares those of all layers as they are")
+    costs = _costs(scores, heads_per_unit, divisors if isinstance(schedule, Global) else None)
+    pruned = []
+    for units, count in zip(costs, schedule.counts(costs), strict=True):
+        lowest = sorted(sorted(range(len(units)), key=lambda unit: (units[unit], unit))[:count])
+        pruned.append(
+            tuple(head for unit in lowest for head in range(unit * heads_per_unit, (unit + 1) * heads_per_unit))
+        )
+    provenance = _provenance(scores, schedule, granularity, num_kv_heads, normalised=divisors is not None)
+    mask = HeadMask(scores.num_heads, tuple(pruned), provenance=provenance)
+    mask.check()
+    return mask
+
+
+def mask_from_scores(
+    scores: Path,
+    out: Path,
+    schedule: Schedule,
+    *,
+    granularity: str = "head",
+    num_kv_heads: int | None = None,
+    force: bool = False,
+) -> HeadMask:
+    """Make a mask of the scores file *scores* and write it to *out*; the same scores give the same bytes.
+
+    Raises:
+        MaskError, UsageError, StorageError: as the class says; *out* is as it was.
+    """
+    check_output(out, force=force)
+    if out.exists() and scores.exists() and out.samefile(scores):
+        raise UsageError(f"{out}: is the scores file itself; choose another name for the mask")
+    mask = make_mask(HeadScores.load(scores), schedule, granularity=granularity, num_kv_heads=num_kv_heads)
+    mask.save(out, force=force)
+    return mask
+
+
+def _heads_per_unit(scores: HeadScores, granularity: str, num_kv_heads: int | None) -> int:
+    if granularity not in GRANULARITIES:
+        raise UsageError(f"granularity {shown(granularity)} is none of {', '.join(GRANULARITIES)}")
+    if granularity == "head":
+        return 1
+    if num_kv_heads is None:
+        raise UsageError("--granularity group needs --num-kv-heads, which scores do not state")
+    if num_kv_heads < 1 or scores.num_heads % num_kv_heads:
+        raise UsageError(f"{scores.num_heads} heads cannot share {num_kv_heads} kv heads evenly; mend --num-kv-heads")
+    return scores.num_heads // num_kv_heads
+
+
+def _costs(scores: HeadScores, heads_per_unit: int, divisors: Sequence[float] | None) -> list[list[Fraction]]:
+    costs = []
+    for layer, row in enumerate(scores.scores):
+        divisor = Fraction(1 if divisors is None else divisors[layer])
+        exact = [Fraction(score) / divisor for score in row]
+        costs.append(
+            [sum(exact[first : first + heads_per_unit], Fraction(0)) for first in range(0, len(exact), heads_per_unit)]
+        )
+    return costs
+
+
+def _provenance(
+    scores: HeadScores, schedule: Schedule, granularity: str, num_kv_heads: int | None, *, normalised: bool
+) -> dict[str, Any]:
+    """The scores' own provenance, and how they became a mask."""
+    inherited: Mapping[str, Any] = scores.provenance or {}
+    made: dict[str, Any] = {name: value for name, value in inherited.items() if name != NORMALISERS}
+    made["schedule"] = schedule.name
+    if schedule.rate is not None:
+        made["rate"] = float(schedule.rate)
+    if schedule.protect:
+        made["protect"] = list(schedule.protect)
+    if isinstance(schedule, Adaptive) and schedule.protect_rate is not None:
+        made["protect_rate"] = float(schedule.protect_rate)
+    if isinstance(schedule, Global):
+        made["normalised"] = normalised
+    made["granularity"] = granularity
+    if granularity == "group":
+        made["num_kv_heads"] = num_kv_heads
+    made["tool_version"] = __version__
+    return made

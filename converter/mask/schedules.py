@@ -1,0 +1,265 @@
+"""Schedules: how many heads each layer loses.
+
+A schedule counts *units*, which are heads, or kv groups where whole groups go. Rates are exact fractions
+(:mod:`converter.mask.rates`), and a layer always keeps at least one unit.
+
+=========  ==================================================================  =======================================
+schedule   heads that go                                                       protected layers
+=========  ==================================================================  =======================================
+uniform    rate * units, rounded half up, in every layer                       lose none
+adaptive   floor(rate * layers * units) in the model                           lose fewer; the others make up the total
+bands      as uniform, with a rate for each range of layers                    lose none
+global     floor(rate * layers * units) in the model, where they cost least    lose none; the others make up the total
+=========  ==================================================================  =======================================
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Protocol
+
+from converter.errors import UsageError, shown
+from converter.mask.rates import Rate, exact_rate, rate_text, round_half_up
+
+Costs = Sequence[Sequence[Fraction]]  # [layers][units]: what it costs to lose the unit, comparable between layers
+Layers = tuple[int, ...]
+
+# Up to two heads of 32, every layer bears the same; of what a rate is above that, protected layers bear 60 %.
+BASE_RATE = Fraction(1, 16)
+PROTECTED_SHARE = Fraction(3, 5)
+PROTECTED_LAYERS = Fraction(6, 32)  # of the layers, from the first: 0 to 5 of 32
+
+
+class Schedule(Protocol):
+    """How many units each layer loses."""
+
+    @property
+    def name(self) -> str:
+        """What ``--schedule`` calls it."""
+        ...
+
+    @property
+    def rate(self) -> Fraction | None:
+        """The share of the model's heads that is asked for; None where each layer has its own."""
+        ...
+
+    @property
+    def protect(self) -> Layers | None:
+        """The protected layers; None where the schedule's default is taken."""
+        ...
+
+    def counts(self, costs: Costs) -> list[int]:
+        """The units that each layer loses [layers], always the cheapest of it.
+
+        Raises:
+            UsageError: the schedule does not fit this number of layers and units.
+        """
+        ...
+
+    def describe(self) -> str:
+        """The schedule in words, for a message."""
+        ...
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """The same count in every layer that is not protected."""
+
+    rate: Fraction
+    protect: Layers = ()
+    name = "uniform"
+
+    def counts(self, costs: Costs) -> list[int]:
+        check_layers(self.protect, len(costs))
+        return [0 if layer in self.protect else _count(self.rate, len(units)) for layer, units in enumerate(costs)]
+
+    def describe(self) -> str:
+        return f"uniform at {rate_text(self.rate)}"
+
+
+@dataclass(frozen=True)
+class Adaptive:
+    """Protected layers lose fewer, at a reduced rate, and the others make up the total.
+
+    *protect* is the first 3/16 of the layers by default (0 to 5 of 32). *protect_rate* is by default the rate itself
+    up to 1/16, and 1/16 + 60 % of the rest above. Counts that do not divide evenly go to the later layers.
+    """
+
+    rate: Fraction
+    protect: Layers | None = None
+    protect_rate: Fraction | None = None
+    name = "adaptive"
+
+    def counts(self, costs: Costs) -> list[int]:
+        num_layers, num_units = len(costs), len(costs[0])
+        total = _total(self.rate, costs, range(num_layers))
+        early = range(max(1, round_half_up(num_layers * PROTECTED_LAYERS)))
+        protected = sorted(early if self.protect is None else self.protect)
+        check_layers(protected, num_layers)
+        others = [layer for layer in range(num_layers) if layer not in protected]
+        reduced = round_half_up(self._reduced_rate() * len(protected) * num_units)
+        # A layer keeps one; and where the others cannot lose that much, the protected layers do: the total stays.
+        reduced = min(reduced, total, len(protected) * (num_units - 1))
+        reduced = max(reduced, total - len(others) * (num_units - 1))
+        counts = [0] * num_layers
+        for layers, heads in ((protected, reduced), (others, total - reduced)):
+            for position, layer in enumerate(layers):
+                counts[layer] = heads // len(layers) + (position >= len(layers) - heads % len(layers))
+        return counts
+
+    def _reduced_rate(self) -> Fraction:
+        if self.protect_rate is None:
+            return min(self.rate, BASE_RATE) + PROTECTED_SHARE * max(Fraction(0), self.rate - BASE_RATE)
+        if self.protect_rate > self.rate:
+            raise UsageError(
+                f"--protect-rate {rate_text(self.protect_rate)} is more than --rate {rate_text(self.rate)}; lower it"
+            )
+        return self.protect_rate
+
+    def describe(self) -> str:
+        return f"adaptive at {rate_text(self.rate)}"
+
+
+@dataclass(frozen=True)
+class Bands:
+    """A rate for each range of layers: *bands* are (first layer, last layer, rate) and cover every layer once."""
+
+    bands: tuple[tuple[int, int, Fraction], ...]
+    protect: Layers = ()
+    rate = None
+
+    @property
+    def name(self) -> str:
+        ranges = (
+            f"{first if first == last else f'{first}-{last}'}:{rate_text(rate)}" for first, last, rate in self.bands
+        )
+        return f"bands:{','.join(ranges)}"
+
+    def counts(self, costs: Costs) -> list[int]:
+        check_layers(self.protect, len(costs))
+        rates: dict[int, Fraction] = {}
+        for first, last, rate in self.bands:
+            check_layers((first, last), len(costs))
+            for layer in range(first, last + 1):
+                if layer in rates:
+                    raise UsageError(f"layer {layer}: is in two bands; name it in one")
+                rates[layer] = rate
+        for layer in range(len(costs)):
+            if layer not in rates:
+                raise UsageError(f"layer {layer}: is in no band; name it, with a rate of 0 if it should keep its heads")
+        return [0 if layer in self.protect else _count(rates[layer], len(units)) for layer, units in enumerate(costs)]
+
+    def describe(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
+class Global:
+    """One budget for the model: the units that cost least go, wherever they are.
+
+    Of equal costs the lower layer's goes first, and in a layer the lower number's.
+    """
+
+    rate: Fraction
+    protect: Layers = ()
+    name = "global"
+
+    def counts(self, costs: Costs) -> list[int]:
+        check_layers(self.protect, len(costs))
+        open_layers = [layer for layer in range(len(costs)) if layer not in self.protect]
+        total = _total(self.rate, costs, open_layers)
+        counts = [0] * len(costs)
+        cheapest_first = sorted((cost, layer) for layer in open_layers for cost in costs[layer])
+        for _, layer in cheapest_first:
+            if total and counts[layer] < len(costs[layer]) - 1:
+                counts[layer] += 1
+                total -= 1
+        return counts
+
+    def describe(self) -> str:
+        return f"global at {rate_text(self.rate)}"
+
+
+def parse_schedule(
+    text: str, rate: Rate | None = None, *, protect: str | None = None, protect_rate: Rate | None = None
+) -> Schedule:
+    """The schedule that *text* names: ``uniform``, ``adaptive``, ``global`` or ``bands:0-5:0,6-31:0.3``.
+
+    *rate* is the share of heads to prune, which all but bands need. *protect* lists layers, as in ``0-5,31``;
+    *protect_rate* is what they lose under ``adaptive``.
+
+    Raises:
+        UsageError: no such schedule, or an option that it lacks or does not have.
+    """
+    layers = () if protect is None else parse_layers(protect)
+    kind, separator, bands = text.partition(":")
+    if kind not in ("uniform", "adaptive", "global", "bands") or (separator and kind != "bands"):
+        raise UsageError(f"schedule {shown(text)} is none of uniform, adaptive, global, bands:0-5:0,6-31:0.3")
+    if protect_rate is not None and kind != "adaptive":
+        raise UsageError(f"--protect-rate is for --schedule adaptive; under {kind}, protected layers lose no head")
+    if kind == "bands":
+        if rate is not None:
+            raise UsageError("bands have rates of their own; leave --rate out")
+        return Bands(tuple(_parse_band(band) for band in bands.split(",")), layers)
+    if rate is None:
+        raise UsageError(f"--schedule {kind} needs --rate, such as 0.3")
+    exact = exact_rate(rate)
+    if kind == "adaptive":
+        return Adaptive(exact, layers or None, None if protect_rate is None else exact_rate(protect_rate))
+    return Uniform(exact, layers) if kind == "uniform" else Global(exact, layers)
+
+
+def parse_layers(text: str) -> Layers:
+    """The layers that *text* lists, sorted: ``0-5,31``; UsageError where it lists none, or one twice."""
+    layers: set[int] = set()
+    for part in text.split(","):
+        first, last = _parse_range(part)
+        twice = layers.intersection(range(first, last + 1))
+        if twice:
+            raise UsageError(f"layer {min(twice)}: listed twice in {shown(text)}")
+        layers.update(range(first, last + 1))
+    return tuple(sorted(layers))
+
+
+def check_layers(layers: Sequence[int], num_layers: int) -> None:
+    """Raise UsageError at a layer that the model does not have."""
+    for layer in layers:
+        if not 0 <= layer < num_layers:
+            raise UsageError(f"layer {layer}: out of range, there are layers 0 to {num_layers - 1}")
+
+
+def _parse_range(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"([0-9]{1,4})(?:-([0-9]{1,4}))?", text.strip())
+    if not match:
+        raise UsageError(f"{shown(text)} is neither a layer nor a range such as 0-5")
+    first, last = int(match[1]), int(match[2] or match[1])
+    if last < first:
+        raise UsageError(f"{shown(text)}: the range ends before it begins")
+    return first, last
+
+
+def _parse_band(text: str) -> tuple[int, int, Fraction]:
+    layers, separator, rate = text.partition(":")
+    if not separator:
+        raise UsageError(f"band {shown(text)} has no rate; write it as 0-5:0.2")
+    return *_parse_range(layers), exact_rate(rate.strip())
+
+
+def _count(rate: Fraction, num_units: int) -> int:
+    return min(round_half_up(rate * num_units), num_units - 1)
+
+
+def _total(rate: Fraction, costs: Costs, open_layers: Sequence[int]) -> int:
+    """The model's budget; UsageError where the layers that may lose units cannot meet it."""
+    total = math.floor(rate * sum(len(units) for units in costs))
+    most = sum(len(costs[layer]) - 1 for layer in open_layers)
+    if total > most:
+        raise UsageError(
+            f"a rate of {rate_text(rate)} asks for {total}, but only {most} can go, because every layer keeps one; "
+            "lower --rate or protect fewer layers"
+        )
+    return total
