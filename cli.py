@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 COMPENSATIONS = ("scale", "none")
 POLARITIES = ("keep", "prune")
 GRANULARITIES = ("head", "group")
+METRICS = ("cross-attention", "energy", "reconstruction", "magnitude", "random")
 SCHEDULES = "uniform|adaptive|global|bands:..."
 EXIT_USAGE, EXIT_STORAGE, EXIT_INTERNAL, EXIT_INTERRUPTED = 2, 3, 70, 130
 
@@ -190,13 +191,14 @@ def convert(
 
 @cli.command()
 @click.argument("checkpoint", metavar="CKPT", type=click.Path(path_type=Path))
+@click.option("--plot", type=click.Path(path_type=Path), help="Draw the silent heads, as heads.png.")
 @_shared_options
-def inspect(checkpoint: Path, as_json: bool, verbose: bool) -> None:
+def inspect(checkpoint: Path, plot: Path | None, as_json: bool, verbose: bool) -> None:
     """Show a checkpoint's layout, geometry and silent heads."""
     _set_up(verbose)
     from converter.inspection import inspect_checkpoint
 
-    inspection = inspect_checkpoint(checkpoint)
+    inspection = inspect_checkpoint(checkpoint, plot=plot)
     click.echo(json.dumps(inspection.to_json(), indent=1) if as_json else inspection.to_text())
 
 
@@ -240,8 +242,16 @@ def verify(
 
 
 @cli.command()
-@click.option("--scores", required=True, type=click.Path(path_type=Path), help="A file of scores, a number per head.")
+@click.argument("checkpoint", metavar="[CKPT]", required=False, type=click.Path(path_type=Path))
 @click.option("-o", "--output", "out", required=True, type=click.Path(path_type=Path), help="The mask to write.")
+@click.option("--scores", type=click.Path(path_type=Path), help="Scores made before, instead of CKPT.")
+@click.option("--metric", type=click.Choice(METRICS), help="What CKPT's heads are scored by.")
+@click.option("--calibration", type=click.Path(path_type=Path), help="LLaVA's question file, or plain text.")
+@click.option("--images", type=click.Path(path_type=Path), help="The directory of its images.")
+@click.option("--num-samples", type=click.IntRange(min=1), help="Take the first N samples.  [default: all]")
+@click.option("--gamma", type=float, default=0.4, show_default=True, help="Weight of the mean in cross-attention.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the metric random.")
+@click.option("--device", default="cpu", show_default=True, help="Where the model runs: cpu or cuda.")
 @click.option("--rate", metavar="RATE", help="The share of heads to prune, as 0.3; bands have their own.")
 @click.option("--schedule", required=True, metavar=SCHEDULES, help="How many heads each layer loses.")
 @click.option("--protect", metavar="LAYERS", help="Layers that lose no head (adaptive: fewer), as 0-5,31.")
@@ -249,25 +259,23 @@ def verify(
 @click.option(
     "--granularity", type=click.Choice(GRANULARITIES), default="head", show_default=True, help="What is pruned whole."
 )
-@click.option("--num-kv-heads", type=click.IntRange(min=1), help="Kv heads of a layer, for --granularity group.")
-@click.option("--force", is_flag=True, help="Replace the file that stands at the output.")
+@click.option("--num-kv-heads", type=click.IntRange(min=1), help="Kv heads of a layer, for --scores in groups.")
+@click.option("--save-scores", type=click.Path(path_type=Path), help="Keep the scores, for other masks without CKPT.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Draw saliency and pruned heads, as mask.png.")
+@click.option("--force", is_flag=True, help="Replace files that stand at the outputs.")
 @click.option("-q", "--quiet", is_flag=True, help="Print only the output's path.")
 @_shared_options
-def mask(
-    scores: Path,
-    out: Path,
-    rate: str | None,
-    schedule: str,
-    protect: str | None,
-    protect_rate: str | None,
-    granularity: str,
-    num_kv_heads: int | None,
-    force: bool,
-    quiet: bool,
-    as_json: bool,
-    verbose: bool,
-) -> None:
-    """Make a mask: a schedule says how many heads each layer loses, scores say which.
+def mask(out: Path, schedule: str, quiet: bool, as_json: bool, verbose: bool, **options: Any) -> None:
+    """Make a mask: a schedule says how many heads each layer loses, saliency says which.
+
+    The heads of CKPT are scored by a metric; or give --scores made before.
+
+    \b
+    cross-attention  how text looks at the image: variance + gamma * mean (S4)
+    energy           the head's share of the attention output
+    reconstruction   what is lost for good when the head goes, after a least-squares refit
+    magnitude        the norm of its weights; needs no calibration data
+    random           seeded; needs no calibration data
 
     \b
     uniform    RATE of every layer
@@ -277,16 +285,11 @@ def mask(
     """
     _set_up(verbose, quiet=quiet)
     from converter.mask import parse_schedule
-    from converter.mask.making import mask_from_scores
+    from converter.masking import write_mask
 
-    made = mask_from_scores(
-        scores,
-        out,
-        parse_schedule(schedule, rate, protect=protect, protect_rate=protect_rate),
-        granularity=granularity,
-        num_kv_heads=num_kv_heads,
-        force=force,
-    )
+    rates = {name: options.pop(name) for name in ("protect", "protect_rate")}
+    parsed = parse_schedule(schedule, options.pop("rate"), **rates)
+    made = write_mask(out, parsed, **options, progress=not quiet)
     if as_json:
         click.echo(json.dumps({"out": str(out)} | made.to_json(), indent=1))
     else:

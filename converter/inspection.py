@@ -10,6 +10,8 @@ from typing import Any
 
 from converter.checkpoint import Checkpoint
 from converter.checkpoint.silence import silent_heads
+from converter.heatmap import plot_heatmap, require_plots, text_heatmap
+from converter.output_file import check_output
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,11 @@ class Inspection:
     checkpoint: Checkpoint
     dtypes: Mapping[str, int]
     silent: Mapping[int, tuple[int, ...]]
+
+    @property
+    def silent_by_layer(self) -> tuple[tuple[int, ...], ...]:
+        """The silent heads of every layer."""
+        return tuple(self.silent.get(layer, ()) for layer in range(self.checkpoint.geometry.num_layers))
 
     def to_json(self) -> dict[str, Any]:
         """The inspection for a script to read."""
@@ -59,22 +66,28 @@ class Inspection:
             f"converted     {'yes, see s4convert.json' if checkpoint.manifest is not None else 'no'}",
             f"silent heads  {num_silent} of {geometry.num_layers * geometry.num_heads}",
         ]
-        lines += [
-            f"  layer {layer:>3}   {' '.join(str(head) for head in heads)}" for layer, heads in self.silent.items()
-        ]
+        if num_silent:
+            lines += ["", text_heatmap(geometry.num_heads, self.silent_by_layer), ""]
         lines += [f"left behind   {name} (weights that no loader reads)" for name in checkpoint.left_behind]
         return "\n".join(lines)
 
 
-def inspect_checkpoint(path: Path | str) -> Inspection:
-    """Open *path* and look at its headers and ``o_proj`` weights.
+def inspect_checkpoint(path: Path | str, *, plot: Path | str | None = None) -> Inspection:
+    """Open *path* and look at its headers and ``o_proj`` weights; *plot* names a picture of its silent heads to draw.
 
     Raises:
-        CheckpointError, StorageError: as the class says.
+        CheckpointError, UsageError, StorageError: as the class says.
     """
+    if plot is not None:
+        check_output(Path(plot), force=False)
+        require_plots(Path(plot))
     checkpoint = Checkpoint.open(path)
     dtypes: Counter[str] = Counter()
     for tensor in checkpoint.tensors.values():
         dtypes[tensor.dtype] += tensor.entry.num_bytes
     silent = {layer: silent_heads(checkpoint, layer) for layer in range(checkpoint.geometry.num_layers)}
-    return Inspection(checkpoint, dict(sorted(dtypes.items())), {layer: h for layer, h in silent.items() if h})
+    inspection = Inspection(checkpoint, dict(sorted(dtypes.items())), {layer: h for layer, h in silent.items() if h})
+    if plot is not None:
+        title = f"{checkpoint.path.resolve().name}: silent heads"
+        plot_heatmap(Path(plot), checkpoint.geometry.num_heads, inspection.silent_by_layer, None, title)
+    return inspection

@@ -45,6 +45,12 @@ from converter.mask.scores import SCORES_FORMAT
 
 _SIZES = ("num_layers", "num_heads")
 
+# What other formats call the heads, their scores and their factors.
+_OF_OTHER_FORMATS = (
+    *("format", "pruned", "kept", "kept_heads", "components", "head_mask", "heads", "mask"),
+    *("scores", "saliency_scores", "scale", "scales"),
+)
+
 
 @dataclass(frozen=True)
 class JsonFormat:
@@ -101,7 +107,10 @@ def _scores(content: Any, hints: Hints) -> tuple[HeadMask, str]:
 
 def _s4_calibration(content: Any, hints: Hints) -> tuple[HeadMask, str]:
     geometry = hints.geometry
-    _check_fields(content, "an S4 calibration file", "pruned_heads", "total_pruned_heads", "total_heads")
+    known = ("pruned_heads", "total_pruned_heads", "total_heads")
+    # The totals prove what a 1 means, so notes of the script that wrote the file do no harm; another mask might.
+    notes = [name for name in content if name not in (*known, *_SIZES, *_OF_OTHER_FORMATS)]
+    _check_fields(content, "an S4 calibration file", *known, *notes)
     _check_sizes(content, geometry)
     hints.refuse_schedule("an S4 calibration mask")
     if hints.polarity == "keep":
@@ -119,7 +128,8 @@ def _s4_calibration(content: Any, hints: Hints) -> tuple[HeadMask, str]:
     for name, count in counted.items():
         if not is_integer(content.get(name)) or content[name] != count:
             raise MaskError(f"{name} is {shown(content.get(name))}, but the lists add up to {count}")
-    return _mask(pruned, geometry), "S4 calibration, 1 = pruned"
+    not_read = f" (not read: {shown(', '.join(notes))})" if notes else ""
+    return _mask(pruned, geometry), f"S4 calibration, 1 = pruned{not_read}"
 
 
 def _kept_heads(content: Any, hints: Hints) -> tuple[HeadMask, str]:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 from converter.errors import UsageError, shown
 from converter.mask.head_mask import HeadMask
 from converter.mask.schedules import Adaptive, Global, Schedule
 from converter.mask.scores import NORMALISERS, HeadScores, check_normalisers
-from converter.output_file import check_output
 from converter.version import __version__
 
 _log = logging.getLogger(__name__)
@@ -55,28 +53,6 @@ def make_mask(
     provenance = _provenance(scores, schedule, granularity, num_kv_heads, normalised=divisors is not None)
     mask = HeadMask(scores.num_heads, tuple(pruned), provenance=provenance)
     mask.check()
-    return mask
-
-
-def mask_from_scores(
-    scores: Path,
-    out: Path,
-    schedule: Schedule,
-    *,
-    granularity: str = "head",
-    num_kv_heads: int | None = None,
-    force: bool = False,
-) -> HeadMask:
-    """Make a mask of the scores file *scores* and write it to *out*; the same scores give the same bytes.
-
-    Raises:
-        MaskError, UsageError, StorageError: as the class says; *out* is as it was.
-    """
-    check_output(out, force=force)
-    if out.exists() and scores.exists() and out.samefile(scores):
-        raise UsageError(f"{out}: is the scores file itself; choose another name for the mask")
-    mask = make_mask(HeadScores.load(scores), schedule, granularity=granularity, num_kv_heads=num_kv_heads)
-    mask.save(out, force=force)
     return mask
 
 

@@ -454,5 +454,5 @@ def test_a_torch_with_known_holes_is_told_of(
 ) -> None:
     monkeypatch.setattr(torch, "__version__", version)
     warn_of_old_torch()
-    expected = f"torch {version} reads .bin and .pt files with known security holes; for files that you do not trust, use torch"
+    expected = f"torch {version} reads .bin and .pt files with known security holes; for files you do not"
     assert [expected in message for message in caplog.messages] == [True] * warned

@@ -113,6 +113,14 @@ def test_a_calibration_file_has_flags_even_where_they_look_like_head_numbers(tmp
     assert mask.pruned == ((1,), (0,), ())
 
 
+def test_notes_in_a_calibration_file_are_named_and_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "mask.json"
+    path.write_text(json.dumps(calibration(gamma=0.4, pruning_rate=0.3)))
+    mask = HeadMask.load(path, GEOMETRY)
+    assert "not read: " in mask.how_read
+    assert "gamma, pruning_rate" in mask.how_read
+
+
 @pytest.mark.parametrize("factor", [1.4545, 2, 1e-6, 1e6])
 def test_a_native_mask_may_carry_factors_and_where_it_came_from(tmp_path: Path, factor: float) -> None:
     mask, _ = load(tmp_path, NATIVE | {"scale": {"2": factor}, "provenance": {"rate": 0.3}})
@@ -268,6 +276,7 @@ REFUSED: dict[str, tuple[object, str]] = {
     # fields that a format has not, or that disagree
     "native with another name": (native(scales={"0": 1.5}), "'scales' is not a field of s4convert-mask/1; remove it"),
     "native with both names": (native(pruned_heads={"0": [1]}), "'pruned_heads' is not a field of s4convert-mask/1"),
+    "calibration with kept heads": (calibration(kept_heads={"0": [1]}), "'kept_heads' is not a field of an S4"),
     "calibration with scale": (calibration(scale={"0": 1.5}), "'scale' is not a field of an S4 calibration file"),
     "calibration with scores": (calibration(saliency_scores=SCORES), "'saliency_scores' is not a field of an S4"),
     "listed with scale": ({"pruned_heads": {"0": [1]}, "scale": {"0": 2.0}}, "'scale' is not a field of a pruned_h"),

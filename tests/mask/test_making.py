@@ -13,7 +13,7 @@ import pytest
 import converter.mask
 from converter.checkpoint import Geometry
 from converter.mask import HeadMask, HeadScores, parse_schedule
-from converter.mask.making import mask_from_scores
+from converter.masking import write_mask
 from converter.version import __version__
 from tests.command_line import run, run_here
 
@@ -139,7 +139,7 @@ def test_the_scores_themselves_are_never_replaced(scores: Path) -> None:
 
 
 def test_a_mask_made_by_a_library_call_is_the_commands(scores: Path, tmp_path: Path) -> None:
-    mask = mask_from_scores(scores, tmp_path / "library.json", parse_schedule("adaptive", 0.3))
+    mask = write_mask(tmp_path / "library.json", parse_schedule("adaptive", 0.3), scores=scores).mask
     run_here("mask", "--scores", scores, "-o", tmp_path / "cli.json", "--schedule", "adaptive", "--rate", "0.3")
     assert (tmp_path / "library.json").read_bytes() == (tmp_path / "cli.json").read_bytes()
     assert HeadMask.load(tmp_path / "cli.json", GEOMETRY) == mask

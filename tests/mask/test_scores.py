@@ -129,9 +129,15 @@ REFUSED: dict[str, tuple[object, str]] = {
     "native, another field": (native(scale={}), "'scale' is not a field of s4convert-scores/1; remove it"),
     "native, provenance": (native(provenance="me"), "provenance is not an object"),
     "native, NaN in the provenance": (native(provenance={"x": math.nan}), "provenance cannot be written as JSON"),
-    "normalisers, too few": (native(provenance={"residual_energy": [1.0]}), "are not a list of 2 numbers, one per layer"),
-    "normalisers, zero": (native(provenance={"residual_energy": [1.0, 0.0]}), "layer 1: the normaliser 0.0 is not positi"),
-    "normalisers, a word": (native(provenance={"residual_energy": "ab"}), "are not a list of 2 numbers, one per layer"),
+    "normalisers, too few": (
+        native(provenance={"residual_energy": [1.0]}),
+        "are not a list of 2 numbers, one per layer",
+    ),
+    "normalisers, zero": (
+        native(provenance={"residual_energy": [1.0, 0.0]}),
+        "layer 1: the normaliser 0.0 is not",
+    ),
+    "normalisers, a word": (native(provenance={"residual_energy": "ab"}), "are not a list of 2 numbers"),
 }
 
 
