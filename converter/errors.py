@@ -6,6 +6,7 @@
       UsageError            2   the request itself: paths, options
       CheckpointError       2   a checkpoint that cannot be read or is not supported
       MaskError             2   a mask that cannot be read or does not fit the checkpoint
+      CompensationError     2   a compensation that cannot be fitted: its statistics, or their lack
       VerificationError     1   the written checkpoint is not what was asked for
       StorageError          3   the disk: no space, no permission, files changing underneath
 
@@ -37,6 +38,12 @@ class CheckpointError(S4ConvertError):
 
 class MaskError(S4ConvertError):
     """A mask is malformed or does not fit the checkpoint's geometry."""
+
+    exit_code = 2
+
+
+class CompensationError(S4ConvertError):
+    """A compensation cannot be fitted: its statistics are missing, malformed or do not determine it."""
 
     exit_code = 2
 

@@ -6,9 +6,11 @@ import logging
 from pathlib import Path
 
 from converter.checkpoint import Checkpoint
+from converter.compensation import MODES, Compensation, FittedCompensation, MomentsSource
+from converter.compensation.stated import StatedCompensation
 from converter.errors import CheckpointError, UsageError, VerificationError
-from converter.manifest import check_digests, read_conversion
-from converter.mask import load_mask
+from converter.manifest import StatedConversion, check_digests, read_conversion
+from converter.mask import HeadMask, load_mask
 from converter.verify.checks import check_converted, default_jobs
 from converter.verify.report import Report
 
@@ -21,6 +23,7 @@ def verify_conversion(
     *,
     mask: Path | str | None = None,
     compensation: str | None = None,
+    moments: MomentsSource | None = None,
     check_behaviour: bool = True,
     jobs: int | None = None,
     progress: bool = False,
@@ -28,7 +31,9 @@ def verify_conversion(
     """Check that *converted* is what its mask asks of *original*; both are directories, neither is written to.
 
     Mask and compensation are those of *converted*'s manifest unless given; without either, the compensation
-    is ``scale``.
+    is ``scale``. A compensation that was fitted to calibration data is checked against the same *moments* where they
+    are given; without them, factors are those that the manifest states, and of a least-squares fit it is checked that
+    the converted columns are a mix of the original's kept heads with its pruned ones, whichever.
 
     Raises:
         VerificationError: it is not.
@@ -58,7 +63,7 @@ def verify_conversion(
         before,
         after,
         head_mask,
-        compensation,
+        _compensation(compensation, before, after, head_mask, moments, stated),
         check_behaviour=check_behaviour,
         jobs=jobs or default_jobs(),
         progress=progress,
@@ -66,3 +71,21 @@ def verify_conversion(
     if stated is not None:
         check_digests(stated, after, report)
     return report
+
+
+def _compensation(
+    mode: str,
+    before: Checkpoint,
+    after: Checkpoint,
+    mask: HeadMask,
+    moments: MomentsSource | None,
+    stated: StatedConversion | None,
+) -> Compensation:
+    """The compensation to check by: from the moments, or else from what is stated of it."""
+    if mode not in MODES or not MODES[mode].needs_moments or moments is not None:
+        return FittedCompensation(mode, before, mask, moments)
+    if stated is None or stated.compensation != mode:
+        raise UsageError(
+            f"{after.path}: has no manifest that states a {mode} fit; give the moments that it was made of"
+        )
+    return StatedCompensation(mode, before, after, mask, stated.factors)

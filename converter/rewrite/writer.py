@@ -80,6 +80,7 @@ def stage(
 
     Raises:
         CheckpointError: a weight that an edit reads is not finite, or its new value overflows the stored dtype.
+        CompensationError: a compensation cannot be fitted.
         StorageError: the disk refused, or an input file became shorter while it was copied.
     """
     stop = threading.Event()
@@ -184,7 +185,8 @@ def _write_edit(
     """Write *edit*'s rows into *target*, from byte *begin* on."""
     tensor = edit.tensor
     where = f"{checkpoint.path / tensor.shard}: {tensor.name} (layer {edit.layer})"
-    rows_per_block = max(1, EDIT_BYTES // tensor.row_bytes) if tensor.is_contiguous else edit.count
+    rows_per_block = edit.rows_per_block(EDIT_BYTES) if tensor.is_contiguous else edit.count
+    transform = edit.transform()
     for first in range(edit.first, edit.first + edit.count, rows_per_block):
         if stop.is_set():
             return
@@ -192,8 +194,8 @@ def _write_edit(
         if not np.isfinite(rows).all():
             raise CheckpointError(f"{where} holds NaN or infinity; mend the checkpoint first")
         with np.errstate(over="ignore"):
-            edited = edit.apply(rows)
-        if not -OVERFLOW[tensor.dtype] < edited.min() <= edited.max() < OVERFLOW[tensor.dtype]:
+            edited = transform(rows)
+        if not -OVERFLOW[tensor.dtype] < float(edited.min()) <= float(edited.max()) < OVERFLOW[tensor.dtype]:
             raise CheckpointError(
                 f"{where} would overflow {tensor.dtype} when compensated; store it as F32, or use --compensate none"
             )
