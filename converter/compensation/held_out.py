@@ -64,8 +64,8 @@ def choose(mode: str, layer: PrunedLayer, moments: LayerMoments | None) -> tuple
     chosen = _smallest(errors, mode)
     if chosen != mode:
         layer.warn(
-            f"layer {layer.number}: on held-out tokens, {mode} is {errors[mode] / errors[chosen]:.2f} times as far off "
-            f"as {chosen}, which is used here instead; calibrate with more data"
+            f"layer {layer.number}: on held-out tokens, the error of {mode} is {errors[mode]:.4g} and that of {chosen} "
+            f"{errors[chosen]:.4g}, so {chosen} is used here; calibrate with more data"
         )
     return fits[chosen]
 
