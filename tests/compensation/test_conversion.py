@@ -23,7 +23,9 @@ from converter.rewrite.plan import ColumnEdit, Plan, ValueEdit, make_plan
 from tests.compensation.stock_moments import language_model, output_projection_inputs
 from tests.synthetic import Spec, read_safetensors, write_checkpoint, write_safetensors
 
-SPEC = Spec(num_layers=3, num_kv_heads=4, head_dim=4, hidden_size=24, dtype="F32")
+SPEC = Spec(
+    num_layers=3, num_kv_heads=4, head_dim=4, hidden_size=16, dtype="F32"
+)  # transformers 4.37 wants heads * head_dim
 GROUPED = replace(SPEC, num_kv_heads=2, heads_per_group=2)
 MASK = HeadMask(4, ((1,), (), (0, 3)))
 OUTPUT = "language_model.model.layers.{}.self_attn.o_proj.weight"
@@ -94,7 +96,7 @@ def test_factors_are_written_as_float32_products(source: Path, tmp_path: Path, m
     moments = fit_only(calibrate(source))
     convert(source, tmp_path / "out", MASK, compensation=mode, moments=moments)
     before, after = (weights(path, OUTPUT.format(2)) for path in (source, tmp_path / "out"))
-    factors = (after[:, 4:12] / before[:, 4:12]).reshape(24, 2, 4)
+    factors = (after[:, 4:12] / before[:, 4:12]).reshape(16, 2, 4)
     assert np.ptp(factors, axis=(0, 2)).max() < 1e-6
     assert (after[:, [*range(4), *range(12, 16)]] == 0).all()
     if mode == "uniform-ls":
@@ -107,13 +109,13 @@ def test_factors_are_written_as_float32_products(source: Path, tmp_path: Path, m
 def test_residual_transfer_writes_kept_value_rows_and_their_biases(tmp_path: Path, text_model: str) -> None:
     source = write_checkpoint(tmp_path / "in", replace(SPEC, text_model=text_model))
     tensors = read_safetensors(source / "model.safetensors")
-    value = np.frombuffer(tensors[VALUE.format(0)][2], "<f4").reshape(4, 4, 24).copy()
+    value = np.frombuffer(tensors[VALUE.format(0)][2], "<f4").reshape(4, 4, 16).copy()
     value[2] = 0.5 * value[1] + 0.1 * value[2]  # head 1, which is pruned, is most like head 2
-    tensors[VALUE.format(0)] = ("F32", (16, 24), value.tobytes())
+    tensors[VALUE.format(0)] = ("F32", (16, 16), value.tobytes())
     write_safetensors(source / "model.safetensors", tensors)
     report = convert(source, tmp_path / "out", MASK, compensation="residual-transfer")
     assert report.behaviour is not None
-    before, after = (weights(path, VALUE.format(0)).reshape(4, 4, 24) for path in (source, tmp_path / "out"))
+    before, after = (weights(path, VALUE.format(0)).reshape(4, 4, 16) for path in (source, tmp_path / "out"))
     cosine = (before[1] * before[2]).sum() / (np.linalg.norm(before[1]) * np.linalg.norm(before[2]))
     share = 0.1 * cosine
     assert share > 0.09
@@ -136,7 +138,7 @@ def test_residual_transfer_writes_kept_value_rows_and_their_biases(tmp_path: Pat
 def test_the_bytes_depend_neither_on_the_threads_nor_on_the_blocks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, dtype: str
 ) -> None:
-    spec = replace(SPEC, num_layers=4, head_dim=8, hidden_size=200, num_shards=3, dtype=dtype)
+    spec = replace(SPEC, num_layers=4, head_dim=50, hidden_size=200, num_shards=3, dtype=dtype)
     source = write_checkpoint(tmp_path / "in", spec)
     moments = calibrate(source)
     mask = HeadMask(4, ((1,), (0, 3), (2,), (0, 1, 2)))
