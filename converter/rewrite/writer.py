@@ -28,6 +28,9 @@ COPY_BYTES = 64 << 20  # so that progress moves and an interrupt is heard
 EDIT_BYTES = 1 << 20  # stored bytes of a block of rows; its float32 working copies bound the memory of an edit
 SEGMENT_BYTES = 256 << 20  # a large shard is written by several threads
 
+# Fits are made one at a time and may take seconds: threads wait here, so that an interrupt need not wait for them all.
+_FITTING = threading.Lock()
+
 # What file systems, and sandboxes, answer that do not copy inside the kernel.
 _NO_KERNEL_COPY = frozenset((errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM, errno.EBADF))
 
@@ -186,7 +189,10 @@ def _write_edit(
     tensor = edit.tensor
     where = f"{checkpoint.path / tensor.shard}: {tensor.name} (layer {edit.layer})"
     rows_per_block = edit.rows_per_block(EDIT_BYTES) if tensor.is_contiguous else edit.count
-    transform = edit.transform()
+    with _FITTING:
+        if stop.is_set():
+            return
+        transform = edit.transform()
     for first in range(edit.first, edit.first + edit.count, rows_per_block):
         if stop.is_set():
             return
