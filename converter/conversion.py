@@ -11,13 +11,14 @@ from converter.checkpoint import Checkpoint
 from converter.checkpoint.loader_names import check_loader_name
 from converter.checkpoint.refusals import refuse_delta_name
 from converter.checkpoint.silence import silent_heads
+from converter.compensation import MomentsSource
+from converter.compensation.layer_fit import advice
 from converter.decoder import require_stock_code
 from converter.errors import CheckpointError, S4ConvertError, UsageError, VerificationError
 from converter.manifest import manifest, write_manifest
 from converter.mask import HeadMask, Schedule
 from converter.mask.layer_lists import Polarity
 from converter.progress import byte_bar
-from converter.rewrite.compensation import COMPENSATIONS
 from converter.rewrite.plan import Plan, make_plan
 from converter.rewrite.staging import bytes_needed, check_destination, commit, free_bytes, open_staging
 from converter.rewrite.writer import disk_flusher, stage
@@ -59,7 +60,8 @@ class Conversion:
         lines = [f"{edit.tensor.name}  {edit.describe()}  [{edit.tensor.shard}]" for edit in plan.edits]
         lines += [
             "",
-            f"{plan.mask.num_pruned} heads in {len(plan.mask.touched_layers)} layers, compensation {plan.compensation}",
+            f"{plan.mask.num_pruned} heads in {len(plan.mask.touched_layers)} layers, "
+            f"compensation {plan.compensation.mode}",
             f"{len(plan.edits)} edits in spans of {plan.num_bytes:,} bytes",
             f"{self.bytes_needed:,} bytes needed, {self.bytes_free:,} free",
             "nothing was written, and no weight was looked at (--dry-run)",
@@ -75,6 +77,7 @@ def prepare(
     polarity: Polarity | None = None,
     schedule: Schedule | None = None,
     compensation: str = "scale",
+    moments: MomentsSource | None = None,
     shard_bytes: int | None = None,
     force: bool = False,
     allow_converted: bool = False,
@@ -85,8 +88,6 @@ def prepare(
     Raises:
         CheckpointError, MaskError, UsageError, StorageError: as the class says.
     """
-    if compensation not in COMPENSATIONS:
-        raise UsageError(f"compensation {compensation!r} is none of {', '.join(COMPENSATIONS)}")
     checkpoint, out = Checkpoint.open(source), Path(out)
     if isinstance(mask, HeadMask):
         if polarity is not None or schedule is not None:
@@ -97,7 +98,7 @@ def prepare(
         _log.info("%s: %s", path, mask.how_read)
     if shard_bytes is not None and not checkpoint.is_torch:
         raise UsageError(f"{checkpoint.path}: its shards are safetensors and stay as they are; leave --shard-size out")
-    plan = make_plan(checkpoint, mask, compensation, shard_bytes=shard_bytes)
+    plan = make_plan(checkpoint, mask, compensation, moments=moments, shard_bytes=shard_bytes)
     check_destination(checkpoint, out, plan, force=force)
     refuse_delta_name(out)
     if not allow_name:
@@ -144,6 +145,9 @@ def carry_out(
             checkpoint.check_unchanged()  # where IN changed, that is what is wrong
             raise
         checkpoint.check_unchanged()
+        advised = advice(plan.compensation.mode, plan.compensation.fits)
+        if advised is not None:
+            _log.warning("%s", advised)
         write_manifest(manifest(checkpoint, plan, report), staging.directory)
         flusher.wait()
         commit(staging, replace=conversion.replace)
@@ -158,6 +162,7 @@ def convert(
     polarity: Polarity | None = None,
     schedule: Schedule | None = None,
     compensation: str = "scale",
+    moments: MomentsSource | None = None,
     check_behaviour: bool = True,
     shard_bytes: int | None = None,
     force: bool = False,
@@ -169,9 +174,14 @@ def convert(
     """Silence *mask*'s heads in the checkpoint *source* and write the result to *out*.
 
     A *mask* that is a file may need *polarity* (0/1 flags) or *schedule* (scores), as :meth:`HeadMask.load` says.
-    *compensation* is ``scale`` (kept heads times num_heads / kept) or ``none``. *shard_bytes* bounds the shards that
-    are built anew from ``.bin`` files. *force* replaces a checkpoint that stands at *out*; *allow_converted* accepts
-    a *source* that was converted before; *allow_name* an *out* that stock LLaVA would load as another class.
+    *compensation* is a row of :data:`~converter.compensation.modes.MODES`: ``scale`` (kept heads times num_heads /
+    kept), ``none``, and so on. *moments* gives, for a layer's number, the moments of that layer's head outputs over
+    calibration data: ``uniform-ls``, ``head-ls`` and ``least-squares`` are fitted to them, and with any other mode
+    they serve to measure its error. It is called one layer at a time, from any thread, and more than once for a layer.
+
+    *shard_bytes* bounds the shards that are built anew from ``.bin`` files. *force* replaces a checkpoint that stands
+    at *out*; *allow_converted* accepts a *source* that was converted before; *allow_name* an *out* that stock LLaVA
+    would load as another class.
 
     Raises:
         S4ConvertError: the subclass says what kind; nothing was written under *out*.
@@ -183,6 +193,7 @@ def convert(
         polarity=polarity,
         schedule=schedule,
         compensation=compensation,
+        moments=moments,
         shard_bytes=shard_bytes,
         force=force,
         allow_converted=allow_converted,

@@ -7,6 +7,7 @@
       CheckpointError       2   a checkpoint that cannot be read or is not supported
       MaskError             2   a mask that cannot be read or does not fit the checkpoint
       CalibrationError      2   calibration data that cannot be read or cannot serve its purpose
+      CompensationError     2   a compensation that cannot be fitted: its statistics, or their lack
       VerificationError     1   the written checkpoint is not what was asked for
       StorageError          3   the disk: no space, no permission, files changing underneath
 
@@ -61,6 +62,12 @@ class MaskError(S4ConvertError):
 
 class CalibrationError(S4ConvertError):
     """Calibration data is malformed, or not what a measurement needs."""
+
+    exit_code = 2
+
+
+class CompensationError(S4ConvertError):
+    """A compensation cannot be fitted: its statistics are missing, malformed or do not determine it."""
 
     exit_code = 2
 

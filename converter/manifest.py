@@ -6,13 +6,14 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from converter.checkpoint import MANIFEST_FILE, Checkpoint
+from converter.compensation import MODES
 from converter.errors import CheckpointError, VerificationError
 from converter.mask import HeadMask
-from converter.rewrite.compensation import COMPENSATIONS
 from converter.rewrite.plan import Plan
 from converter.verify.report import Report
 from converter.version import __version__
@@ -22,12 +23,14 @@ MANIFEST_FORMAT = "s4convert/1"
 
 def manifest(checkpoint: Checkpoint, plan: Plan, report: Report) -> dict[str, Any]:
     """The manifest of a conversion. It holds no time and no path, so the same inputs give the same bytes."""
+    fitted = plan.compensation.to_json()
     return {
         "format": MANIFEST_FORMAT,
         "tool_version": __version__,
         "source": checkpoint.path.resolve().name,
         "mask": plan.mask.to_json(),
-        "compensation": plan.compensation,
+        "compensation": plan.compensation.mode,
+        **({"fitted": fitted} if fitted else {}),
         "plan": {"edits": len(plan.edits), "rewritten_bytes": plan.num_bytes},
         "verification": report.to_json(),
         "files": {name: {"size": size, "sha256": sha256} for name, (size, sha256) in report.structure.digests.items()},
@@ -44,10 +47,14 @@ def write_manifest(content: dict[str, Any], directory: Path) -> None:
 
 @dataclass(frozen=True)
 class StatedConversion:
-    """What a manifest says of its checkpoint; *files* maps names to their (size, sha256)."""
+    """What a manifest says of its checkpoint; *files* maps names to their (size, sha256).
+
+    *factors* are those of each head in the layers where a compensation was fitted that consists of factors.
+    """
 
     mask: HeadMask
     compensation: str
+    factors: Mapping[int, tuple[float, ...]]
     files: Mapping[str, tuple[int, str]]
 
 
@@ -64,14 +71,33 @@ def read_conversion(converted: Checkpoint) -> StatedConversion | None:
     where = converted.path / MANIFEST_FILE
     if content.get("format") != MANIFEST_FORMAT:
         raise CheckpointError(f"{where}: format is {content.get('format')!r}; this version reads {MANIFEST_FORMAT!r}")
-    if content.get("compensation") not in COMPENSATIONS:
+    if content.get("compensation") not in MODES:
         raise CheckpointError(f"{where}: compensation {content.get('compensation')!r} is not known to this version")
     try:
         files = {name: (entry["size"], entry["sha256"]) for name, entry in content["files"].items()}
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{where}: its list of files is malformed; convert the original again") from error
     mask = HeadMask.from_json(content.get("mask"), converted.geometry)
-    return StatedConversion(mask, content["compensation"], files)
+    return StatedConversion(mask, content["compensation"], _read_factors(content, mask, where), files)
+
+
+def _read_factors(content: Mapping[str, Any], mask: HeadMask, where: Path) -> dict[int, tuple[float, ...]]:
+    """The factors of the layers that have some.
+
+    Raises:
+        CheckpointError: they are not finite numbers, one for each head, of layers that lose heads.
+    """
+    factors: dict[int, tuple[float, ...]] = {}
+    try:
+        for layer, fit in content.get("fitted", {}).items():
+            if fit["factors"] is not None:
+                factors[int(layer)] = tuple(float(factor) for factor in fit["factors"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{where}: its fitted factors are malformed; convert the original again") from error
+    for layer, of_heads in factors.items():
+        if layer not in mask.touched_layers or len(of_heads) != mask.num_heads or not all(map(isfinite, of_heads)):
+            raise CheckpointError(f"{where}: its fitted factors do not fit its mask; convert the original again")
+    return factors
 
 
 def check_digests(stated: StatedConversion, converted: Checkpoint, report: Report) -> None:

@@ -6,8 +6,10 @@ import logging
 from pathlib import Path
 
 from converter.checkpoint import Checkpoint
+from converter.compensation import MODES, Compensation, FittedCompensation, MomentsSource
+from converter.compensation.stated import StatedCompensation
 from converter.errors import CheckpointError, UsageError, VerificationError
-from converter.manifest import check_digests, read_conversion
+from converter.manifest import StatedConversion, check_digests, read_conversion
 from converter.mask import HeadMask, Schedule
 from converter.mask.layer_lists import Polarity
 from converter.verify.checks import check_converted, default_jobs
@@ -24,6 +26,7 @@ def verify_conversion(
     polarity: Polarity | None = None,
     schedule: Schedule | None = None,
     compensation: str | None = None,
+    moments: MomentsSource | None = None,
     check_behaviour: bool = True,
     jobs: int | None = None,
     progress: bool = False,
@@ -32,6 +35,10 @@ def verify_conversion(
 
     Mask and compensation are those of *converted*'s manifest unless given; without either, the compensation
     is ``scale``. *polarity* and *schedule* are for masks that need them, as :meth:`HeadMask.load` says.
+
+    A compensation that was fitted to calibration data is checked against the same *moments* where they are given;
+    without them, factors are those that the manifest states, and of a least-squares fit it is checked that the
+    converted columns are a mix of the original's kept heads with its pruned ones, whichever.
 
     Raises:
         VerificationError: it is not.
@@ -63,7 +70,7 @@ def verify_conversion(
         before,
         after,
         head_mask,
-        compensation,
+        _compensation(compensation, before, after, head_mask, moments, stated),
         check_behaviour=check_behaviour,
         jobs=jobs or default_jobs(),
         progress=progress,
@@ -71,3 +78,21 @@ def verify_conversion(
     if stated is not None:
         check_digests(stated, after, report)
     return report
+
+
+def _compensation(
+    mode: str,
+    before: Checkpoint,
+    after: Checkpoint,
+    mask: HeadMask,
+    moments: MomentsSource | None,
+    stated: StatedConversion | None,
+) -> Compensation:
+    """The compensation to check by: from the moments, or else from what is stated of it."""
+    if mode not in MODES or not MODES[mode].needs_moments or moments is not None:
+        return FittedCompensation(mode, before, mask, moments)
+    if stated is None or stated.compensation != mode:
+        raise UsageError(
+            f"{after.path}: has no manifest that states a {mode} fit; give the moments that it was made of"
+        )
+    return StatedCompensation(mode, before, after, mask, stated.factors)

@@ -21,7 +21,7 @@ def test_a_text_heatmap_has_a_character_for_every_head() -> None:
     text = text_heatmap(4, ((), (1, 3)), [[0.1, 0.5, 0.2, 0.9], [0.3, 0.0, 0.4, 0.05]])
     _, first, second, meaning = text.splitlines()
     assert first == "    0 |:*-#|   0"
-    assert second == "    1 |=x*x|   2 =="
+    assert second == "    1 |=x+x|   2 =="
     assert meaning.startswith("x = pruned")
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from converter import Checkpoint, HeadMask, convert, verify_conversion
 from converter import conversion as conversion_module
+from converter.compensation import Compensation, FittedCompensation, HeadMix
 from converter.errors import S4ConvertError, VerificationError
 from converter.rewrite import writer
 from converter.rewrite.plan import ColumnEdit, Edit, Plan, RowEdit
@@ -68,16 +69,21 @@ def zeroes_one_row_too_many(edit: Edit) -> list[Edit]:
     return [replace(edit, count=edit.count + 1)] if isinstance(edit, RowEdit) else [edit]
 
 
+def with_mix(edit: Edit, change: Callable[[HeadMix], HeadMix]) -> list[Edit]:
+    """*edit*, if it is one of columns, with another mix."""
+    return [replace(edit, mix=lambda: change(edit.mix()))] if isinstance(edit, ColumnEdit) else [edit]
+
+
 def zeroes_the_columns_of_the_next_head(edit: Edit) -> list[Edit]:
-    return [replace(edit, factors=np.roll(edit.factors, HEAD_DIM))] if isinstance(edit, ColumnEdit) else [edit]
+    return with_mix(edit, lambda mix: replace(mix, pruned=tuple((head + 1) % NUM_HEADS for head in mix.pruned)))
 
 
 def scales_twice(edit: Edit) -> list[Edit]:
-    return [replace(edit, factors=edit.factors**2)] if isinstance(edit, ColumnEdit) else [edit]
+    return with_mix(edit, lambda mix: replace(mix, factors=mix.factors**2))
 
 
 def does_not_scale(edit: Edit) -> list[Edit]:
-    return [replace(edit, factors=np.sign(edit.factors))] if isinstance(edit, ColumnEdit) else [edit]
+    return with_mix(edit, lambda mix: replace(mix, factors=np.sign(mix.factors)))
 
 
 def sabotage_plan(monkeypatch: pytest.MonkeyPatch, change: ChangePlan) -> None:
@@ -354,11 +360,15 @@ def one_weight_is_infinite(directory: Path) -> None:
     change_tensor(directory, "language_model.model.layers.6.mlp.down_proj.weight", spoil)
 
 
+def scaled(original: Checkpoint, mask: HeadMask) -> Compensation:
+    return FittedCompensation("scale", original, mask)
+
+
 def test_an_honest_conversion_passes_the_behaviour_check_alone(converted: Path, mask: Path, probe: Probe) -> None:
     original = Checkpoint.open(MINI_LLAVA)
     head_mask = HeadMask.load(mask, original.geometry)
     report = check_behaviour(
-        original, Checkpoint.open(converted), head_mask, "scale", probe, progress=lambda layers: None
+        original, Checkpoint.open(converted), head_mask, scaled(original, head_mask), probe, progress=lambda _: None
     )
     assert [row.mean_abs_delta == 0 for row in report.layers] == [True, True] + [False] * 6
 
@@ -385,7 +395,9 @@ def test_the_hidden_states_alone_tell_a_sabotaged_conversion(
     original = Checkpoint.open(MINI_LLAVA)
     head_mask = HeadMask.load(mask, original.geometry)
     with pytest.raises(VerificationError, match=message):
-        check_behaviour(original, Checkpoint.open(converted), head_mask, "scale", probe, progress=lambda layers: None)
+        check_behaviour(
+            original, Checkpoint.open(converted), head_mask, scaled(original, head_mask), probe, progress=lambda _: None
+        )
 
 
 # --- after the fact: what happened to a directory since it was converted ---------------------------------------

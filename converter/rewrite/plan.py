@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from converter.checkpoint import Checkpoint, Projection, StoredTensor
-from converter.checkpoint.dtypes import Float32Array
+from converter.checkpoint.dtypes import Float32Array, Float64Array
 from converter.checkpoint.geometry import Geometry
+from converter.compensation import ROW_BLOCK, FittedCompensation, HeadMix, MomentsSource
 from converter.mask import HeadMask
 from converter.rewrite.assembly import OutputFile, Piece, assemble
-from converter.rewrite.compensation import column_factors
+
+# From rows of a tensor, as float32, to what they become, still to be rounded to the stored dtype.
+RowTransform: TypeAlias = Callable[[Float32Array], "Float32Array | Float64Array"]
 
 
 @dataclass(frozen=True)
@@ -36,41 +41,76 @@ class Edit(ABC):
         """Where they end, provided that the tensor's rows follow each other there."""
         return self.begin + self.count * self.tensor.row_bytes
 
+    def rows_per_block(self, block_bytes: int) -> int:
+        """How many rows to transform at a time: about *block_bytes* of them, cut up at the same rows every time."""
+        return max(1, block_bytes // self.tensor.row_bytes // ROW_BLOCK) * ROW_BLOCK
+
     @abstractmethod
-    def apply(self, rows: Float32Array) -> Float32Array:
-        """What *rows*, any of those in the edit's range, become."""
+    def transform(self) -> RowTransform:
+        """What makes of rows what they become; to have it may take the fit of a compensation.
+
+        It is given :meth:`rows_per_block` rows at a time, the first of them the edit's first row.
+        """
 
     @abstractmethod
     def describe(self) -> str:
-        """The edit in words."""
+        """The edit in words; nothing is fitted for it."""
 
 
 @dataclass(frozen=True)
 class RowEdit(Edit):
     """The rows become zero."""
 
-    def apply(self, rows: Float32Array) -> Float32Array:
-        return np.zeros_like(rows)
+    def transform(self) -> RowTransform:
+        return np.zeros_like
 
     def describe(self) -> str:
         return f"rows {self.first}-{self.first + self.count - 1} become 0"
 
 
 @dataclass(frozen=True)
-class ColumnEdit(Edit):
-    """The columns are multiplied by *factors* [columns]; those with factor 0 become +0."""
+class ValueEdit(Edit):
+    """The rows, all of a ``v`` projection, are mixed by heads; those of *pruned* heads become 0."""
 
-    factors: Float32Array
+    mix: Callable[[], HeadMix]
+    pruned: tuple[int, ...]
+    head_dim: int
 
-    def apply(self, rows: Float32Array) -> Float32Array:
-        edited = rows * self.factors
-        edited[:, self.factors == 0] = 0.0  # a negative weight times 0 is -0
-        return edited
+    def rows_per_block(self, block_bytes: int) -> int:
+        return self.count  # a head takes from others, wherever they stand
+
+    def transform(self) -> RowTransform:
+        mix = self.mix()
+
+        def mix_and_silence(rows: Float32Array) -> Float64Array:
+            mixed = mix.apply_to_values(rows)
+            mixed[mix.pruned_columns] = 0.0
+            return mixed
+
+        return mix_and_silence
 
     def describe(self) -> str:
-        zeroed = int(np.count_nonzero(self.factors == 0))
-        kept = float(self.factors[self.factors != 0][0])
-        return f"{zeroed} of {len(self.factors)} columns become 0, the others times {kept:.4f}"
+        return f"{len(self.pruned) * self.head_dim} of {self.count} rows become 0, the others take from those like them"
+
+
+@dataclass(frozen=True)
+class ColumnEdit(Edit):
+    """The columns of ``o_proj`` are mixed by heads; those of *pruned* heads become +0.
+
+    *change* says in words what the others become.
+    """
+
+    mix: Callable[[], HeadMix]
+    pruned: tuple[int, ...]
+    head_dim: int
+    change: str
+
+    def transform(self) -> RowTransform:
+        return self.mix().apply_to_rows
+
+    def describe(self) -> str:
+        zeroed, columns = len(self.pruned) * self.head_dim, self.tensor.shape[1]
+        return f"{zeroed} of {columns} columns become 0, the others {self.change}"
 
 
 @dataclass(frozen=True)
@@ -78,7 +118,7 @@ class Plan:
     """One conversion: all its edits, ordered by shard and position, no two of which overlap, and OUT's files."""
 
     mask: HeadMask
-    compensation: str
+    compensation: FittedCompensation
     edits: tuple[Edit, ...]
     files: tuple[OutputFile, ...]
 
@@ -101,7 +141,7 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """The plan for a script to read."""
         return {
-            "compensation": self.compensation,
+            "compensation": self.compensation.mode,
             "pruned_heads": self.mask.num_pruned,
             "rewritten_bytes": self.num_bytes,
             "files": {file.name: file.size for file in self.files},
@@ -118,29 +158,49 @@ class Plan:
         }
 
 
-def make_plan(checkpoint: Checkpoint, mask: HeadMask, compensation: str, *, shard_bytes: int | None = None) -> Plan:
+def make_plan(
+    checkpoint: Checkpoint,
+    mask: HeadMask,
+    compensation: str,
+    *,
+    moments: MomentsSource | None = None,
+    shard_bytes: int | None = None,
+) -> Plan:
     """The edits that silence *mask*'s heads in *checkpoint* and fold *compensation* into its ``o_proj``.
 
-    *shard_bytes* bounds the shards that are built anew, see :func:`~converter.rewrite.assembly.assemble`.
+    *moments* are those that the compensation is fitted to, when the plan is carried out. *shard_bytes* bounds the
+    shards that are built anew, see :func:`~converter.rewrite.assembly.assemble`.
 
     For a pruned head h with rows r(h) = [h * head_dim, (h + 1) * head_dim): rows r(h) of ``q``, rows of a kv
     head whose query heads are all pruned in ``k`` and ``v``, and columns r(h) of ``o`` become zero. Only the
     columns of ``o`` silence a head for certain: zero q rows alone make its attention uniform.
+
+    Raises:
+        UsageError: there is no such compensation, it needs *moments*, or it is not for *checkpoint*.
     """
     geometry = checkpoint.geometry
+    fitted = FittedCompensation(compensation, checkpoint, mask, moments)
     edits: list[Edit] = []
     for layer in mask.touched_layers:
-        kv_heads = mask.pruned_kv_heads(layer, geometry)
-        for projection, heads in (("q", mask.pruned[layer]), ("k", kv_heads), ("v", kv_heads)):
+        pruned, kv_heads = mask.pruned[layer], mask.pruned_kv_heads(layer, geometry)
+        mix = partial(fitted.mix, layer)
+        for projection, heads in (("q", pruned), ("k", kv_heads), ("v", kv_heads)):
             for kind in ("weight", "bias"):
                 rows = checkpoint.projection(layer, projection, kind)
-                if rows is not None:
+                if rows is None:
+                    continue
+                if projection == "v" and fitted.description.mixes_values:
+                    edits.append(
+                        ValueEdit(rows.tensor, layer, "v", rows.first, rows.count, mix, pruned, geometry.head_dim)
+                    )
+                else:
                     edits += _row_edits(rows, layer, projection, heads, geometry)
         output = checkpoint.output_projection(layer)
-        factors = column_factors(mask, layer, geometry, compensation)
-        edits.append(ColumnEdit(output, layer, "o", 0, output.shape[0], factors))
+        edits.append(
+            ColumnEdit(output, layer, "o", 0, output.shape[0], mix, pruned, geometry.head_dim, fitted.change(layer))
+        )
     edits.sort(key=lambda edit: (edit.tensor.shard, edit.begin))
-    return Plan(mask, compensation, tuple(edits), assemble(checkpoint, shard_bytes))
+    return Plan(mask, fitted, tuple(edits), assemble(checkpoint, shard_bytes))
 
 
 def _row_edits(rows: Projection, layer: int, projection: str, heads: tuple[int, ...], geometry: Geometry) -> list[Edit]:

@@ -28,6 +28,9 @@ COPY_BYTES = 64 << 20  # so that progress moves and an interrupt is heard
 EDIT_BYTES = 1 << 20  # stored bytes of a block of rows; its float32 working copies bound the memory of an edit
 SEGMENT_BYTES = 256 << 20  # a large shard is written by several threads
 
+# Fits are made one at a time and may take seconds: threads wait here, so that an interrupt need not wait for them all.
+_FITTING = threading.Lock()
+
 # What file systems, and sandboxes, answer that do not copy inside the kernel.
 _NO_KERNEL_COPY = frozenset((errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM, errno.EBADF))
 
@@ -80,6 +83,7 @@ def stage(
 
     Raises:
         CheckpointError: a weight that an edit reads is not finite, or its new value overflows the stored dtype.
+        CompensationError: a compensation cannot be fitted.
         StorageError: the disk refused, or an input file became shorter while it was copied.
     """
     stop = threading.Event()
@@ -184,7 +188,11 @@ def _write_edit(
     """Write *edit*'s rows into *target*, from byte *begin* on."""
     tensor = edit.tensor
     where = f"{checkpoint.path / tensor.shard}: {tensor.name} (layer {edit.layer})"
-    rows_per_block = max(1, EDIT_BYTES // tensor.row_bytes) if tensor.is_contiguous else edit.count
+    rows_per_block = edit.rows_per_block(EDIT_BYTES) if tensor.is_contiguous else edit.count
+    with _FITTING:
+        if stop.is_set():
+            return
+        transform = edit.transform()
     for first in range(edit.first, edit.first + edit.count, rows_per_block):
         if stop.is_set():
             return
@@ -192,8 +200,8 @@ def _write_edit(
         if not np.isfinite(rows).all():
             raise CheckpointError(f"{where} holds NaN or infinity; mend the checkpoint first")
         with np.errstate(over="ignore"):
-            edited = edit.apply(rows)
-        if not -OVERFLOW[tensor.dtype] < edited.min() <= edited.max() < OVERFLOW[tensor.dtype]:
+            edited = transform(rows)
+        if not -OVERFLOW[tensor.dtype] < float(edited.min()) <= float(edited.max()) < OVERFLOW[tensor.dtype]:
             raise CheckpointError(
                 f"{where} would overflow {tensor.dtype} when compensated; store it as F32, or use --compensate none"
             )

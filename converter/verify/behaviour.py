@@ -2,6 +2,7 @@
 
 *original*: the input's weights. *reference*: the input's weights with a pre-hook on ``o_proj`` that applies
 mask and compensation at run time; this is what pruning means. *converted*: the output's weights, nothing else.
+Where a compensation mixes the heads' values, the reference's ``v_proj`` is mixed in memory, in float32, too.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ from typing import TYPE_CHECKING
 
 from converter.checkpoint import Checkpoint
 from converter.checkpoint.dtypes import EPSILON
+from converter.compensation import Compensation
 from converter.decoder import HeadsHook, LayerDecoder
 from converter.errors import VerificationError
 from converter.mask import HeadMask
 from converter.progress import Progress
-from converter.rewrite.compensation import column_factors
 from converter.verify.probe import Probe
+from converter.verify.values import with_mixed_values
 
 if TYPE_CHECKING:
     import torch
@@ -59,7 +61,7 @@ def check_behaviour(
     original: Checkpoint,
     converted: Checkpoint,
     mask: HeadMask,
-    compensation: str,
+    compensation: Compensation,
     probe: Probe,
     *,
     progress: Progress,
@@ -77,17 +79,20 @@ def check_behaviour(
     states = _States(*[list(probe.samples)] * 3)
     rows = []
     for layer in range(original.geometry.num_layers):
-        hook = _head_hook(mask, layer, original, compensation)
+        mix = compensation.mix(layer) if mask.pruned[layer] else None
+        hook: HeadsHook | None = None if mix is None else mix.apply_to_heads
         before = states
 
         decoder.load(original, layer)
         after_original = [decoder.forward(hidden) for hidden in before.original]
+        # One sample is enough to compare two layers on the same input, so the shortest does.
+        own_original = decoder.forward(before.converted[shortest])
+        if mix is not None and mix.values is not None:
+            decoder.load(with_mixed_values(original, layer, mix), layer)
         if layer < mask.touched_layers[0]:
             after_reference = after_original  # the same weights, inputs and code
         else:
             after_reference = [decoder.forward(hidden, hook) for hidden in before.reference]
-        # One sample is enough to compare two layers on the same input, so the shortest does.
-        own_original = decoder.forward(before.converted[shortest])
         own_reference = decoder.forward(before.converted[shortest], hook)
 
         decoder.load(converted, layer)
@@ -120,16 +125,6 @@ class _States:
     converted: list[torch.Tensor]
 
 
-def _head_hook(mask: HeadMask, layer: int, original: Checkpoint, compensation: str) -> HeadsHook | None:
-    """What the reference does to the heads' outputs, or None in a layer that loses no head."""
-    import torch
-
-    if not mask.pruned[layer]:
-        return None
-    factors = torch.from_numpy(column_factors(mask, layer, original.geometry, compensation))
-    return lambda heads: heads * factors
-
-
 def _difference(found: list[torch.Tensor], wanted: list[torch.Tensor]) -> tuple[float, float]:
     """(mean |found - wanted|, norm of found - wanted over norm of wanted), over all samples."""
     import torch
@@ -158,11 +153,18 @@ def _judge(row: LayerDelta, mask: HeadMask, tolerance: float) -> None:
         )
 
 
-def _tolerance(original: Checkpoint, mask: HeadMask, compensation: str) -> float:
+def _tolerance(original: Checkpoint, mask: HeadMask, compensation: Compensation) -> float:
     """float32 rounding where the stored columns are exact, the stored dtype's where they had to be rounded."""
     dtypes = set()
     for layer in mask.touched_layers:
-        factors = set(column_factors(mask, layer, original.geometry, compensation).tolist()) - {0.0}
-        if factors != {1.0}:
+        if _rounds(compensation, layer):
             dtypes.add(original.output_projection(layer).dtype)
     return max([FLOAT32_TOLERANCE, *(EPSILON[dtype] for dtype in dtypes)])
+
+
+def _rounds(compensation: Compensation, layer: int) -> bool:
+    """Whether kept columns change at all; a map that takes a fit is taken to change them, and not made for this."""
+    if not compensation.description.from_mask_alone:
+        return True
+    mix = compensation.mix(layer)
+    return bool((mix.factors[mix.kept_columns] != 1.0).any())

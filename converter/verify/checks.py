@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from converter.checkpoint import Checkpoint
+from converter.compensation import Compensation
 from converter.mask import HeadMask
 from converter.progress import byte_bar, layer_bar
 from converter.verify.report import Report
@@ -15,7 +16,7 @@ def check_converted(
     original: Checkpoint,
     converted: Checkpoint,
     mask: HeadMask,
-    compensation: str,
+    compensation: Compensation,
     *,
     check_behaviour: bool,
     jobs: int,

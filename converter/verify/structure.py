@@ -1,6 +1,6 @@
 """Is the converted checkpoint, byte for byte, what the mask asks of the original?
 
-Written from the definition of an edit (see :func:`expected_bytes`), not from the plan: a mistake in the plan
+Written from the definition of an edit (see :func:`expected_rows`), not from the plan: a mistake in the plan
 or the writer must not be able to vouch for itself.
 """
 
@@ -14,15 +14,16 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from converter.checkpoint import INDEX_FILE, Checkpoint, StoredTensor, read_json_object
-from converter.checkpoint.dtypes import decode, encode
+from converter.checkpoint.dtypes import ITEM_BYTES, Float64Array, decode, encode, unit_in_last_place
 from converter.checkpoint.file_span import read_span
 from converter.checkpoint.safetensors_header import SafetensorsHeader
+from converter.compensation import Compensation, HeadMix
 from converter.errors import StorageError, VerificationError
 from converter.mask import HeadMask
 from converter.progress import Progress
-from converter.rewrite.compensation import column_factors
 
 BLOCK_BYTES = 256 << 10  # small enough to stay in the processor's cache between the comparison and the hash
 
@@ -41,7 +42,7 @@ def check_structure(
     original: Checkpoint,
     converted: Checkpoint,
     mask: HeadMask,
-    compensation: str,
+    compensation: Compensation,
     *,
     jobs: int,
     progress: Progress,
@@ -49,7 +50,7 @@ def check_structure(
     """Compare *converted* with *original*, every byte of every file, by *jobs* threads.
 
     Same files, same headers, tensors, dtypes, shapes and head counts; sidecars and tensors
-    that the mask does not touch are byte-identical; touched ones hold :func:`expected_bytes`.
+    that the mask does not touch are byte-identical; touched ones hold :func:`expected_rows`.
     *progress* is told the number of bytes of every piece that is done.
 
     Raises:
@@ -76,31 +77,106 @@ def check_structure(
     return StructureReport(digests, len(original.tensors) - edited, edited, len(original.sidecars))
 
 
-def expected_bytes(
-    original: Checkpoint, tensor: StoredTensor, first: int, count: int, mask: HeadMask, compensation: str
-) -> bytes:
-    """What rows [first, first + count) of *original*'s *tensor* must be after a conversion."""
+@dataclass(frozen=True, eq=False)
+class ExpectedRows:
+    """What rows must be after a conversion: the stored bytes *data*.
+
+    Where *rounded* [rows, columns] is on, the number must instead be within one unit in the last place of *exact*, a
+    sum in float64, whose last bits may differ from one computation to another. Where there is no *exact* one, these
+    numbers are judged elsewhere. *rounded* is None where every byte is certain.
+    """
+
+    data: bytes
+    exact: Float64Array | None = None
+    rounded: npt.NDArray[np.bool_] | None = None
+
+    def first_difference(self, found: bytes, dtype: str) -> int | None:
+        """The first byte at which *found*, stored as *dtype*, is not what it must be, or None."""
+        if found == self.data:
+            return None
+        unequal = np.frombuffer(found, np.uint8) != np.frombuffer(self.data, np.uint8)
+        if self.rounded is not None:
+            near = self.rounded
+            if self.exact is not None:
+                values = decode(found, dtype).astype(np.float64).reshape(self.exact.shape)
+                with np.errstate(invalid="ignore"):
+                    near = near & (np.abs(values - self.exact) <= unit_in_last_place(self.exact, dtype))
+            unequal &= ~np.repeat(near.ravel(), ITEM_BYTES[dtype])
+        return int(np.argmax(unequal)) if unequal.any() else None
+
+
+def expected_rows(
+    original: Checkpoint,
+    tensor: StoredTensor,
+    first: int,
+    count: int,
+    mask: HeadMask,
+    mix: HeadMix | None,
+    *,
+    is_recovered: bool = False,
+) -> ExpectedRows:
+    """What rows [first, first + count) of *original*'s *tensor* must be after a conversion.
+
+    *mix* is the map of the tensor's layer, where :func:`_needs_mix` says so. One that *is_recovered* from the converted
+    columns was compared with all of them then, and says nothing more of single numbers.
+    """
     data = original.read_bytes(tensor, first, count)
     layer, held = original.projections_in(tensor) or (0, ())
     if not held or not mask.pruned[layer]:
-        return data
-    geometry = original.geometry
+        return ExpectedRows(data)
     if held[0].projection == "o":
-        if held[0].kind == "bias":
-            return data
-        factors = column_factors(mask, layer, geometry, compensation)
-        values = decode(data, tensor.dtype).reshape(-1, tensor.shape[1])
-        with np.errstate(over="ignore", invalid="ignore"):
-            values = values * factors
-        values[:, factors == 0] = 0.0
-        return encode(values, tensor.dtype)
+        if held[0].kind == "bias" or mix is None:
+            return ExpectedRows(data)
+        return _expected_columns(decode(data, tensor.dtype).reshape(count, -1), tensor.dtype, mix, is_recovered)
+    geometry = original.geometry
     rows = np.frombuffer(bytearray(data), np.uint8).reshape(-1, tensor.row_bytes)
     numbers = np.arange(first, first + count)
     for part in held:
         silenced = mask.pruned[layer] if part.projection == "q" else mask.pruned_kv_heads(layer, geometry)
         within = (part.first <= numbers) & (numbers < part.first + part.count)
         rows[within & np.isin((numbers - part.first) // geometry.head_dim, silenced)] = 0
-    return rows.tobytes()
+        if part.projection == "v" and mix is not None:
+            return _expected_values(original, tensor, numbers, part.first, rows.tobytes(), mix)
+    return ExpectedRows(rows.tobytes())
+
+
+def _expected_columns(values: npt.NDArray[np.float32], dtype: str, mix: HeadMix, is_recovered: bool) -> ExpectedRows:
+    """Rows of ``o_proj``: pruned columns are +0; kept ones times their factor, plus the pruned ones' transfer."""
+    if mix.transfer is None:
+        with np.errstate(over="ignore", invalid="ignore"):
+            products = values * mix.factors
+        products[:, mix.pruned_columns] = 0.0
+        return ExpectedRows(encode(products, dtype))
+    exact = values.astype(np.float64) * mix.factors.astype(np.float64)
+    exact[:, mix.kept_columns] += values[:, mix.pruned_columns].astype(np.float64) @ mix.transfer
+    exact[:, mix.pruned_columns] = 0.0
+    rounded = np.zeros(exact.shape, np.bool_)
+    rounded[:, mix.kept_columns] = True
+    return ExpectedRows(encode(exact, dtype), None if is_recovered else exact, rounded)
+
+
+def _expected_values(
+    original: Checkpoint,
+    tensor: StoredTensor,
+    numbers: npt.NDArray[np.intp],
+    first_value: int,
+    data: bytes,
+    mix: HeadMix,
+) -> ExpectedRows:
+    """Rows *numbers* of a tensor whose value heads begin at row *first_value*; *data* has the silenced ones zeroed."""
+    assert mix.values is not None
+    exact = decode(data, tensor.dtype).astype(np.float64).reshape(len(numbers), -1)
+    rounded = np.zeros(exact.shape, np.bool_)
+    for at, number in enumerate(numbers - first_value):
+        head, within = divmod(int(number), mix.head_dim)
+        if number < 0 or head not in mix.mixed_values:
+            continue
+        exact[at] = 0.0
+        for source in np.flatnonzero(mix.values[head]):
+            row = first_value + int(source) * mix.head_dim + within
+            exact[at] += mix.values[head, source] * original.read_rows(tensor, row, 1).ravel().astype(np.float64)
+        rounded[at] = True
+    return ExpectedRows(data, exact, rounded)
 
 
 def _check_files(original: Checkpoint, converted: Checkpoint) -> None:
@@ -140,10 +216,22 @@ def _check_rebuilt(original: Checkpoint, converted: Checkpoint) -> None:
         raise VerificationError(f"{index}: has no metadata, which stock loaders read; convert again")
 
 
+def _touched_layer(original: Checkpoint, tensor: StoredTensor | None, mask: HeadMask) -> int | None:
+    """The layer that loses heads and that *tensor* holds projections of, or None."""
+    part = None if tensor is None else original.projections_in(tensor)
+    return part[0] if part is not None and mask.pruned[part[0]] else None
+
+
+def _needs_mix(original: Checkpoint, tensor: StoredTensor, compensation: Compensation) -> bool:
+    """Whether what becomes of *tensor*, where its layer loses heads, depends on the compensation."""
+    part = original.projections_in(tensor)
+    projections = {"o", "v"} if compensation.description.mixes_values else {"o"}
+    return part is not None and any(held.projection in projections for held in part[1])
+
+
 def _is_touched(original: Checkpoint, tensor: StoredTensor, mask: HeadMask) -> bool:
     """Whether *tensor* holds projections of a layer that loses heads."""
-    part = original.projections_in(tensor)
-    return part is not None and bool(mask.pruned[part[0]])
+    return _touched_layer(original, tensor, mask) is not None
 
 
 def _check_file(
@@ -151,7 +239,7 @@ def _check_file(
     converted: Checkpoint,
     name: str,
     mask: HeadMask,
-    compensation: str,
+    compensation: Compensation,
     stop: threading.Event,
     progress: Progress,
 ) -> str:
@@ -161,6 +249,10 @@ def _check_file(
         file = files.enter_context((converted.path / name).open("rb", 0))
         before = files.enter_context((original.path / name).open("rb", 0)) if name in original.stamps else None
         for span in _spans(original, converted, name, mask):
+            mix, is_recovered = None, False
+            layer = _touched_layer(original, span.tensor, mask)
+            if span.tensor is not None and layer is not None and _needs_mix(original, span.tensor, compensation):
+                mix, is_recovered = compensation.mix(layer), compensation.is_recovered(layer)  # made once a span
             for at in range(0, span.size, span.step):
                 if stop.is_set():
                     return ""  # nobody waits for it any more
@@ -168,13 +260,15 @@ def _check_file(
                 found = read_span(file.fileno(), span.begin + at, size, converted.path / name)
                 if span.tensor is not None:
                     first, count = at // span.tensor.row_bytes, size // span.tensor.row_bytes
-                    wanted = expected_bytes(original, span.tensor, first, count, mask, compensation)
+                    wanted = expected_rows(original, span.tensor, first, count, mask, mix, is_recovered=is_recovered)
                 elif before is not None:
-                    wanted = read_span(before.fileno(), span.begin + at, size, original.path / name)
+                    wanted = ExpectedRows(read_span(before.fileno(), span.begin + at, size, original.path / name))
                 else:
-                    wanted = found
-                if found != wanted:
-                    raise VerificationError(_first_difference(original, converted, name, span, at, found, wanted, mask))
+                    wanted = ExpectedRows(found)
+                off = wanted.first_difference(found, span.tensor.dtype if span.tensor is not None else "")
+                if off is not None:
+                    byte = span.begin + at + off
+                    raise VerificationError(_first_difference(original, converted, name, span, byte, mask))
                 digest.update(found)
                 progress(size)
     return digest.hexdigest()
@@ -222,17 +316,14 @@ def _first_difference(
     converted: Checkpoint,
     name: str,
     span: _Span,
-    at: int,
-    found: bytes,
-    wanted: bytes,
+    byte: int,
     mask: HeadMask,
 ) -> str:
-    byte = span.begin + at + next(i for i, (a, b) in enumerate(zip(found, wanted, strict=True)) if a != b)
     where = f"{converted.path / name}, byte {byte}"
     for entry in converted.shards[name].entries if name in converted.shards else ():
         if entry.begin <= byte < entry.end:
             where = f"{converted.path / name}: {entry.name}"
-    part = original.projections_in(span.tensor) if span.tensor is not None else None
-    if part is not None and mask.pruned[part[0]]:
-        return f"{where} of layer {part[0]} is not what the mask asks for; convert again"
+    layer = _touched_layer(original, span.tensor, mask)
+    if layer is not None:
+        return f"{where} of layer {layer} is not what the mask asks for; convert again"
     return f"{where} is not the original's; convert again"

@@ -8,7 +8,7 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from converter.checkpoint.dtypes import EPSILON, ITEM_BYTES, OVERFLOW, decode, encode
+from converter.checkpoint.dtypes import EPSILON, ITEM_BYTES, OVERFLOW, decode, encode, unit_in_last_place
 
 TORCH = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 HALVES = ["F16", "BF16"]
@@ -89,3 +89,28 @@ def test_sizes_and_precision_are_those_of_torch(dtype: str) -> None:
     assert ITEM_BYTES[dtype] == TORCH[dtype].itemsize
     assert EPSILON[dtype] == torch.finfo(TORCH[dtype]).eps
     assert len(encode(np.zeros(3, dtype=np.float32), dtype)) == 3 * ITEM_BYTES[dtype]
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(st.floats(allow_nan=False), min_size=1), st.sampled_from(sorted(ITEM_BYTES)))
+@example([1 + 2.0**-11, 1 + 2.0**-11 + 2.0**-50, 1 + 2.0**-11 - 2.0**-50, 2.0**-25, 2.0**-25 + 2.0**-70], "F16")
+@example([1 + 2.0**-8, 1 + 2.0**-8 + 2.0**-50, 1 + 2.0**-8 - 2.0**-50, 2.0**-134, 2.0**-134 + 2.0**-180], "BF16")
+@example([1 + 3 * 2.0**-8 - 2.0**-50, -(1 + 2.0**-8 + 2.0**-40), 2.0**-300, -(2.0**-300), 2.0**128, -1e300], "BF16")
+def test_float64_is_rounded_once(numbers: list[float], dtype: str) -> None:
+    """To the nearest of the two neighbours that the dtype has, not by way of float32; the even one of a tie."""
+    values = np.array(numbers)
+    found = decode(encode(values, dtype), dtype).astype(np.float64)
+    overflows = np.abs(values) >= OVERFLOW[dtype]
+    assert (np.isinf(found) == overflows).all()
+    assert (np.signbit(found) == np.signbit(values)).all()
+    unit = unit_in_last_place(values, dtype)
+    steps = np.divide(values, unit, where=~overflows, out=np.zeros_like(values))  # exact: unit is a power of two
+    assert (np.rint(steps) == np.divide(found, unit, where=~overflows, out=np.zeros_like(values))).all()
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_the_unit_in_the_last_place_is_the_distance_to_the_next_number(dtype: str) -> None:
+    positive = np.sort(np.abs(torch_values(finite_patterns(dtype), dtype))).astype(np.float64)
+    positive = np.unique(positive)
+    assert (unit_in_last_place(positive[:-1], dtype) == np.diff(positive)).all()
+    assert (unit_in_last_place(-positive, dtype) == unit_in_last_place(positive, dtype)).all()

@@ -40,7 +40,7 @@ def rows_of(plan: Plan) -> dict[str, list[tuple[int, int]]]:
 
 def factors_of(plan: Plan) -> dict[int, list[float]]:
     """The factor of every column of ``o_proj``, by layer."""
-    return {edit.layer: edit.factors.tolist() for edit in plan.edits if isinstance(edit, ColumnEdit)}
+    return {edit.layer: edit.mix().factors.tolist() for edit in plan.edits if isinstance(edit, ColumnEdit)}
 
 
 def test_neighbouring_heads_are_one_edit_and_others_one_each(checkpoint: Checkpoint) -> None:
@@ -147,7 +147,7 @@ def test_pruned_columns_become_positive_zero_whatever_they_held(checkpoint: Chec
     plan = make_plan(checkpoint, HeadMask(6, ((1,), (), ())), "scale")
     (edit,) = (edit for edit in plan.edits if isinstance(edit, ColumnEdit))
     rows = np.full((2, 18), -3.0, dtype=np.float32)
-    edited = edit.apply(rows)
+    edited = edit.transform()(rows)
     assert edited.dtype == np.float32
     assert (edited[:, 3:6] == 0).all()
     assert not np.signbit(edited[:, 3:6]).any()

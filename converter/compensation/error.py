@@ -1,0 +1,56 @@
+"""The error of a compensation: the mean squared change of the layer's attention output.
+
+E(W') = E|W' x - W x|^2 = tr((W' - W) S (W' - W)^T) over the tokens whose second moment is S. For W' = W T that is the
+sum of (W^T W) * ((T - 1) S (T - 1)^T), so W need be multiplied only once for all compensations of a layer; and for
+one factor c per head it is the quadratic form (c - 1)^T G (c - 1) of the small head Gram G_ab = tr(W_a S_ab W_b^T).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from converter.checkpoint.dtypes import Float64Array
+from converter.compensation.head_mix import HeadMix
+from converter.compensation.moments import Moments
+from converter.compensation.pruned_layer import PrunedLayer
+
+
+def weight_error(before: Float64Array, after: Float64Array, moments: Moments) -> float:
+    """E of replacing the weight *before* [rows, columns] by *after*, whatever that is; squared units of the output.
+
+    This is the one for weights as they are stored, after rounding.
+    """
+    change = after - before
+    return float(np.sum((change @ moments.second) * change))
+
+
+def mix_error(weight_gram: Float64Array, moments: Moments, mix: HeadMix) -> float:
+    """E of *mix*, where *weight_gram* is W^T W [columns, columns]; a mix of values is left out of account."""
+    change = mix.factors.astype(np.float64) - 1.0
+    if mix.transfer is None:
+        return float(change @ (weight_gram * moments.second) @ change)
+    # The rows of T - 1 that are not zero: all pruned ones, and kept ones with a factor.
+    rows = np.concatenate([mix.kept_columns[change[mix.kept_columns] != 0], mix.pruned_columns])
+    difference = np.zeros((len(rows), len(change)))
+    difference[np.arange(len(rows)), rows] = change[rows]
+    difference[np.ix_(np.arange(len(rows) - len(mix.pruned_columns), len(rows)), mix.kept_columns)] = mix.transfer
+    spread = difference @ moments.second @ difference.T
+    return float(np.sum(weight_gram[np.ix_(rows, rows)] * spread))
+
+
+def head_gram(weight_gram: Float64Array, moments: Moments, head_dim: int) -> Float64Array:
+    """G [num_heads, num_heads]: E[(W_a x_a) . (W_b x_b)], the outputs of heads a and b against each other."""
+    num_heads = len(weight_gram) // head_dim
+    blocks = (weight_gram * moments.second).reshape(num_heads, head_dim, num_heads, head_dim)
+    gram: Float64Array = blocks.sum(axis=(1, 3))
+    return gram
+
+
+def best_uniform_factor(gram: Float64Array, layer: PrunedLayer) -> float:
+    """c* = 1 + <Y_P, Y_K> / |Y_K|^2: the one factor for all kept heads that makes E smallest.
+
+    Where the kept heads' output is zero, no factor makes a difference, and it is 1.
+    """
+    kept, pruned = list(layer.kept), list(layer.pruned)
+    power = float(gram[np.ix_(kept, kept)].sum())
+    return 1.0 + float(gram[np.ix_(pruned, kept)].sum()) / power if power > 0 else 1.0

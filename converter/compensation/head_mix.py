@@ -1,0 +1,136 @@
+"""What every compensation comes down to: a linear map on the concatenated outputs x of a layer's heads.
+
+With K the columns of kept heads and P those of pruned ones, T x has the kept part ``factors_K * x_K`` and the pruned
+part ``transfer @ x_K``. Folded into ``o_proj``, W' = W T: its kept columns are ``W_K * factors_K + W_P @ transfer``
+and its pruned ones 0. Each row of W' needs that row of W alone, so rows can be rewritten block by block; and a hook on
+the input of ``o_proj`` that applies T computes the same as W'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from converter.checkpoint.dtypes import Float32Array, Float64Array
+
+if TYPE_CHECKING:
+    import torch
+
+# Rows multiplied at a time. A product's last bits may depend on the number of rows in it, so rows are always cut up at
+# the same places: the bytes written must not depend on how large a block somebody read.
+ROW_BLOCK = 64
+
+Indices = npt.NDArray[np.intp]
+
+
+def columns_of(heads: Iterable[int], head_dim: int) -> Indices:
+    """The columns of ``o_proj`` (and rows of ``q_proj``) that belong to *heads*, in their order."""
+    starts = np.fromiter(heads, dtype=np.intp).reshape(-1, 1) * head_dim
+    return (starts + np.arange(head_dim)).reshape(-1)
+
+
+@dataclass(frozen=True, eq=False)
+class HeadMix:
+    """The map T of one layer that loses the heads *pruned*; heads are *head_dim* wide.
+
+    *factors* [num_heads * head_dim] has 0 for pruned columns. *transfer* [pruned columns, kept columns], where there
+    is one, is what stands in for the pruned heads' outputs. *values* [num_heads, num_heads], where there is one, is
+    applied to the heads' values, the output of ``v_proj``, first: value head k becomes the sum of values[k, h] times
+    value head h; only without grouped-query attention.
+    """
+
+    head_dim: int
+    pruned: tuple[int, ...]
+    factors: Float32Array
+    transfer: Float64Array | None = None
+    values: Float64Array | None = None
+
+    @property
+    def num_heads(self) -> int:
+        """All heads, kept and pruned."""
+        return len(self.factors) // self.head_dim
+
+    @property
+    def is_diagonal(self) -> bool:
+        """Whether each column of ``o_proj`` is merely multiplied by its factor."""
+        return self.transfer is None
+
+    @cached_property
+    def pruned_columns(self) -> Indices:
+        """The columns of pruned heads."""
+        return columns_of(self.pruned, self.head_dim)
+
+    @cached_property
+    def kept_columns(self) -> Indices:
+        """All others."""
+        return np.setdiff1d(np.arange(len(self.factors)), self.pruned_columns)
+
+    def apply_to_rows(self, rows: Float32Array) -> Float32Array | Float64Array:
+        """Rows [rows, columns] of W to the same rows of W T.
+
+        A diagonal map multiplies in float32. A dense one gives float64, still to be rounded; *rows* must then begin
+        at a multiple of :data:`ROW_BLOCK` in the tensor for its last bits to be the same every time.
+        """
+        if self.transfer is None:
+            edited = rows * self.factors
+            edited[:, self.pruned_columns] = 0.0  # a negative weight times 0 is -0
+            return edited
+        mixed = np.zeros(rows.shape, np.float64)
+        for first in range(0, len(rows), ROW_BLOCK):
+            block = rows[first : first + ROW_BLOCK].astype(np.float64)
+            kept = block[:, self.kept_columns] * self.factors[self.kept_columns]
+            kept += block[:, self.pruned_columns] @ self.transfer
+            mixed[first : first + ROW_BLOCK, self.kept_columns] = kept
+        return mixed
+
+    @overload
+    def apply_to_heads(self, heads: Float64Array) -> Float64Array: ...
+
+    @overload
+    def apply_to_heads(self, heads: torch.Tensor) -> torch.Tensor: ...
+
+    def apply_to_heads(self, heads: Float64Array | torch.Tensor) -> Float64Array | torch.Tensor:
+        """T x for every x in *heads* [..., columns], in the same dtype; a transfer is computed in float64."""
+        if isinstance(heads, np.ndarray):
+            mixed = heads * self.factors
+            if self.transfer is not None:
+                mixed[..., self.pruned_columns] = heads[..., self.kept_columns] @ self.transfer.T
+            return mixed
+        import torch
+
+        scaled = heads * torch.from_numpy(self.factors).to(heads.device)
+        if self.transfer is not None:
+            kept = heads[..., torch.from_numpy(self.kept_columns)].double()
+            replaced = kept @ torch.from_numpy(self.transfer).to(heads.device).T
+            scaled[..., torch.from_numpy(self.pruned_columns)] = replaced.to(heads.dtype)
+        return scaled
+
+    def apply_to_values(self, rows: Float32Array) -> Float64Array:
+        """All rows [num_heads * head_dim, ...] of ``v_proj``'s weight or bias, mixed in float64.
+
+        Those of a head that takes from no other stay bit for bit.
+        """
+        mixed = rows.astype(np.float64)
+        if self.values is None:
+            return mixed
+        by_head = rows.reshape(self.num_heads, self.head_dim, -1)
+        for head in self.mixed_values:
+            sources = np.flatnonzero(self.values[head])
+            total = np.zeros(by_head.shape[1:], np.float64)
+            for source in sources:
+                total += self.values[head, source] * by_head[source].astype(np.float64)
+            mixed.reshape(by_head.shape)[head] = total
+        return mixed
+
+    @cached_property
+    def mixed_values(self) -> tuple[int, ...]:
+        """The kept heads whose values take from other heads, or are multiplied."""
+        if self.values is None:
+            return ()
+        changed = np.flatnonzero((self.values != np.eye(self.num_heads)).any(axis=1))
+        return tuple(int(head) for head in changed if head not in self.pruned)

@@ -1,0 +1,75 @@
+"""The compensation that a manifest states, checked without the calibration data that it was fitted to.
+
+Factors stand in the manifest. A least-squares map does not: it is too large. But W'_K - W_K = W_P A, so it can be read
+off the two weights, and only a mix of the pruned heads can be read off so without a remainder. That shows that the
+converted columns are such a mix, not that it was the best one for the data; for that there are the moments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from converter.checkpoint import Checkpoint
+from converter.checkpoint.dtypes import Float64Array, unit_in_last_place
+from converter.compensation.compensation import Compensation
+from converter.compensation.head_mix import HeadMix
+from converter.compensation.pruned_layer import PrunedLayer
+from converter.errors import VerificationError
+from converter.mask import HeadMask
+
+SLACK = 1 + 1e-6  # for the arithmetic of the check itself
+
+
+class StatedCompensation(Compensation):
+    """A compensation of a mode that needs moments, in their absence.
+
+    *factors*, one for each head, are those of the layers that have some; the other layers' maps are read off
+    *converted*.
+    """
+
+    def __init__(
+        self,
+        mode: str,
+        original: Checkpoint,
+        converted: Checkpoint,
+        mask: HeadMask,
+        factors: Mapping[int, tuple[float, ...]],
+    ) -> None:
+        super().__init__(mode, original, mask)
+        self._converted = converted
+        self._stated = factors
+
+    def is_recovered(self, layer: int) -> bool:
+        return layer not in self._stated
+
+    def _make(self, layer: PrunedLayer) -> HeadMix:
+        if layer.number in self._stated:
+            return layer.mix(np.array([self._stated[layer.number][head] for head in layer.kept]))
+        output = self._converted.output_projection(layer.number)
+        after = self._converted.read_rows(output).astype(np.float64)
+        return recover_mix(layer, after, output.dtype, f"{self._converted.path / output.shard}: {output.name}")
+
+
+def recover_mix(layer: PrunedLayer, after: Float64Array, dtype: str, where: str) -> HeadMix:
+    """The map by which ``o_proj`` of *layer* became *after* [rows, columns], which is stored as *dtype*.
+
+    Rounding moves an element by half a unit in its last place at most, and the remainder of a fit is the shortest that
+    there is; so, column by column, its norm is at most that of those halves.
+
+    Raises:
+        VerificationError: no map of pruned onto kept heads gives *after*; *where* names the tensor.
+        CheckpointError, StorageError: the original weight cannot be read.
+    """
+    before = layer.read_weight("o")
+    change = after[:, layer.kept_columns] - before[:, layer.kept_columns]
+    sources = before[:, layer.pruned_columns]
+    transfer: Float64Array = np.linalg.lstsq(sources, change, rcond=None)[0].astype(np.float64)
+    remainder = np.linalg.norm(change - sources @ transfer, axis=0)
+    rounding = np.linalg.norm(unit_in_last_place(after[:, layer.kept_columns], dtype) / 2, axis=0)
+    if not (remainder <= rounding * SLACK).all():
+        raise VerificationError(
+            f"{where} of layer {layer.number} is no mix of the original's heads with the pruned ones; convert again"
+        )
+    return layer.mix(1.0, transfer)
