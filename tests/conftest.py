@@ -10,6 +10,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import json
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,9 @@ import pytest
 
 import converter.demo.demo
 from converter.mask import HeadMask
+
+# A shell without job control starts background jobs with SIGINT ignored, and their children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 MINI_LLAVA = converter.demo.demo.MINI_LLAVA
 
