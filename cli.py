@@ -24,9 +24,10 @@ from converter.errors import S4ConvertError, StorageError
 from converter.version import __version__
 
 if TYPE_CHECKING:
+    from converter.calibration.request import MomentsRequest
     from converter.mask import Schedule
 
-COMPENSATIONS = ("scale", "none")
+COMPENSATIONS = ("scale", "none", "uniform-ls", "head-ls", "least-squares", "residual-transfer", "similarity")
 POLARITIES = ("keep", "prune")
 GRANULARITIES = ("head", "group")
 METRICS = ("cross-attention", "energy", "reconstruction", "magnitude", "random")
@@ -111,6 +112,40 @@ def _mask_file_options(command: Any) -> Any:
     return command
 
 
+def _calibration_options(command: Any) -> Any:
+    """What moments are measured on, or where they were kept."""
+    for option in (
+        click.option("--save-statistics", type=click.Path(path_type=Path), help="Keep what was measured there."),
+        click.option("--statistics", type=click.Path(path_type=Path), help="Use what was kept, not --calibration."),
+        click.option("--device", help="Where calibration runs: cpu or cuda.  [default: cpu]"),
+        click.option("--holdout", type=float, help="The share of samples that fits are judged by.  [default: 0.2]"),
+        click.option("--num-samples", type=click.IntRange(min=1), help="Take the first N samples.  [default: all]"),
+        click.option("--images", type=click.Path(path_type=Path), help="The directory of its images."),
+        click.option(
+            "--calibration", type=click.Path(path_type=Path), help="Questions (or text) to fit a compensation on."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def _moments_request(
+    out: Path, calibration: Path | None, statistics: Path | None, save_statistics: Path | None, **settings: Any
+) -> MomentsRequest | None:
+    """Where the moments come from, where the options name any."""
+    given = {name: value for name, value in settings.items() if value is not None}
+    if calibration is None and (given or save_statistics):
+        option = "--" + next(iter(given), "save-statistics").replace("_", "-")
+        raise click.UsageError(f"{option} is about calibration data; give it with --calibration")
+    if calibration is None and statistics is None:
+        return None
+    from converter.calibration.request import MomentsRequest
+    from converter.calibration.statistics import CalibrationData
+
+    data = None if calibration is None else CalibrationData(calibration, **given)
+    return MomentsRequest(out, data=data, statistics=statistics, save=save_statistics)
+
+
 @click.group(cls=MainJobGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="s4convert")
 def cli() -> None:
@@ -131,8 +166,9 @@ def cli() -> None:
     type=click.Choice(COMPENSATIONS),
     default=COMPENSATIONS[0],
     show_default=True,
-    help="What kept heads get: times heads/kept, or nothing.",
+    help="How kept heads make up for pruned ones.",
 )
+@_calibration_options
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
 @click.option("--no-verify", is_flag=True, help="Skip the hidden states; bytes are always checked.")
 @click.option("--force", is_flag=True, help="Replace the checkpoint that stands at OUT.")
@@ -160,11 +196,13 @@ def convert(
     quiet: bool,
     as_json: bool,
     verbose: bool,
+    **calibration: Any,
 ) -> None:
     """Convert the checkpoint IN to OUT."""
     _set_up(verbose, quiet=quiet)
     from converter.conversion import carry_out, prepare
 
+    request = _moments_request(out, **calibration)
     conversion = prepare(
         source,
         out,
@@ -172,15 +210,22 @@ def convert(
         polarity=mask_polarity,
         schedule=_schedule(schedule, rate),
         compensation=compensate,
+        moments=None if request is None else request.moments,
         shard_bytes=shard_size,
         force=force,
         allow_converted=allow_converted,
         allow_name=allow_name,
     )
+    if request is not None:
+        request.check(conversion.checkpoint, conversion.plan.mask.touched_layers)
     if dry_run:
         click.echo(json.dumps(conversion.to_json(), indent=1) if as_json else conversion.to_text())
         return
-    report = carry_out(conversion, check_behaviour=not no_verify, jobs=jobs, progress=not quiet)
+    checkpoint, layers = conversion.checkpoint, conversion.plan.mask.touched_layers
+    with contextlib.ExitStack() as stack:
+        if request is not None:
+            stack.enter_context(request.ready(checkpoint, layers, progress=not quiet))
+        report = carry_out(conversion, check_behaviour=not no_verify, jobs=jobs, progress=not quiet)
     text = str(out) if quiet else f"{report.to_text()}\nwritten: {out}"
     try:
         click.echo(json.dumps({"out": str(out)} | report.to_json(), indent=1) if as_json else text)

@@ -108,7 +108,7 @@ class FittedCompensation(Compensation):
         super().__init__(mode, checkpoint, mask)
         if self.description.needs_moments and moments is None:
             raise UsageError(
-                f"compensation {mode} is fitted to calibration data; give its moments, or use scale or none"
+                f"compensation {mode} is fitted to calibration data; give it with --calibration, or use scale or none"
             )
         self._moments = moments
         self._choices: dict[int, Choice] = {}

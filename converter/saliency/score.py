@@ -58,8 +58,8 @@ def score_heads(
     if num_samples is not None and num_samples > data.num_available:
         _log.warning("%s: holds %d samples, fewer than %d", calibration, data.num_available, num_samples)
     inputs = make_inputs(checkpoint, data.samples, device=device, progress=progress)
-    provenance = {"file": Path(calibration).name, "sha256": data.sha256, "num_samples": len(data.samples)}
-    return score_inputs(checkpoint, metric, inputs, settings, provenance, progress=progress)
+    provenance = {"file": Path(calibration).name, "num_samples": len(data.samples)}
+    return score_inputs(checkpoint, metric, inputs, settings, provenance, sha256=data.sha256, progress=progress)
 
 
 def score_inputs(
@@ -69,6 +69,7 @@ def score_inputs(
     settings: Settings,
     calibration: dict[str, Any],
     *,
+    sha256: str | None = None,
     progress: bool = False,
 ) -> HeadScores:
     """As :func:`score_heads`, for ready *inputs*, which are taken over; *calibration* tells where they are from."""
@@ -88,6 +89,7 @@ def score_inputs(
         else:
             if metric == "cross-attention":
                 _tell_unscored(inputs)
+            provenance["calibration_sha256"] = sha256
             provenance["device"] = settings.device.partition(":")[0]
             provenance["calibration"] = calibration | _token_counts(inputs) | {"image_weight": IMAGE_WEIGHT}
             energies = []

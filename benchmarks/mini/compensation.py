@@ -1,0 +1,109 @@
+"""Accuracy of converted mini LLaVAs by compensation, by LLaVA's own unmodified ScienceQA scripts.
+
+``python -m benchmarks.mini.compensation [--questions N] [--plot FILE]``, in the environment of ``make stock``, prints
+one row per mask and compensation: 1, 2, 3 and 4 of 8 heads of every layer pruned by ``energy`` or ``reconstruction``,
+with every mode. Saliency and moments are of 400 questions that are not among those asked, half of them with an image.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from pathlib import Path
+
+from tqdm import tqdm
+
+import converter
+from benchmarks.mini.questions import HELD_OUT_SEED, write_scienceqa
+from benchmarks.mini.saliency import CALIBRATION_SEED
+from benchmarks.mini.scienceqa import accuracy
+from converter.calibration.statistics import CalibrationData, Statistics
+from converter.checkpoint import Checkpoint
+from converter.compensation import MODES
+from converter.demo.demo import MINI_LLAVA
+from converter.demo.original_layout import write_original_layout
+from converter.mask import parse_schedule
+from converter.mask.making import make_mask
+from converter.saliency import score_heads
+from tests.stock.scripts import Accuracy
+
+METRICS = ("energy", "reconstruction")
+RATES = {1: "0.125", 2: "0.25", 3: "0.375", 4: "0.5"}  # heads of 8
+
+Found = dict[tuple[str, int, str], Accuracy]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--questions", type=int, default=400, help="half of them with an image")
+    parser.add_argument("--plot", type=Path, help="draw the table, as compensation.png")
+    arguments = parser.parse_args()
+    if find_spec("llava") is None:
+        parser.error("there is no llava here; run `make stock`, then this with .stock-venv/bin/python")
+    with tempfile.TemporaryDirectory() as scratch:
+        found, unpruned = measure(Path(scratch), arguments.questions)
+    print_table(found, unpruned)
+    if arguments.plot:
+        plot(found, unpruned, arguments.plot)
+
+
+def measure(scratch: Path, num_questions: int) -> tuple[Found, Accuracy]:
+    """The accuracy of every conversion, by (metric, heads pruned in a layer, mode), and of the unpruned model."""
+    questions, calibration, original = (scratch / name for name in ("questions", "calibration", "llava-mini"))
+    write_scienceqa(questions, num_image=num_questions // 2, num_text=num_questions // 2, seed=HELD_OUT_SEED)
+    write_scienceqa(calibration, num_image=200, num_text=200, seed=CALIBRATION_SEED)
+    write_original_layout(MINI_LLAVA, original, scratch / "tower")
+    checkpoint = Checkpoint.open(original)
+    data = CalibrationData(calibration / "questions.json", calibration / "images")
+    moments = Statistics(scratch / "statistics")
+    moments.gather(checkpoint, data, range(checkpoint.geometry.num_layers), progress=True)
+    converted: dict[tuple[str, int, str], Path] = {}
+    for metric in METRICS:
+        scores = score_heads(checkpoint, metric, calibration=data.file, images=data.images, progress=True)
+        for heads, rate in RATES.items():
+            mask = make_mask(scores, parse_schedule("uniform", rate))
+            for mode in MODES:
+                path = scratch / f"llava-mini-{metric}-{heads}-{mode}"
+                converter.convert(original, path, mask, compensation=mode, moments=moments, check_behaviour=False)
+                converted[metric, heads, mode] = path
+    paths = [original, *converted.values()]
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as executor:
+        answered = executor.map(accuracy, paths, [questions] * len(paths))
+        unpruned, *others = tqdm(answered, total=len(paths), desc="checkpoints", disable=None)
+    return dict(zip(converted, others, strict=True)), unpruned
+
+
+def print_table(found: Found, unpruned: Accuracy) -> None:
+    """Total, image and text accuracy in percent."""
+
+    def cell(one: Accuracy) -> str:
+        return f"{f'{one.total:.1%} {one.image:.1%} {one.text:.1%}':>22}"
+
+    print(f"unpruned{'':<28}{cell(unpruned)}   (total, image, text)")
+    print(f"{'mask':<16}{'compensation':<20}" + "".join(f"{f'{heads} of 8':>22}" for heads in RATES))
+    for metric in METRICS:
+        for mode in MODES:
+            print(f"{metric:<16}{mode:<20}" + "".join(cell(found[metric, heads, mode]) for heads in RATES))
+
+
+def plot(found: Found, unpruned: Accuracy, path: Path) -> None:
+    """Total accuracy over the heads pruned, a curve per mode, a panel per metric."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained", dpi=120)
+    for axes, metric in zip(figure.subplots(1, len(METRICS), sharey=True), METRICS, strict=True):
+        for mode in MODES:
+            totals = [100 * found[metric, heads, mode].total for heads in RATES]
+            axes.plot([0, *RATES], [100 * unpruned.total, *totals], marker="o", label=mode)
+        axes.set(title=f"heads chosen by {metric}", xlabel="heads pruned, of 8 in every layer", xticks=[0, *RATES])
+        axes.grid(alpha=0.3)
+    figure.axes[0].set(ylabel="accuracy in %")
+    figure.axes[0].legend(fontsize=8)
+    figure.savefig(path)
+
+
+if __name__ == "__main__":
+    main()

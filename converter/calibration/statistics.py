@@ -1,0 +1,172 @@
+"""Statistics on disk: the moments of every layer, so that a second mask or mode needs no second pass.
+
+A directory with ``statistics.json`` and one safetensors file per layer. Of a symmetric S only the lower triangle is
+kept, in float64; text and image tokens stand apart, so that they can be weighed anew.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from converter import strict_json
+from converter.calibration.inputs import make_inputs
+from converter.calibration.samples import read_samples
+from converter.calibration.second_moments import SplitMoments
+from converter.calibration.stream import stream_layers
+from converter.checkpoint import Checkpoint
+from converter.compensation import LayerMoments, Moments, mix_moments
+from converter.errors import CalibrationError, StorageError, UsageError
+from converter.progress import layer_bar
+from converter.version import __version__
+
+STATISTICS_FORMAT = "s4convert-statistics/1"
+_DESCRIPTION = "statistics.json"
+_MODALITIES = {"text": False, "image": True}
+
+Float64Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class CalibrationData:
+    """A file of questions or texts, the directory of its *images*, and how much of it is used, and how.
+
+    The share *holdout* of the samples, spread evenly, is kept out of the fit to judge it by. *device* runs the model.
+    """
+
+    file: Path
+    images: Path | None = None
+    num_samples: int | None = None
+    holdout: float = 0.2
+    device: str = "cpu"
+
+    def check(self) -> None:
+        """Raise, before any work, what can be seen to be wrong: UsageError, CalibrationError, StorageError."""
+        if not 0 <= self.holdout < 1:
+            raise UsageError(f"--holdout {self.holdout}: give a share from 0 to below 1")
+        read_samples(self.file, self.images, self.num_samples)
+
+
+class Statistics:
+    """The moments in *directory*, asked for layer by layer; nothing is read before that."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def __call__(self, layer: int) -> LayerMoments:
+        """The moments of *layer*, text and image tokens weighing half each.
+
+        Raises:
+            CalibrationError: the directory has no such layer.
+            StorageError: a file cannot be read.
+        """
+        path = self._path(layer)
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="numpy") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        except (OSError, SafetensorError) as error:
+            raise StorageError(f"{path}: cannot be read ({error}); gather the statistics again") from error
+        train = _mixed(tensors, "train")
+        if train is None:
+            raise CalibrationError(f"{path}: has no tokens to fit with; gather the statistics again")
+        return LayerMoments(train, _mixed(tensors, "held_out"))
+
+    def check(self, checkpoint: Checkpoint, layers: Collection[int]) -> None:
+        """Refuse statistics that are not of *checkpoint*'s geometry, or lack one of *layers*.
+
+        Raises:
+            CalibrationError: they are not, or do.
+        """
+        path = self.directory / _DESCRIPTION
+        try:
+            stated = strict_json.parse(path.read_bytes())
+        except (OSError, ValueError) as error:
+            raise CalibrationError(f"{path}: is no description of statistics ({error}); gather them again") from error
+        expected = _description(checkpoint)
+        for name in ("format", *_SIZES):
+            if not isinstance(stated, dict) or stated.get(name) != expected[name]:
+                found = stated.get(name) if isinstance(stated, dict) else None
+                raise CalibrationError(
+                    f"{path}: {name} is {found!r}, but {expected[name]!r} is needed; gather them again"
+                )
+        for layer in layers:
+            if not self._path(layer).is_file():
+                raise CalibrationError(f"{self.directory}: has no layer {layer}; gather the statistics again")
+
+    def gather(
+        self, checkpoint: Checkpoint, data: CalibrationData, layers: Collection[int], *, progress: bool = False
+    ) -> None:
+        """Run *data* through *checkpoint* and keep the moments of *layers*; the description is written last.
+
+        Raises:
+            S4ConvertError: the subclass says what kind.
+        """
+        read = read_samples(data.file, data.images, data.num_samples)
+        inputs = make_inputs(checkpoint, read.samples, device=data.device, progress=progress)
+        number = range(len(inputs))
+        held_out = [int((i + 1) * data.holdout) > int(i * data.holdout) for i in number]
+        try:
+            self.directory.mkdir(exist_ok=True)
+            with layer_bar("calibrate", checkpoint.geometry.num_layers, shown=progress) as bar:
+                for seen in stream_layers(checkpoint, inputs, lambda _: SplitMoments(held_out), device=data.device):
+                    if seen.layer in layers:
+                        self._save(seen.layer, seen.observer)
+                    bar.update(1)
+                    if seen.layer == max(layers):
+                        break
+            calibration = {"file": data.file.name, "sha256": read.sha256, "num_samples": len(read.samples)}
+            description = _description(checkpoint) | {"calibration": calibration, "holdout": data.holdout}
+            (self.directory / _DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n", encoding="ascii")
+        except OSError as error:
+            raise StorageError(f"{self.directory}: cannot be written: {error.strerror or error}") from error
+
+    def _path(self, layer: int) -> Path:
+        return self.directory / f"layer-{layer:05}.safetensors"
+
+    def _save(self, layer: int, moments: SplitMoments) -> None:
+        from safetensors.numpy import save_file
+
+        tensors: dict[str, npt.NDArray[Any]] = {}
+        for part, (first, second) in moments.parts.items():
+            for modality, image in _MODALITIES.items():
+                mean, square = first.mean(image=image), second.mean(image=image)
+                if mean is None or square is None:
+                    continue
+                full = square.cpu().numpy()
+                tensors[f"{part}.{modality}.second"] = full[np.tril_indices(len(full))]
+                tensors[f"{part}.{modality}.mean"] = mean.cpu().numpy()
+                tensors[f"{part}.{modality}.num_tokens"] = np.array([second.count(image=image)], np.int64)
+        save_file(tensors, self._path(layer))
+
+
+_SIZES = ("num_layers", "num_heads", "num_kv_heads", "head_dim", "hidden_size")
+
+
+def _description(checkpoint: Checkpoint) -> dict[str, Any]:
+    sizes = {name: getattr(checkpoint.geometry, name) for name in _SIZES}
+    source = checkpoint.path.resolve().name
+    return {"format": STATISTICS_FORMAT, "tool_version": __version__, "source": source, **sizes}
+
+
+def _mixed(tensors: Mapping[str, npt.NDArray[Any]], part: str) -> Moments | None:
+    text, image = (_moments(tensors, f"{part}.{modality}") for modality in _MODALITIES)
+    return None if text is None and image is None else mix_moments(text, image)
+
+
+def _moments(tensors: Mapping[str, npt.NDArray[Any]], name: str) -> Moments | None:
+    if f"{name}.second" not in tensors:
+        return None
+    mean: Float64Array = tensors[f"{name}.mean"]
+    second = np.zeros((len(mean), len(mean)))
+    lower = np.tril_indices(len(mean))
+    second[lower] = tensors[f"{name}.second"]
+    second.T[lower] = tensors[f"{name}.second"]
+    return Moments(second, mean, int(tensors[f"{name}.num_tokens"][0]))
