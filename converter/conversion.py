@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ from converter.checkpoint.loader_names import check_loader_name
 from converter.checkpoint.refusals import refuse_delta_name
 from converter.checkpoint.silence import silent_heads
 from converter.compensation import MomentsSource
-from converter.compensation.layer_fit import advice
 from converter.decoder import require_stock_code
 from converter.errors import CheckpointError, S4ConvertError, UsageError, VerificationError
 from converter.manifest import manifest, write_manifest
@@ -132,9 +131,10 @@ def carry_out(
         with byte_bar("write", plan.file_bytes, shown=progress) as bar:
             staged = stage(checkpoint, plan, staging.directory, flusher, jobs=jobs, progress=bar.update)
         try:
+            staged_at = _open_staged(staged.directory)
             report = check_converted(
                 checkpoint,
-                _open_staged(staged.directory),
+                staged_at,
                 plan.mask,
                 plan.compensation,
                 check_behaviour=check_behaviour,
@@ -145,7 +145,8 @@ def carry_out(
             checkpoint.check_unchanged()  # where IN changed, that is what is wrong
             raise
         checkpoint.check_unchanged()
-        advised = advice(plan.compensation.mode, plan.compensation.fits)
+        report = replace(report, fits=plan.compensation.fits, stored_errors=plan.compensation.stored_errors(staged_at))
+        advised = report.advice(plan.compensation.mode)
         if advised is not None:
             _log.warning("%s", advised)
         write_manifest(manifest(checkpoint, plan, report), staging.directory)

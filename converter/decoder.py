@@ -99,6 +99,12 @@ class LayerDecoder:
                     count = min(block, tensor.shape[0] - first)
                     parameter[first : first + count] = torch.from_numpy(checkpoint.read_rows(tensor, first, count))
 
+    @property
+    def output_weight(self) -> torch.Tensor:
+        """The loaded layer's ``o_proj`` [hidden_size, num_heads * head_dim]."""
+        weight: torch.Tensor = self._layer.self_attn.o_proj.weight.detach()
+        return weight
+
     def forward(
         self, hidden: torch.Tensor, heads_hook: HeadsHook | None = None, attention_hook: AttentionHook | None = None
     ) -> torch.Tensor:

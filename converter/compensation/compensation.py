@@ -14,6 +14,7 @@ import numpy as np
 
 from converter.checkpoint import Checkpoint
 from converter.checkpoint.dtypes import Float64Array
+from converter.compensation.error import weight_error
 from converter.compensation.head_mix import HeadMix
 from converter.compensation.held_out import Choice, choose
 from converter.compensation.layer_fit import LayerFit, measure_fit
@@ -122,6 +123,15 @@ class FittedCompensation(Compensation):
 
     def is_recovered(self, layer: int) -> bool:
         return False
+
+    def stored_errors(self, converted: Checkpoint) -> dict[int, float]:
+        """E of the weights that *converted* stores, rounded as they are, in every layer of :attr:`fits`."""
+        errors: dict[int, float] = {}
+        for layer in self.fits:
+            assert self._moments is not None, "without moments there are no fits"
+            before, after = (read_projection(checkpoint, layer, "o") for checkpoint in (self._checkpoint, converted))
+            errors[layer] = weight_error(before, after, self._moments(layer).train)
+        return errors
 
     def change(self, layer: int) -> str:
         """What kept columns of *layer*'s ``o_proj`` become, in words; nothing is read for it."""

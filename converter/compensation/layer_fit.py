@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,10 @@ class Errors:
         return {"none": _rounded(self.none), "scale": _rounded(self.scale), "fit": _rounded(self.fit)}
 
 
+# E of no compensation, and what the S4 scale, the fit, the fit as stored and the fit on held-out tokens leave of it.
+FIT_COLUMNS = "layer  compensation      damping     E none  scale    fit  stored  held-out fit"
+
+
 @dataclass(frozen=True)
 class LayerFit:
     """The figures of one layer, on the tokens that the fit was made of and on held-out ones.
@@ -41,6 +45,16 @@ class LayerFit:
     best_factor: float
     train: Errors
     held_out: Errors | None
+
+    def to_row(self, stored_error: float) -> str:
+        """The fit as a row under :data:`FIT_COLUMNS`; *stored_error* is E of the weights as they were stored."""
+        held_out = "" if self.held_out is None else f"{self.held_out.fit / self.held_out.none:>12.3f}"
+        damping = "" if self.choice.damping is None else f"{self.choice.damping:g}"
+        return (
+            f"{self.layer:>5}  {self.choice.mode:<17} {damping:>7}  {self.train.none:>9.3e}  "
+            f"{self.train.scale / self.train.none:>5.3f}  {self.train.fit / self.train.none:>5.3f}  "
+            f"{stored_error / self.train.none:>6.3f} {held_out:>12}"
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The fit for a script to read."""
@@ -73,20 +87,20 @@ def measure_fit(layer: PrunedLayer, moments: LayerMoments, choice: Choice, mix: 
     )
 
 
-def advice(mode: str, fits: Mapping[int, LayerFit]) -> str | None:
-    """A sentence where *mode*, used in the layers of *fits*, is the S4 scale and worse than nothing; else None."""
-    worse = [fit for fit in fits.values() if fit.train.scale > fit.train.none]
+def advice(mode: str, factors: Collection[tuple[float, float]], data: str) -> str | None:
+    """A sentence where *mode* is the S4 scale and worse than nothing in some of the layers; else None.
+
+    *factors* are (s, c*) of each layer that loses heads, as measured on *data*. E is a parabola in the factor with its
+    vertex at c*, so s > 1 is worse than 1 exactly where c* < (1 + s) / 2.
+    """
+    worse = [(scale, best) for scale, best in factors if abs(scale - best) > abs(1 - best)]
     if mode != "scale" or not worse:
         return None
+    scale, best = (statistics.median(column) for column in zip(*worse, strict=True))
     return (
-        f"in {len(worse)} of {len(fits)} layers the scale N/n makes the error larger than no compensation does: the "
-        f"best factor is {_median(fit.best_factor for fit in worse)}, not {_median(fit.scale_factor for fit in worse)} "
-        "(medians); least-squares would be better"
+        f"on {data}, the scale makes the error larger than no compensation does in {len(worse)} of {len(factors)} "
+        f"layers: the best factor is {best:.3f}, not {scale:.3f} (medians); --compensate least-squares is better"
     )
-
-
-def _median(numbers: Collection[float] | Any) -> str:
-    return f"{statistics.median(numbers):.3f}"
 
 
 def _rounded(value: float) -> float:

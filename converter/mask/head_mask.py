@@ -103,6 +103,12 @@ class HeadMask:
         pruned = set(self.pruned[layer])
         return tuple(head for head in range(self.num_heads) if head not in pruned)
 
+    def scale_factor(self, layer: int) -> float:
+        """The S4 scale of *layer*: the mask's own ``scale``, or all heads over kept heads."""
+        if self.scale is not None and layer in self.scale:
+            return self.scale[layer]
+        return self.num_heads / len(self.kept(layer))
+
     def pruned_kv_heads(self, layer: int, geometry: Geometry) -> tuple[int, ...]:
         """The kv heads of *layer* whose query heads are all pruned: nothing reads them any more."""
         pruned, group = set(self.pruned[layer]), geometry.heads_per_group

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from converter.checkpoint import Checkpoint
 from converter.checkpoint.dtypes import EPSILON
-from converter.compensation import Compensation
-from converter.decoder import HeadsHook, LayerDecoder
+from converter.compensation import Compensation, HeadMix
+from converter.decoder import HeadsHook, LayerDecoder, full_float32
 from converter.errors import VerificationError
 from converter.mask import HeadMask
 from converter.progress import Progress
@@ -35,6 +35,9 @@ class LayerDelta:
     that difference over the norm of the original, *reference_error* the norm of converted - reference over the
     norm of the reference.
 
+    In a layer that loses heads, *scale_factor* is the S4 scale s, and *best_factor* is c*, the one factor for all kept
+    heads that would change the attention output least on the probe.
+
     Of this layer alone, because rounding adds up from layer to layer: on the converted model's own input,
     *own_delta* is the relative difference to the original layer, *own_error* that to the hooked original layer.
     """
@@ -46,6 +49,8 @@ class LayerDelta:
     reference_error: float
     own_delta: float
     own_error: float
+    scale_factor: float | None = None
+    best_factor: float | None = None
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,10 @@ def check_behaviour(
         before = states
 
         decoder.load(original, layer)
-        after_original = [decoder.forward(hidden) for hidden in before.original]
+        heads: list[torch.Tensor] = []
+        after_original = [decoder.forward(hidden, _kept_in(heads)) for hidden in before.original]
+        best_factor = _best_factor(heads, decoder.output_weight, mix) if mix is not None else None
+        del heads
         # One sample is enough to compare two layers on the same input, so the shortest does.
         own_original = decoder.forward(before.converted[shortest])
         if mix is not None and mix.values is not None:
@@ -109,6 +117,8 @@ def check_behaviour(
             reference_error=_difference(states.converted, states.reference)[1],
             own_delta=_difference([own_converted], [own_original])[1],
             own_error=_difference([own_converted], [own_reference])[1],
+            scale_factor=None if mix is None else mask.scale_factor(layer),
+            best_factor=best_factor,
         )
         _judge(row, mask, tolerance)
         rows.append(row)
@@ -123,6 +133,26 @@ class _States:
     original: list[torch.Tensor]
     reference: list[torch.Tensor]
     converted: list[torch.Tensor]
+
+
+def _kept_in(heads: list[torch.Tensor]) -> HeadsHook:
+    """A hook that changes nothing and puts what it sees into *heads*."""
+
+    def keep(outputs: torch.Tensor) -> torch.Tensor:
+        heads.append(outputs)
+        return outputs
+
+    return keep
+
+
+def _best_factor(heads: list[torch.Tensor], weight: torch.Tensor, mix: HeadMix) -> float:
+    """c* = <Y, Y_K> / |Y_K|^2 over all tokens, for Y the output of all heads and Y_K that of the kept ones."""
+    kept = weight.new_zeros(weight.shape[1])
+    kept[mix.kept_columns.tolist()] = 1.0
+    with full_float32():
+        pairs = [((outputs[0] @ weight.T).double(), (outputs[0] * kept @ weight.T).double()) for outputs in heads]
+    power = sum(float(of_kept.square().sum()) for _, of_kept in pairs)
+    return sum(float((of_all * of_kept).sum()) for of_all, of_kept in pairs) / power if power else 1.0
 
 
 def _difference(found: list[torch.Tensor], wanted: list[torch.Tensor]) -> tuple[float, float]:

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+from converter.compensation.layer_fit import FIT_COLUMNS, LayerFit, advice
 from converter.mask import HeadMask
-from converter.verify.behaviour import BehaviourReport
+from converter.verify.behaviour import BehaviourReport, LayerDelta
 from converter.verify.structure import StructureReport
 
 
 @dataclass(frozen=True)
 class Report:
-    """The outcome of a verification that passed; *behaviour* is None where that check was skipped."""
+    """The outcome of a verification that passed; *behaviour* is None where that check was skipped.
+
+    *fits* are the figures of the compensation in each layer that loses heads, where there was calibration data, and
+    *stored_errors* the errors of the same weights as they were stored, rounded.
+    """
 
     mask: HeadMask
     structure: StructureReport
     behaviour: BehaviourReport | None
+    fits: Mapping[int, LayerFit] = field(default_factory=dict)
+    stored_errors: Mapping[int, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The figures, rounded to four significant digits so that machines agree on them."""
@@ -27,7 +35,26 @@ class Report:
                 "sidecars": self.structure.sidecars,
             },
             "behaviour": None if self.behaviour is None else _behaviour_json(self.behaviour),
+            **({"compensation": self._compensation_json()} if self.fits else {}),
         }
+
+    def _compensation_json(self) -> dict[str, Any]:
+        return {
+            str(layer): fit.to_json() | {"stored_error": _rounded(self.stored_errors[layer])}
+            for layer, fit in self.fits.items()
+        }
+
+    def advice(self, mode: str) -> str | None:
+        """A sentence where the S4 scale was used and is worse than nothing, on the best data there is; else None."""
+        if self.fits:
+            return advice(mode, [(fit.scale_factor, fit.best_factor) for fit in self.fits.values()], "calibration data")
+        layers = () if self.behaviour is None else self.behaviour.layers
+        factors = [
+            (row.scale_factor, row.best_factor)
+            for row in layers
+            if row.scale_factor is not None and row.best_factor is not None
+        ]
+        return advice(mode, factors, "the probe")
 
     def to_text(self) -> str:
         """The table that a conversion ends with."""
@@ -38,13 +65,17 @@ class Report:
             lines += [
                 f"probe: {self.behaviour.probe}",
                 "",
-                "layer  heads pruned  mean |delta|  relative delta  off reference",
+                "layer  heads pruned  mean |delta|  relative delta  off reference    N/n     c*",
             ]
             for row in self.behaviour.layers:
                 lines.append(
                     f"{row.layer:>5}  {len(row.pruned):>12}  {row.mean_abs_delta:>12.3e}"
-                    f"  {row.relative_delta:>14.2%}  {row.reference_error:>13.1e}"
+                    f"  {row.relative_delta:>14.2%}  {row.reference_error:>13.1e}{_factors(row)}"
                 )
+            lines.append("")
+        if self.fits:
+            lines += [FIT_COLUMNS]
+            lines += [fit.to_row(self.stored_errors[layer]) for layer, fit in self.fits.items()]
             lines.append("")
         heads = self.mask.num_layers * self.mask.num_heads
         lines += [
@@ -61,6 +92,12 @@ class Report:
         return f"; each equals the hooked original to {worst:.1e} (tolerance {self.behaviour.tolerance:.1e})"
 
 
+def _factors(row: LayerDelta) -> str:
+    if row.scale_factor is None or row.best_factor is None:
+        return ""
+    return f"  {row.scale_factor:>5.3f}  {row.best_factor:>5.3f}"
+
+
 def _behaviour_json(behaviour: BehaviourReport) -> dict[str, Any]:
     return {
         "probe": behaviour.probe,
@@ -74,6 +111,8 @@ def _behaviour_json(behaviour: BehaviourReport) -> dict[str, Any]:
                 "reference_error": _rounded(row.reference_error),
                 "own_delta": _rounded(row.own_delta),
                 "own_error": _rounded(row.own_error),
+                "scale_factor": None if row.scale_factor is None else _rounded(row.scale_factor),
+                "best_factor": None if row.best_factor is None else _rounded(row.best_factor),
             }
             for row in behaviour.layers
         ],

@@ -85,9 +85,11 @@ def test_a_scale_that_is_worse_than_nothing_is_told_with_what_would_be_better() 
     choice, mix = choose("scale", case.layer, moments)
     fit = measure_fit(case.layer, moments, choice, mix)
     assert fit.train.scale > fit.train.none
-    sentence = advice("scale", {5: fit})
+    factors = [(fit.scale_factor, fit.best_factor)]
+    sentence = advice("scale", factors, "calibration data")
     assert sentence is not None
-    assert sentence.startswith("in 1 of 1 layers the scale N/n makes the error larger than no compensation does")
-    assert sentence.endswith("not 1.500 (medians); least-squares would be better")
-    assert advice("none", {5: fit}) is None
-    assert advice("scale", {}) is None
+    assert "the scale makes the error larger than no compensation does in 1 of 1 layers" in sentence
+    assert sentence.endswith("not 1.500 (medians); --compensate least-squares is better")
+    assert advice("none", factors, "calibration data") is None
+    assert advice("scale", [], "calibration data") is None
+    assert advice("scale", [(1.5, 1.3)], "calibration data") is None
