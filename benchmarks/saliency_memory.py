@@ -15,9 +15,13 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks.checkpoints import LARGE
 from tests.synthetic import Spec, config, shapes
+
+if TYPE_CHECKING:
+    from converter.calibration.inputs import Inputs
 
 MB = 1e6
 SHAPE_7B = replace(
@@ -61,30 +65,42 @@ def write_layers(directory: Path, spec: Spec) -> None:
     (directory / "config.json").write_text(json.dumps(config(spec)))
 
 
-def measure(directory: Path, metric: str, device: str, num_samples: int) -> None:
-    """Score the checkpoint and print the figures; the peaks are this process's."""
+def synthetic_inputs(width: int, num_samples: int) -> list[Inputs]:
+    """Samples of 640 tokens, 576 of them of an image, as one of LLaVA-1.5 is, with random embeddings."""
     import torch
 
     from converter.calibration.inputs import Inputs
+
+    generator = torch.Generator().manual_seed(0)
+    is_image = torch.zeros(TOKENS, dtype=torch.bool)
+    is_image[FIRST_IMAGE : FIRST_IMAGE + IMAGE_TOKENS] = True
+    return [Inputs(SPREAD * torch.randn(1, TOKENS, width, generator=generator), is_image) for _ in range(num_samples)]
+
+
+def peaks(device: str) -> str:
+    """What this process took at the most, of the host's memory and of the GPU's."""
+    import torch
+
+    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line)
+    gpu = f", GPU peak {torch.cuda.max_memory_allocated() / MB:,.0f} MB" if device == "cuda" else ""
+    return f"host peak {int(peak.split()[1]) * 1024 / MB:,.0f} MB{gpu}"
+
+
+def measure(directory: Path, metric: str, device: str, num_samples: int) -> None:
+    """Score the checkpoint and print the figures; the peaks are this process's."""
     from converter.checkpoint import Checkpoint
     from converter.saliency.metrics import Settings
     from converter.saliency.score import score_inputs
 
     checkpoint = Checkpoint.open(directory)
-    generator = torch.Generator().manual_seed(0)
-    is_image = torch.zeros(TOKENS, dtype=torch.bool)
-    is_image[FIRST_IMAGE : FIRST_IMAGE + IMAGE_TOKENS] = True
-    width = checkpoint.geometry.hidden_size
-    inputs = [Inputs(SPREAD * torch.randn(1, TOKENS, width, generator=generator), is_image) for _ in range(num_samples)]
+    inputs = synthetic_inputs(checkpoint.geometry.hidden_size, num_samples)
     start = time.monotonic()
     score_inputs(checkpoint, metric, inputs, Settings(device=device), {}, progress=True)
     seconds, layers = time.monotonic() - start, checkpoint.geometry.num_layers
-    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line)
-    gpu = f", GPU peak {torch.cuda.max_memory_allocated() / MB:,.0f} MB" if device == "cuda" else ""
     print(
         f"{metric:<16} {layers} layers, {num_samples} samples of {TOKENS} tokens on {device}: {seconds:6.1f} s, "
         f"{seconds / layers:5.2f} s a layer, {32 * seconds / layers:6.0f} s for 32; "
-        f"host peak {int(peak.split()[1]) * 1024 / MB:,.0f} MB{gpu}"
+        f"{peaks(device)}"
     )
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from converter import strict_json
-from converter.calibration.inputs import make_inputs
+from converter.calibration.inputs import Inputs, make_inputs
 from converter.calibration.samples import read_samples
 from converter.calibration.second_moments import SplitMoments
 from converter.calibration.stream import stream_layers
@@ -111,19 +111,40 @@ class Statistics:
         """
         read = read_samples(data.file, data.images, data.num_samples)
         inputs = make_inputs(checkpoint, read.samples, device=data.device, progress=progress)
-        number = range(len(inputs))
-        held_out = [int((i + 1) * data.holdout) > int(i * data.holdout) for i in number]
+        calibration = {"file": data.file.name, "sha256": read.sha256, "num_samples": len(read.samples)}
+        self.gather_inputs(
+            checkpoint,
+            inputs,
+            layers,
+            holdout=data.holdout,
+            device=data.device,
+            provenance=calibration,
+            progress=progress,
+        )
+
+    def gather_inputs(
+        self,
+        checkpoint: Checkpoint,
+        inputs: list[Inputs],
+        layers: Collection[int],
+        *,
+        holdout: float,
+        device: str,
+        provenance: Mapping[str, Any],
+        progress: bool = False,
+    ) -> None:
+        """As :meth:`gather`, for ready *inputs*, which are taken over; *provenance* tells where they are from."""
+        held_out = [int((i + 1) * holdout) > int(i * holdout) for i in range(len(inputs))]
         try:
             self.directory.mkdir(exist_ok=True)
             with layer_bar("calibrate", checkpoint.geometry.num_layers, shown=progress) as bar:
-                for seen in stream_layers(checkpoint, inputs, lambda _: SplitMoments(held_out), device=data.device):
+                for seen in stream_layers(checkpoint, inputs, lambda _: SplitMoments(held_out), device=device):
                     if seen.layer in layers:
                         self._save(seen.layer, seen.observer)
                     bar.update(1)
                     if seen.layer == max(layers):
                         break
-            calibration = {"file": data.file.name, "sha256": read.sha256, "num_samples": len(read.samples)}
-            description = _description(checkpoint) | {"calibration": calibration, "holdout": data.holdout}
+            description = _description(checkpoint) | {"calibration": dict(provenance), "holdout": holdout}
             (self.directory / _DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n", encoding="ascii")
         except OSError as error:
             raise StorageError(f"{self.directory}: cannot be written: {error.strerror or error}") from error
