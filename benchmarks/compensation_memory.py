@@ -1,8 +1,9 @@
 """Time and peak memory of a least-squares compensation at the shape of LLaVA-7B, with synthetic weights and inputs.
 
 ``python -m benchmarks.compensation_memory [--layers N] [--samples N] [--directory DIR]`` prints the time of the
-statistics (one pass through the model) and of the solve (10 of 32 heads of every layer pruned, damping chosen on held-out
-samples), and the peaks: of the host (VmHWM) and of the GPU, where there is one. DIR needs 0.7 GB a layer. On a CPU, 4
+statistics (one pass through the model) and of the solve (10 of 32 heads of every layer pruned, damping chosen on
+held-out samples), and the peaks: of the host (VmHWM) and of the GPU, where there is one. DIR needs 0.7 GB a layer.
+On a CPU, 4
 layers and 8 samples are measured, and what 32 layers and 64 samples would take is worked out from them.
 """
 

@@ -340,7 +340,7 @@ def test_provenance_tells_what_was_measured() -> None:
     assert (found.provenance["metric"], found.provenance["gamma"]) == ("cross-attention", 0.5)
     calibration = found.provenance["calibration"]
     assert (calibration["file"], calibration["num_samples"], calibration["image_tokens"]) == ("questions.json", 2, 32)
-    assert len(calibration["sha256"]) == 64 and len(found.provenance["residual_energy"]) == 8
+    assert len(found.provenance["calibration_sha256"]) == 64 and len(found.provenance["residual_energy"]) == 8
 
 
 @pytest.mark.parametrize(
