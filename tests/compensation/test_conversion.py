@@ -183,7 +183,9 @@ def test_a_dry_run_says_what_becomes_of_the_columns(source: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["uniform-ls", "head-ls", "least-squares"])
 def test_a_fit_without_moments_is_refused_before_anything_is_written(source: Path, tmp_path: Path, mode: str) -> None:
-    with pytest.raises(UsageError, match=f"compensation {mode} is fitted to calibration data; give it with --calibration"):
+    with pytest.raises(
+        UsageError, match=f"compensation {mode} is fitted to calibration data; give it with --calibration"
+    ):
         convert(source, tmp_path / "out", MASK, compensation=mode)
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
