@@ -44,12 +44,13 @@ def write_output(path: Path, text: str, *, force: bool) -> None:
             unfinished.rename(path)
         finally:
             unfinished.unlink(missing_ok=True)
-        _sync_directory(path.parent)
+        sync_directory(path.parent)
     except OSError as error:
         raise StorageError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
-def _sync_directory(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
+    """Bring the entries of *directory* to the disk."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -2,50 +2,36 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from stat import S_ISREG
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from converter import strict_json
 from converter.checkpoint.dtypes import ITEM_BYTES, Float32Array, decode
+from converter.checkpoint.file_names import CONFIG_FILE, MANIFEST_FILE, TORCH_INDEX_FILE
 from converter.checkpoint.file_span import read_span
 from converter.checkpoint.geometry import Geometry, read_geometry
+from converter.checkpoint.json_file import read_json_object
 from converter.checkpoint.language_models import LanguageModel
 from converter.checkpoint.layouts import Family, find_family
+from converter.checkpoint.other_files import other_files
 from converter.checkpoint.projections import PROJECTIONS, ProjectionRows, expected_shape, projections_in
 from converter.checkpoint.refusals import (
     refuse_adapter,
     refuse_delta,
-    refuse_misnamed_weights,
     refuse_other_formats,
     refuse_quantised,
     refuse_weights_elsewhere,
 )
-from converter.checkpoint.safetensors_header import read_header
-from converter.checkpoint.torch_file import read_torch_file, warn_of_old_torch
+from converter.checkpoint.shards import open_shards
 from converter.checkpoint.weight_file import TensorEntry, WeightFile
 from converter.errors import CheckpointError, StorageError
-
-CONFIG_FILE = "config.json"
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
-TORCH_SINGLE_FILE = "pytorch_model.bin"
-TORCH_INDEX_FILE = "pytorch_model.bin.index.json"
-MANIFEST_FILE = "s4convert.json"
-
-_WEIGHT_SUFFIXES = (
-    *(".safetensors", ".gguf", ".pth", ".pt", ".ckpt", ".msgpack", ".h5", ".onnx"),
-    *(".safetensors.index.json", ".bin.index.json"),
-)
 
 
 @dataclass(frozen=True)
@@ -149,9 +135,9 @@ class Checkpoint:
         family = find_family(config, str(path / CONFIG_FILE))
         text_config, language_model = family.read_language_model(config, str(path / CONFIG_FILE))
         try:
-            shards, index, is_torch = _open_shards(path)
+            shards, index, is_torch = open_shards(path)
             replaced = {TORCH_INDEX_FILE} if is_torch else set()
-            sidecars, left_behind = _other_files(path, family, {*shards, MANIFEST_FILE, *replaced}, index)
+            sidecars, left_behind = other_files(path, family, {*shards, MANIFEST_FILE, *replaced}, index)
             stamps = {name: FileStamp.of(path / name) for name in (*shards, *sidecars)}
         except OSError as error:
             raise StorageError(f"{error.filename}: cannot be read: {error.strerror}") from error
@@ -333,119 +319,8 @@ class Checkpoint:
         return "".join(p for p in PROJECTIONS if self.projection(layer, p, "bias") is not None)
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
-    """The JSON object in the file *path*.
-
-    Raises:
-        CheckpointError: not a JSON object.
-        StorageError: the file cannot be read.
-    """
-    try:
-        content = strict_json.parse(path.read_bytes())
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path}: is not JSON ({error}); restore the file") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: is not a JSON object; restore the file")
-    return content
-
-
 def _gather(data: bytes, entry: TensorEntry) -> npt.NDArray[np.void]:
     """The items of a tensor whose rows do not follow each other, from the bytes that it is spread over."""
     item = entry.num_bytes // prod(entry.shape)
     strides = tuple(stride * item for stride in entry.strides or ())
     return np.lib.stride_tricks.as_strided(np.frombuffer(data, f"V{item}", 1), entry.shape, strides)
-
-
-def _open_shards(path: Path) -> tuple[dict[str, WeightFile], str | None, bool]:
-    """(shards, the index that names them, whether they are torch's): what stock loaders would read, in their order."""
-    for single, index, read in (
-        (SINGLE_FILE, INDEX_FILE, read_header),
-        (TORCH_SINGLE_FILE, TORCH_INDEX_FILE, read_torch_file),
-    ):
-        has_single, has_index = (path / single).is_file(), (path / index).is_file()
-        if has_single and has_index:
-            raise CheckpointError(
-                f"{path}: has both {single} and {index}, and loaders differ in which they read; remove one"
-            )
-        is_torch = read is read_torch_file
-        if is_torch and (has_single or has_index):
-            warn_of_old_torch()
-        if has_single:
-            return {single: read(path / single)}, None, is_torch
-        if has_index:
-            return _open_indexed(path, index, read), index, is_torch
-    refuse_other_formats(path)
-    refuse_misnamed_weights(path)
-    raise CheckpointError(
-        f"{path}: has none of {SINGLE_FILE}, {INDEX_FILE}, {TORCH_SINGLE_FILE}, {TORCH_INDEX_FILE}; "
-        "download the weights as well"
-    )
-
-
-def _open_indexed(path: Path, index_file: str, read: Callable[[Path], WeightFile]) -> dict[str, WeightFile]:
-    index = path / index_file
-    weight_map = read_json_object(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index}: has no weight_map; restore the file")
-    for tensor, shard in weight_map.items():
-        # A plain name only: neither reading nor publishing may ever reach outside the directory.
-        if not isinstance(shard, str) or Path(shard).name != shard or {"\0", "\\"} & set(shard) or shard in (".", ".."):
-            raise CheckpointError(f"{index}: {tensor} is mapped to {shard!r}, which is not a plain file name")
-    shards: dict[str, WeightFile] = {}
-    for shard in sorted(set(weight_map.values())):
-        if not (path / shard).is_file():
-            raise CheckpointError(f"{index}: names {shard}, which is missing; download it again")
-        shards[shard] = read(path / shard)
-    for shard, weights in shards.items():
-        for entry in weights.entries:
-            if weight_map.get(entry.name) != shard:
-                raise CheckpointError(
-                    f"{index}: {entry.name} stands in {shard}, but the index has it in "
-                    f"{weight_map.get(entry.name, 'no file')}; rebuild the index"
-                )
-    held = {entry.name for weights in shards.values() for entry in weights.entries}
-    missing = [name for name in weight_map if name not in held]
-    if missing:
-        raise CheckpointError(f"{index}: {missing[0]} is not in {weight_map[missing[0]]}; download that shard again")
-    return shards
-
-
-def _other_files(
-    path: Path, family: Family, accounted_for: set[str], index: str | None
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(sidecars, weights that no loader reads): every file that is not *accounted_for*.
-
-    Hidden directories are left out: they hold what git and the Hub's client keep for themselves. A directory with a
-    model of another type in it (a vision tower, a projector) is a part of the checkpoint; one of the same type is
-    an earlier state of it.
-    """
-    sidecars: list[str] = []
-    left_behind: list[str] = []
-    for folder, subfolders, files in os.walk(path, followlinks=True):
-        here = Path(folder).absolute()
-        above = {directory.resolve() for directory in (here, *here.parents)}
-        in_circles = [name for name in subfolders if (Path(folder) / name).resolve() in above]
-        left_behind += [(Path(folder) / name).relative_to(path).as_posix() for name in in_circles]
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith(".") and name not in in_circles)
-        is_part = Path(folder) != path and _holds_another_model(Path(folder), family)
-        for file in sorted(files):
-            relative = (Path(folder) / file).relative_to(path).as_posix()
-            if relative in accounted_for:
-                continue
-            if not S_ISREG((path / relative).stat().st_mode):
-                raise CheckpointError(f"{path / relative}: is not a regular file; move it elsewhere")
-            holds_weights = relative != index and (
-                file.lower().endswith(_WEIGHT_SUFFIXES) or (file.startswith("pytorch_model") and file.endswith(".bin"))
-            )
-            (left_behind if holds_weights and not is_part else sidecars).append(relative)
-    return tuple(sidecars), tuple(left_behind)
-
-
-def _holds_another_model(folder: Path, family: Family) -> bool:
-    try:
-        model_type = read_json_object(folder / CONFIG_FILE).get("model_type")
-    except (CheckpointError, StorageError):
-        return False
-    return isinstance(model_type, str) and model_type != family.model_type

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from converter.checkpoint import MANIFEST_FILE, Checkpoint, read_json_object
 from converter.errors import S4ConvertError, StorageError, UsageError
+from converter.output_file import sync_directory
 from converter.rewrite.plan import Plan
 
 _log = logging.getLogger(__name__)
@@ -182,7 +183,7 @@ def commit(staging: Staging, *, replace: bool) -> None:
                 staging.replaced.rename(out)
             raise
         try:
-            _sync_directory(out.parent)
+            sync_directory(out.parent)
         except OSError as error:
             raise StorageError(
                 f"{out}: is whole, but may not outlive a power cut: {error.strerror}; run sync"
@@ -215,7 +216,7 @@ def _remove(directory: Path) -> None:
 def _sync_directories(top: Path) -> None:
     """Bring the entries of *top* and of every directory in it to the disk."""
     for folder, _, _ in os.walk(top, topdown=False):
-        _sync_directory(Path(folder))
+        sync_directory(Path(folder))
 
 
 def _take_lock(staging: Staging) -> int:
@@ -251,11 +252,3 @@ def _recover(staging: Staging) -> None:
     if staging.directory.exists():
         shutil.rmtree(staging.directory)
         _log.warning("%s: removed; a conversion that was killed had left it", staging.directory)
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
