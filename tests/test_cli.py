@@ -491,3 +491,13 @@ def test_a_quiet_run_still_warns_of_what_it_leaves_behind(source: Path, out: Pat
     outcome = run_here(source, out, "--mask", mask, "--no-verify", "-q")
     assert outcome.stdout == f"{out}\n"
     assert "model.fp16.safetensors: left behind" in outcome.stderr
+
+
+def test_the_choices_on_the_command_line_are_those_of_the_library() -> None:
+    from converter.compensation import MODES
+    from converter.mask.making import GRANULARITIES
+    from converter.saliency import METRICS
+
+    assert set(cli.COMPENSATIONS) == set(MODES)
+    assert set(cli.METRICS) == set(METRICS)
+    assert set(cli.GRANULARITIES) == set(GRANULARITIES)
