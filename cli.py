@@ -175,9 +175,7 @@ def cli() -> None:
 @click.option("--shard-size", type=SIZE, metavar="SIZE", help="Largest shard built from .bin files, as in 5GB.")
 @click.option("--allow-converted", is_flag=True, help="Accept an IN that was converted before.")
 @click.option("--allow-name", is_flag=True, help="Accept an OUT that stock LLaVA loads as another class.")
-@click.option(
-    "--jobs", type=click.IntRange(min=1), help="Threads that write and check.  [default: as processors, 2 to 8]"
-)
+@click.option("--jobs", type=click.IntRange(min=1), help="Threads that write and check.  [default: 2 to 8]")
 @click.option("-q", "--quiet", is_flag=True, help="Print only OUT's path.")
 @_shared_options
 def convert(
@@ -257,7 +255,7 @@ def inspect(checkpoint: Path, plot: Path | None, as_json: bool, verbose: bool) -
 @click.option(
     "--compensate", type=click.Choice(COMPENSATIONS), help="The compensation.  [default: as in the manifest, or scale]"
 )
-@click.option("--jobs", type=click.IntRange(min=1), help="Threads that check.  [default: as processors, 2 to 8]")
+@click.option("--jobs", type=click.IntRange(min=1), help="Threads that check.  [default: 2 to 8]")
 @_shared_options
 def verify(
     original: Path,

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+import cli
 from converter import HeadMask, __version__, convert, parse_schedule, verify_conversion
 from converter.errors import UsageError
 from tests.command_line import COMMAND, ROOT, run, run_here
