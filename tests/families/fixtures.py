@@ -11,7 +11,7 @@ import json
 import re
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +76,9 @@ class Fixture:
     loaded_by: str
     directory: str = "checkpoint"
     rename: Callable[[str], str] = lambda name: name
-    add: Mapping[str, tuple[int, ...]] = ()  # type: ignore[assignment]
+    add: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     drop: tuple[str, ...] = ()
-    settings: Mapping[str, Any] = ()  # type: ignore[assignment]
+    settings: Mapping[str, Any] = field(default_factory=dict)
     not_loaded: re.Pattern[str] | None = None
     fused: bool = False
     loaded_since: str = "0"
@@ -154,11 +154,11 @@ class Fixture:
                 self.rename(_tower_name(name)): t for name, t in load_file(f"{scratch}/model.safetensors").items()
             }
             config = json.loads(Path(scratch, "config.json").read_text())
-        config = {name: value for name, value in _merged(config, dict(self.settings)).items() if value is not None}
+        config = {name: value for name, value in _merged(config, self.settings).items() if value is not None}
         config["model_type"] = self.model_type
         (path / "config.json").write_text(json.dumps(config))
         tensors = {name: tensor for name, tensor in tensors.items() if name not in self.drop}
-        tensors |= {name: torch.empty(shape) for name, shape in dict(self.add).items()}
+        tensors |= {name: torch.empty(shape) for name, shape in self.add.items()}
         generator = np.random.Generator(np.random.PCG64(len(tensors)))
         return {name: _random(name, tensors[name], generator) for name in sorted(tensors)}
 

@@ -154,7 +154,7 @@ def test_stock_code_loads_it_and_computes_what_hooks_would(
     record_property: RecordProperty,
 ) -> None:
     source = fixture.write(tmp_path, torch.float32)
-    if "mm_vision_tower" in dict(fixture.settings):
+    if "mm_vision_tower" in fixture.settings:
         monkeypatch.chdir(tmp_path)
         write_tower(tmp_path / "tower")
     mask = mask_for(fixture)
