@@ -23,14 +23,19 @@ class MomentsRequest:
         data: CalibrationData | None = None,
         statistics: Path | None = None,
         save: Path | None = None,
+        device: str = "cpu",
     ) -> None:
-        """Raises UsageError where it is not the one or the other."""
+        """Fits to kept *statistics* are computed on *device*, those to new ones where *data* says.
+
+        Raises:
+            UsageError: neither *statistics* nor *data* is given, or both.
+        """
         if (data is None) == (statistics is None):
             raise UsageError("give calibration data, or --statistics kept before, one of the two")
         if save is not None and data is None:
             raise UsageError("--save-statistics keeps what --calibration measures; give that")
         self._out, self._data, self._save = out, data, save
-        self.moments = Statistics(statistics or save or out)
+        self.moments = Statistics(statistics or save or out, device if data is None else data.device)
 
     def check(self, checkpoint: Checkpoint, layers: Collection[int]) -> None:
         """Raise, before any work, what can be seen to be wrong with the request for *layers* of *checkpoint*."""

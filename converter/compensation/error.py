@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from converter.checkpoint.dtypes import Float64Array
-from converter.compensation.head_mix import HeadMix
+from converter.compensation.head_mix import ROW_BLOCK, HeadMix
 from converter.compensation.moments import Moments
 from converter.compensation.pruned_layer import PrunedLayer
 
@@ -28,21 +28,29 @@ def mix_error(weight_gram: Float64Array, moments: Moments, mix: HeadMix) -> floa
     """E of *mix*, where *weight_gram* is W^T W [columns, columns]; a mix of values is left out of account."""
     change = mix.factors.astype(np.float64) - 1.0
     if mix.transfer is None:
-        return float(change @ (weight_gram * moments.second) @ change)
+        # By rows, as a matrix of products would be as large as S.
+        blocks = (slice(first, first + ROW_BLOCK) for first in range(0, len(change), ROW_BLOCK))
+        return sum(float(change[at] @ ((weight_gram[at] * moments.second[at]) @ change)) for at in blocks)
     # The rows of T - 1 that are not zero: all pruned ones, and kept ones with a factor.
     rows = np.concatenate([mix.kept_columns[change[mix.kept_columns] != 0], mix.pruned_columns])
     difference = np.zeros((len(rows), len(change)))
     difference[np.arange(len(rows)), rows] = change[rows]
     difference[np.ix_(np.arange(len(rows) - len(mix.pruned_columns), len(rows)), mix.kept_columns)] = mix.transfer
-    spread = difference @ moments.second @ difference.T
+    import torch  # can do it on a GPU
+
+    moved, second = (torch.from_numpy(matrix).to(moments.device) for matrix in (difference, moments.second))
+    spread = (moved @ second @ moved.T).cpu().numpy()
     return float(np.sum(weight_gram[np.ix_(rows, rows)] * spread))
 
 
 def head_gram(weight_gram: Float64Array, moments: Moments, head_dim: int) -> Float64Array:
     """G [num_heads, num_heads]: E[(W_a x_a) . (W_b x_b)], the outputs of heads a and b against each other."""
     num_heads = len(weight_gram) // head_dim
-    blocks = (weight_gram * moments.second).reshape(num_heads, head_dim, num_heads, head_dim)
-    gram: Float64Array = blocks.sum(axis=(1, 3))
+    gram = np.empty((num_heads, num_heads))
+    for head in range(num_heads):
+        rows = slice(head * head_dim, (head + 1) * head_dim)
+        products = weight_gram[rows] * moments.second[rows]
+        gram[head] = products.sum(axis=0).reshape(num_heads, head_dim).sum(axis=1)
     return gram
 
 

@@ -26,20 +26,21 @@ def least_squares(layer: PrunedLayer, moments: Moments, damping: float) -> HeadM
     """
     mean_power = float(np.mean(np.diag(moments.second)[layer.kept_columns]))
     transfer = fit_transfer(
-        moments.second, layer.pruned_columns, layer.kept_columns, damping * mean_power, f"layer {layer.number}"
+        moments, layer.pruned_columns, layer.kept_columns, damping * mean_power, f"layer {layer.number}"
     )
     return layer.mix(1.0, transfer)
 
 
-def fit_transfer(second_moment: Float64Array, pruned: Indices, kept: Indices, ridge: float, where: str) -> Float64Array:
-    """A = S_PK (S_KK + *ridge* 1)^-1 [pruned, kept], by Cholesky in float64.
+def fit_transfer(moments: Moments, pruned: Indices, kept: Indices, ridge: float, where: str) -> Float64Array:
+    """A = S_PK (S_KK + *ridge* 1)^-1 [pruned, kept], by Cholesky in float64, on the device of *moments*.
 
     Raises:
         CompensationError: the matrix is not positive definite; *where* says which.
     """
     import torch  # for its triangular solves, which numpy has none of
 
-    system = torch.from_numpy(second_moment[np.ix_(kept, kept)])
+    rows = torch.from_numpy(moments.second).to(moments.device)[torch.from_numpy(kept)]
+    system = rows[:, torch.from_numpy(kept)]
     system.diagonal().add_(ridge)
     factor, failed_at = torch.linalg.cholesky_ex(system)
     if failed_at:
@@ -47,9 +48,8 @@ def fit_transfer(second_moment: Float64Array, pruned: Indices, kept: Indices, ri
             f"{where}: the second moment of its {len(kept)} kept columns is not positive definite, so least-squares "
             "has no solution; calibrate with more data, damp more, or use another mode"
         )
-    transfer: Float64Array = (
-        torch.cholesky_solve(torch.from_numpy(second_moment[np.ix_(kept, pruned)]), factor).numpy().T
-    )
+    solution = torch.cholesky_solve(rows[:, torch.from_numpy(pruned)], factor)
+    transfer: Float64Array = solution.cpu().numpy().T
     if not np.isfinite(transfer).all():
         raise CompensationError(f"{where}: the least-squares solution is not finite; damp more, or use another mode")
     return np.ascontiguousarray(transfer)

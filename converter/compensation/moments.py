@@ -14,12 +14,14 @@ from converter.errors import CompensationError
 class Moments:
     """Of the inputs x [columns] of a layer's ``o_proj``, over *num_tokens* tokens.
 
-    *second* [columns, columns] is E[x x^T], *mean* [columns] is E[x].
+    *second* [columns, columns] is E[x x^T], *mean* [columns] is E[x]. Large products with them are taken on *device*,
+    as torch names it.
     """
 
     second: Float64Array
     mean: Float64Array
     num_tokens: int
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         columns = len(self.mean)
@@ -69,4 +71,5 @@ def mix_moments(text: Moments | None, image: Moments | None, *, image_weight: fl
         (1 - image_weight) * text.second + image_weight * image.second,
         (1 - image_weight) * text.mean + image_weight * image.mean,
         text.num_tokens + image.num_tokens,
+        text.device,
     )

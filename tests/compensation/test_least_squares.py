@@ -102,7 +102,7 @@ def test_pruned_heads_that_are_a_mix_of_the_kept_ones_are_made_up_for_wholly() -
     tokens = generator.normal(0, 1, case.tokens.shape)
     tokens[:, case.layer.pruned_columns] = tokens[:, case.layer.kept_columns] @ mixing.T
     moments = Moments.of(tokens)
-    transfer = fit_transfer(moments.second, case.layer.pruned_columns, case.layer.kept_columns, 0.0, "layer 5")
+    transfer = fit_transfer(moments, case.layer.pruned_columns, case.layer.kept_columns, 0.0, "layer 5")
     np.testing.assert_allclose(transfer, mixing, atol=1e-10)
     mix = case.layer.mix(1.0, transfer)
     none = mix_error(case.layer.weight_gram, moments, MODES["none"].fit(case.layer, None, 0))
@@ -148,7 +148,7 @@ def test_moments_that_determine_nothing_are_an_error_that_names_the_layer() -> N
         least_squares(case.layer, Moments(indefinite, case.moments.mean, 10), 1e-2)
     few = Moments.of(case.tokens[:3])  # of rank 3
     with pytest.raises(CompensationError, match="not positive definite"):
-        fit_transfer(few.second, case.layer.pruned_columns, case.layer.kept_columns, 0.0, "layer 5")
+        fit_transfer(few, case.layer.pruned_columns, case.layer.kept_columns, 0.0, "layer 5")
 
 
 def test_too_few_tokens_are_told_with_the_number_wanted() -> None:
