@@ -117,6 +117,7 @@ def _calibration_options(command: Any) -> Any:
     for option in (
         click.option("--save-statistics", type=click.Path(path_type=Path), help="Keep what was measured there."),
         click.option("--statistics", type=click.Path(path_type=Path), help="Use what was kept, not --calibration."),
+        click.option("--image-weight", type=float, help="The share of image tokens in a fit.  [default: 0.5]"),
         click.option("--device", help="Where calibration and fits run: cpu or cuda.  [default: cpu]"),
         click.option("--holdout", type=float, help="The share of samples that fits are judged by.  [default: 0.2]"),
         click.option("--num-samples", type=click.IntRange(min=1), help="Take the first N samples.  [default: all]"),
@@ -134,7 +135,9 @@ def _moments_request(
 ) -> MomentsRequest | None:
     """Where the moments come from, where the options name any."""
     given = {name: value for name, value in settings.items() if value is not None}
-    device = given.pop("device", "cpu") if calibration is None and statistics is not None else "cpu"
+    fitting = {
+        name: given.pop(name) for name in ("image_weight", "device") if name in given and (calibration or statistics)
+    }
     if calibration is None and (given or save_statistics):
         option = "--" + next(iter(given), "save-statistics").replace("_", "-")
         raise click.UsageError(f"{option} is about calibration data; give it with --calibration")
@@ -143,8 +146,9 @@ def _moments_request(
     from converter.calibration.request import MomentsRequest
     from converter.calibration.statistics import CalibrationData
 
-    data = None if calibration is None else CalibrationData(calibration, **given)
-    return MomentsRequest(out, data=data, statistics=statistics, save=save_statistics, device=device)
+    device = fitting.get("device", "cpu")
+    data = None if calibration is None else CalibrationData(calibration, device=device, **given)
+    return MomentsRequest(out, data=data, statistics=statistics, save=save_statistics, **fitting)
 
 
 @click.group(cls=MainJobGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

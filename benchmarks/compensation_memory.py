@@ -47,7 +47,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=arguments.directory) as scratch, own_memory() as own:
         write_layers(Path(scratch, "llava"), replace(SHAPE_7B, num_layers=layers, num_shards=layers))
         checkpoint = Checkpoint.open(Path(scratch, "llava"))
-        statistics = Statistics(Path(scratch, "statistics"), device)
+        statistics = Statistics(Path(scratch, "statistics"), device=device)
         inputs = synthetic_inputs(checkpoint.geometry.hidden_size, samples)
         start = time.monotonic()
         statistics.gather_inputs(

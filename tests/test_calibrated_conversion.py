@@ -70,6 +70,21 @@ def test_moments_are_those_of_the_stored_activations(statistics: Path, questions
         np.testing.assert_allclose(found.second, expected, rtol=1e-9, atol=1e-12)
 
 
+def test_the_image_weight_says_how_much_image_tokens_count(
+    tmp_path: Path, mini_mask_file: Path, statistics: Path
+) -> None:
+    only_image, only_text = (Statistics(statistics, image_weight=weight)(2).train.second for weight in (1.0, 0.0))
+    mixed = Statistics(statistics, image_weight=0.25)(2).train.second
+    np.testing.assert_allclose(mixed, 0.25 * only_image + 0.75 * only_text, rtol=1e-12)
+    outs = [tmp_path / name for name in ("even", "text")]
+    for out, options in zip(outs, ((), ("--image-weight", "0.1")), strict=True):
+        fit = ("--compensate", "least-squares", "--no-verify", "--statistics", statistics, *options)
+        assert convert(out, mini_mask_file, *fit).exit_code == 0
+    even, text = (Checkpoint.open(out) for out in outs)
+    output = even.output_projection(2)
+    assert (even.read_rows(output) != text.read_rows(text.output_projection(2))).any()
+
+
 def test_least_squares_is_fitted_and_its_errors_are_reported(
     tmp_path: Path, mini_mask_file: Path, questions: Path
 ) -> None:
@@ -120,6 +135,9 @@ def test_the_probe_alone_gives_the_advice_as_well(tmp_path: Path, mini_mask_file
         (("--compensate", "least-squares"), 2, "give it with --calibration"),
         (("--images", "x"), 2, "--images is about calibration data; give it with --calibration"),
         (("--save-statistics", "x"), 2, "--save-statistics is about calibration data"),
+        (("--image-weight", "0.1"), 2, "--image-weight is about calibration data; give it with --calibration"),
+        (("--statistics", "s", "--image-weight", "1.5"), 2, "--image-weight 1.5: give a share from 0 to 1"),
+        (("--statistics", "s", "--device", "abacus"), 2, "--device abacus"),
         (("--calibration", "nowhere.json"), 3, "nowhere.json"),
         (("--statistics", "nowhere"), 2, "is no description of statistics"),
         (("--calibration", "q.json", "--statistics", "s"), 2, "one of the two"),

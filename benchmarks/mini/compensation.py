@@ -2,7 +2,8 @@
 
 ``python -m benchmarks.mini.compensation [--questions N] [--plot FILE]``, in the environment of ``make stock``, prints
 one row per mask and compensation: 1, 2, 3 and 4 of 8 heads of every layer pruned by ``energy`` or ``reconstruction``,
-with every mode. Saliency and moments are of 400 questions that are not among those asked, half of them with an image.
+with every mode, and with least squares where image tokens weigh a tenth instead of half. Saliency and moments are of
+400 questions that are not among those asked, half of them with an image.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from benchmarks.mini.saliency import CALIBRATION_SEED
 from benchmarks.mini.scienceqa import accuracy
 from converter.calibration.statistics import CalibrationData, Statistics
 from converter.checkpoint import Checkpoint
-from converter.compensation import MODES
+from converter.compensation import IMAGE_WEIGHT, MODES
 from converter.demo.demo import MINI_LLAVA
 from converter.demo.original_layout import write_original_layout
 from converter.mask import parse_schedule
@@ -31,6 +32,8 @@ from converter.saliency import score_heads
 from tests.stock.scripts import Accuracy
 
 METRICS = ("energy", "reconstruction")
+TEXT_WEIGHTED = "least-squares, image 0.1"
+ROWS = (*MODES, TEXT_WEIGHTED)
 RATES = {1: "0.125", 2: "0.25", 3: "0.375", 4: "0.5"}  # heads of 8
 
 Found = dict[tuple[str, int, str], Accuracy]
@@ -58,17 +61,18 @@ def measure(scratch: Path, num_questions: int) -> tuple[Found, Accuracy]:
     write_original_layout(MINI_LLAVA, original, scratch / "tower")
     checkpoint = Checkpoint.open(original)
     data = CalibrationData(calibration / "questions.json", calibration / "images")
-    moments = Statistics(scratch / "statistics")
-    moments.gather(checkpoint, data, range(checkpoint.geometry.num_layers), progress=True)
+    evenly, text_weighted = (Statistics(scratch / "statistics", image_weight=weight) for weight in (IMAGE_WEIGHT, 0.1))
+    evenly.gather(checkpoint, data, range(checkpoint.geometry.num_layers), progress=True)
     converted: dict[tuple[str, int, str], Path] = {}
     for metric in METRICS:
         scores = score_heads(checkpoint, metric, calibration=data.file, images=data.images, progress=True)
         for heads, rate in RATES.items():
             mask = make_mask(scores, parse_schedule("uniform", rate))
-            for mode in MODES:
-                path = scratch / f"llava-mini-{metric}-{heads}-{mode}"
+            for row in ROWS:
+                mode, moments = (row, evenly) if row in MODES else ("least-squares", text_weighted)
+                path = scratch / f"llava-mini-{metric}-{heads}-{ROWS.index(row)}"
                 converter.convert(original, path, mask, compensation=mode, moments=moments, check_behaviour=False)
-                converted[metric, heads, mode] = path
+                converted[metric, heads, row] = path
     paths = [original, *converted.values()]
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as executor:
         answered = executor.map(accuracy, paths, [questions] * len(paths))
@@ -82,11 +86,11 @@ def print_table(found: Found, unpruned: Accuracy) -> None:
     def cell(one: Accuracy) -> str:
         return f"{f'{one.total:.1%} {one.image:.1%} {one.text:.1%}':>22}"
 
-    print(f"unpruned{'':<28}{cell(unpruned)}   (total, image, text)")
-    print(f"{'mask':<16}{'compensation':<20}" + "".join(f"{f'{heads} of 8':>22}" for heads in RATES))
+    print(f"unpruned{'':<34}{cell(unpruned)}   (total, image, text)")
+    print(f"{'mask':<16}{'compensation':<26}" + "".join(f"{f'{heads} of 8':>22}" for heads in RATES))
     for metric in METRICS:
-        for mode in MODES:
-            print(f"{metric:<16}{mode:<20}" + "".join(cell(found[metric, heads, mode]) for heads in RATES))
+        for row in ROWS:
+            print(f"{metric:<16}{row:<26}" + "".join(cell(found[metric, heads, row]) for heads in RATES))
 
 
 def plot(found: Found, unpruned: Accuracy, path: Path) -> None:
@@ -95,9 +99,9 @@ def plot(found: Found, unpruned: Accuracy, path: Path) -> None:
 
     figure = Figure(figsize=(10, 4), layout="constrained", dpi=120)
     for axes, metric in zip(figure.subplots(1, len(METRICS), sharey=True), METRICS, strict=True):
-        for mode in MODES:
-            totals = [100 * found[metric, heads, mode].total for heads in RATES]
-            axes.plot([0, *RATES], [100 * unpruned.total, *totals], marker="o", label=mode)
+        for row in ROWS:
+            totals = [100 * found[metric, heads, row].total for heads in RATES]
+            axes.plot([0, *RATES], [100 * unpruned.total, *totals], marker="o", label=row)
         axes.set(title=f"heads chosen by {metric}", xlabel="heads pruned, of 8 in every layer", xticks=[0, *RATES])
         axes.grid(alpha=0.3)
     figure.axes[0].set(ylabel="accuracy in %")

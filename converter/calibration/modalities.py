@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from converter.compensation.moments import IMAGE_WEIGHT
+
 if TYPE_CHECKING:
     import torch
-
-IMAGE_WEIGHT = 0.5  # the share of the image tokens in a mixed mean, however many they are
 
 
 class ModalityMean:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from converter.calibration.statistics import CalibrationData, Statistics
 from converter.checkpoint import Checkpoint
+from converter.compensation import IMAGE_WEIGHT
+from converter.device import check_device
 from converter.errors import StorageError, UsageError
 
 
@@ -23,22 +25,26 @@ class MomentsRequest:
         data: CalibrationData | None = None,
         statistics: Path | None = None,
         save: Path | None = None,
+        image_weight: float = IMAGE_WEIGHT,
         device: str = "cpu",
     ) -> None:
-        """Fits to kept *statistics* are computed on *device*, those to new ones where *data* says.
+        """*image_weight* is the share of image tokens in the moments; *device* is where fits to them are computed.
 
         Raises:
-            UsageError: neither *statistics* nor *data* is given, or both.
+            UsageError: neither *statistics* nor *data* is given, or both; or the weight is not from 0 to 1.
         """
         if (data is None) == (statistics is None):
             raise UsageError("give calibration data, or --statistics kept before, one of the two")
         if save is not None and data is None:
             raise UsageError("--save-statistics keeps what --calibration measures; give that")
         self._out, self._data, self._save = out, data, save
-        self.moments = Statistics(statistics or save or out, device if data is None else data.device)
+        if not 0 <= image_weight <= 1:
+            raise UsageError(f"--image-weight {image_weight}: give a share from 0 to 1")
+        self.moments = Statistics(statistics or save or out, image_weight=image_weight, device=device)
 
     def check(self, checkpoint: Checkpoint, layers: Collection[int]) -> None:
         """Raise, before any work, what can be seen to be wrong with the request for *layers* of *checkpoint*."""
+        check_device(self.moments.device)
         if self._data is None:
             self.moments.check(checkpoint, layers)
             return

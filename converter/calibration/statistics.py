@@ -21,7 +21,7 @@ from converter.calibration.samples import read_samples
 from converter.calibration.second_moments import SplitMoments
 from converter.calibration.stream import stream_layers
 from converter.checkpoint import Checkpoint
-from converter.compensation import LayerMoments, Moments, mix_moments
+from converter.compensation import IMAGE_WEIGHT, LayerMoments, Moments, mix_moments
 from converter.errors import CalibrationError, StorageError, UsageError
 from converter.progress import layer_bar
 from converter.version import __version__
@@ -56,15 +56,16 @@ class CalibrationData:
 class Statistics:
     """The moments in *directory*, asked for layer by layer; nothing is read before that.
 
-    *device* is where fits to them are computed.
+    *image_weight* is the share of image tokens in them, and *device* is where fits to them are computed.
     """
 
-    def __init__(self, directory: Path, device: str = "cpu") -> None:
+    def __init__(self, directory: Path, *, image_weight: float = IMAGE_WEIGHT, device: str = "cpu") -> None:
         self.directory = directory
+        self.image_weight = image_weight
         self.device = device
 
     def __call__(self, layer: int) -> LayerMoments:
-        """The moments of *layer*, text and image tokens weighing half each.
+        """The moments of *layer*.
 
         Raises:
             CalibrationError: the directory has no such layer.
@@ -78,10 +79,10 @@ class Statistics:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         except (OSError, SafetensorError) as error:
             raise StorageError(f"{path}: cannot be read ({error}); gather the statistics again") from error
-        train = _mixed(tensors, "train", self.device)
+        train = self._mixed(tensors, "train")
         if train is None:
             raise CalibrationError(f"{path}: has no tokens to fit with; gather the statistics again")
-        return LayerMoments(train, _mixed(tensors, "held_out", self.device))
+        return LayerMoments(train, self._mixed(tensors, "held_out"))
 
     def check(self, checkpoint: Checkpoint, layers: Collection[int]) -> None:
         """Refuse statistics that are not of *checkpoint*'s geometry, or lack one of *layers*.
@@ -153,6 +154,10 @@ class Statistics:
         except OSError as error:
             raise StorageError(f"{self.directory}: cannot be written: {error.strerror or error}") from error
 
+    def _mixed(self, tensors: Mapping[str, npt.NDArray[Any]], part: str) -> Moments | None:
+        text, image = (_moments(tensors, f"{part}.{modality}", self.device) for modality in _MODALITIES)
+        return None if text is None and image is None else mix_moments(text, image, image_weight=self.image_weight)
+
     def _path(self, layer: int) -> Path:
         return self.directory / f"layer-{layer:05}.safetensors"
 
@@ -178,11 +183,6 @@ def _description(checkpoint: Checkpoint) -> dict[str, Any]:
     sizes = {name: getattr(checkpoint.geometry, name) for name in _SIZES}
     source = checkpoint.path.resolve().name
     return {"format": STATISTICS_FORMAT, "tool_version": __version__, "source": source, **sizes}
-
-
-def _mixed(tensors: Mapping[str, npt.NDArray[Any]], part: str, device: str) -> Moments | None:
-    text, image = (_moments(tensors, f"{part}.{modality}", device) for modality in _MODALITIES)
-    return None if text is None and image is None else mix_moments(text, image)
 
 
 def _moments(tensors: Mapping[str, npt.NDArray[Any]], name: str, device: str) -> Moments | None:

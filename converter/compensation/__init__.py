@@ -12,9 +12,10 @@ to it improved a perplexity of 26.16 to 26.15.
 from converter.compensation.compensation import Compensation, FittedCompensation, MomentsSource
 from converter.compensation.head_mix import ROW_BLOCK, HeadMix
 from converter.compensation.modes import MODES
-from converter.compensation.moments import LayerMoments, Moments, mix_moments
+from converter.compensation.moments import IMAGE_WEIGHT, LayerMoments, Moments, mix_moments
 
 __all__ = [
+    "IMAGE_WEIGHT",
     "MODES",
     "ROW_BLOCK",
     "Compensation",

@@ -9,6 +9,8 @@ import numpy as np
 from converter.checkpoint.dtypes import Float64Array
 from converter.errors import CompensationError
 
+IMAGE_WEIGHT = 0.5  # the share of the image tokens in mixed moments, however many they are
+
 
 @dataclass(frozen=True, eq=False)
 class Moments:
@@ -51,7 +53,7 @@ class LayerMoments:
     held_out: Moments | None = None
 
 
-def mix_moments(text: Moments | None, image: Moments | None, *, image_weight: float = 0.5) -> Moments:
+def mix_moments(text: Moments | None, image: Moments | None, *, image_weight: float = IMAGE_WEIGHT) -> Moments:
     """The moments as if a share *image_weight* of all tokens were image tokens.
 
     A sample has some 576 image tokens and far fewer text tokens, which would drown among them; so the two are kept

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from converter.calibration.inputs import Inputs, make_inputs
-from converter.calibration.modalities import IMAGE_WEIGHT
 from converter.calibration.samples import read_samples
 from converter.calibration.stream import stream_layers
 from converter.checkpoint import Checkpoint
+from converter.compensation import IMAGE_WEIGHT
+from converter.device import check_device
 from converter.errors import CalibrationError, UsageError
 from converter.mask.scores import HeadScores
 from converter.progress import layer_bar
@@ -108,8 +109,6 @@ def score_inputs(
 
 
 def _check(metric: str, settings: Settings, *, has_data: bool) -> None:
-    import torch
-
     if metric not in METRICS:
         raise UsageError(f"--metric {metric}: there is no such metric; use one of {', '.join(METRICS)}")
     if METRICS[metric].needs_data and not has_data:
@@ -119,12 +118,7 @@ def _check(metric: str, settings: Settings, *, has_data: bool) -> None:
         raise UsageError(f"--gamma {settings.gamma}: give a weight of 0 or more")
     if settings.seed < 0:
         raise UsageError(f"--seed {settings.seed}: give a number of 0 or more")
-    try:
-        is_cuda = torch.device(settings.device).type == "cuda"
-    except RuntimeError as error:
-        raise UsageError(f"--device {settings.device}: there is no such device; use cpu or cuda") from error
-    if is_cuda and not torch.cuda.is_available():
-        raise UsageError(f"--device {settings.device}: torch finds no CUDA GPU here; use cpu")
+    check_device(settings.device)
 
 
 def _tell_unscored(inputs: list[Inputs]) -> None:
