@@ -88,6 +88,6 @@ def inspect_checkpoint(path: Path | str, *, plot: Path | str | None = None) -> I
     silent = {layer: silent_heads(checkpoint, layer) for layer in range(checkpoint.geometry.num_layers)}
     inspection = Inspection(checkpoint, dict(sorted(dtypes.items())), {layer: h for layer, h in silent.items() if h})
     if plot is not None:
-        title = f"{checkpoint.path.resolve().name}: silent heads"
+        title = f"{checkpoint.source}: silent heads"
         plot_heatmap(Path(plot), checkpoint.geometry.num_heads, inspection.silent_by_layer, None, title)
     return inspection

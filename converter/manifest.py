@@ -27,7 +27,7 @@ def manifest(checkpoint: Checkpoint, plan: Plan, report: Report) -> dict[str, An
     return {
         "format": MANIFEST_FORMAT,
         "tool_version": __version__,
-        "source": checkpoint.path.resolve().name,
+        "source": checkpoint.source,
         "mask": plan.mask.to_json(),
         "compensation": plan.compensation.mode,
         **({"fitted": fitted} if fitted else {}),
