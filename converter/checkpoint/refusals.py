@@ -56,7 +56,7 @@ _MISNAMED = (
 )
 
 # What training leaves beside weights.
-_NO_WEIGHTS = ("training_args.bin", "optimizer.bin", "scheduler.bin", "scaler.bin")
+TRAINING_FILES = ("training_args.bin", "optimizer.bin", "scheduler.bin", "scaler.bin")
 
 _DELTA = "-delta-"
 
@@ -133,5 +133,5 @@ def refuse_misnamed_weights(path: Path, names: Collection[str]) -> None:
 def _refuse_files(path: Path, names: Collection[str], kinds: Sequence[tuple[str, str]]) -> None:
     for pattern, what in kinds:
         for name in sorted(names):
-            if fnmatchcase(name, pattern) and name not in _NO_WEIGHTS:
+            if fnmatchcase(name, pattern) and name not in TRAINING_FILES:
                 raise CheckpointError(f"{path / name}: {what}")
