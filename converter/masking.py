@@ -52,8 +52,8 @@ def write_mask(
 ) -> MadeMask:
     """Score the heads of *checkpoint* by *metric*, or read *scores*, and write the mask that *schedule* makes of them.
 
-    *checkpoint* is a directory, or ``org/name[@revision]`` on the Hub. The arguments from *metric* to *device* are those
-    of :func:`converter.saliency.score_heads`, and belong to a checkpoint. *granularity* ``group`` prunes whole kv
+    *checkpoint* is a directory, or ``org/name[@revision]`` on the Hub. The arguments from *metric* to *device* are
+    those of :func:`converter.saliency.score_heads`, and belong to a checkpoint. *granularity* ``group`` prunes whole kv
     groups; a checkpoint states how many there are, *scores* need *num_kv_heads*. *save_scores* and *plot* name further
     files to write; *force* replaces files that stand there.
 
