@@ -12,9 +12,9 @@ from pathlib import Path
 _HIDDEN = "<hidden>"
 
 # The Hub's own tokens, and whatever else is sent to prove who someone is.
-_TOKEN = re.compile(r"\b(?:hf|api_org|hf_oauth|hf_jwt)_[A-Za-z0-9._-]{6,}")
+_TOKEN = re.compile(r"\b(?:(?:hf|api_org)_[A-Za-z0-9]{16,}|hf_(?:oauth|jwt)_[A-Za-z0-9._-]{16,})")
 _AUTHORIZATION = re.compile(
-    r"(?i)(\b(?:proxy-)?authorization\b['\"]?\s*[:=,]\s*b?['\"]?(?:(?:bearer|basic|token)\s+)?)[^\s'\",)]+"
+    r"(?i)(\b(?:proxy-)?authorization\b['\"]?\s*[:=,]\s*(?:b(?=['\"]))?['\"]?(?:(?:bearer|basic|token)\s+)?)[^\s'\",)]+"
 )
 _BEARER = re.compile(r"(?i)(\bbearer\s+)[^\s'\",)]+")
 _USER_INFO = re.compile(r"(?<=://)[^\s/@]+:[^\s/@]+(?=@)")
