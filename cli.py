@@ -15,18 +15,21 @@ import re
 import signal
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import click
 
 from converter.errors import S4ConvertError, StorageError
+from converter.redaction import RedactingFormatter, redact
 from converter.version import __version__
 
 if TYPE_CHECKING:
     from converter.calibration.request import MomentsRequest
     from converter.mask import Schedule
 
+_HTTP_LIBRARIES = ("httpx", "httpx2", "httpcore", "httpcore2", "urllib3")
 COMPENSATIONS = ("scale", "none", "uniform-ls", "head-ls", "least-squares", "residual-transfer", "similarity")
 POLARITIES = ("keep", "prune")
 GRANULARITIES = ("head", "group")
@@ -36,7 +39,7 @@ EXIT_USAGE, EXIT_STORAGE, EXIT_INTERNAL, EXIT_INTERRUPTED = 2, 3, 70, 130
 
 
 # What every command takes, and people write in front of it.
-_SHARED_FLAGS = ("--debug", "-v", "--verbose", "--json")
+_SHARED_FLAGS = ("--debug", "-v", "-vv", "--verbose", "--json")
 
 
 class MainJobGroup(click.Group):
@@ -92,7 +95,7 @@ SIZE = Size()
 def _shared_options(command: Any) -> Any:
     for option in (
         click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error."),
-        click.option("-v", "--verbose", is_flag=True, help="Say more on stderr."),
+        click.option("-v", "--verbose", count=True, help="Say more on stderr; twice, what libraries say as well."),
         click.option("--json", "as_json", is_flag=True, help="Print JSON."),
     ):
         command = option(command)
@@ -162,9 +165,9 @@ def cli() -> None:
 
 
 @cli.command(hidden=True)
-@click.argument("source", metavar="IN", type=click.Path(path_type=Path))
+@click.argument("source", metavar="IN")
 @click.argument("out", metavar="OUT", type=click.Path(path_type=Path))
-@click.option("--mask", required=True, type=click.Path(path_type=Path), help="Which heads are pruned.")
+@click.option("--mask", required=True, help="Which heads are pruned: a file, or org/name:file on the Hub.")
 @_mask_file_options
 @click.option(
     "--compensate",
@@ -180,13 +183,14 @@ def cli() -> None:
 @click.option("--shard-size", type=SIZE, metavar="SIZE", help="Largest shard built from .bin files, as in 5GB.")
 @click.option("--allow-converted", is_flag=True, help="Accept an IN that was converted before.")
 @click.option("--allow-name", is_flag=True, help="Accept an OUT that stock LLaVA loads as another class.")
+@click.option("--push-to-hub", metavar="ORG/NAME", help="Push OUT there once it is verified.")
 @click.option("--jobs", type=click.IntRange(min=1), help="Threads that write and check.  [default: 2 to 8]")
 @click.option("-q", "--quiet", is_flag=True, help="Print only OUT's path.")
 @_shared_options
 def convert(
-    source: Path,
+    source: str,
     out: Path,
-    mask: Path,
+    mask: str,
     mask_polarity: Any,
     rate: str | None,
     schedule: str | None,
@@ -197,16 +201,23 @@ def convert(
     shard_size: int | None,
     allow_converted: bool,
     allow_name: bool,
+    push_to_hub: str | None,
     jobs: int | None,
     quiet: bool,
     as_json: bool,
-    verbose: bool,
+    verbose: int,
     **calibration: Any,
 ) -> None:
-    """Convert the checkpoint IN to OUT."""
+    """Convert the checkpoint IN, a directory or org/name[@revision] on the Hub, to OUT."""
     _set_up(verbose, quiet=quiet)
     from converter.conversion import carry_out, prepare
+    from converter.hub.names import check_repo_id
+    from converter.hub.push import check_access, push, push_command
 
+    if push_to_hub is not None and no_verify:
+        raise click.UsageError("--push-to-hub pushes what was verified; leave --no-verify out, or push later")
+    if push_to_hub is not None:
+        (check_repo_id if dry_run else check_access)(push_to_hub)
     request = _moments_request(out, **calibration)
     conversion = prepare(
         source,
@@ -220,6 +231,7 @@ def convert(
         force=force,
         allow_converted=allow_converted,
         allow_name=allow_name,
+        progress=not quiet,
     )
     if request is not None:
         request.check(conversion.checkpoint, conversion.plan.mask.touched_layers)
@@ -231,31 +243,46 @@ def convert(
         if request is not None:
             stack.enter_context(request.ready(checkpoint, layers, progress=not quiet))
         report = carry_out(conversion, check_behaviour=not no_verify, jobs=jobs, progress=not quiet)
-    text = str(out) if quiet else f"{report.to_text()}\nwritten: {out}"
+    result = {"out": str(out)} | report.to_json()
+    if not as_json:
+        _print_result(str(out) if quiet else f"{report.to_text()}\nwritten: {out}", out)
     try:
-        click.echo(json.dumps({"out": str(out)} | report.to_json(), indent=1) if as_json else text)
+        if push_to_hub is not None:
+            with _ending_at_once(f"{out} is whole; run again: {push_command(out, push_to_hub)}"):
+                pushed = push(out, push_to_hub, progress=not quiet)
+            result["pushed"] = pushed.to_json()
+            if not (as_json or quiet):
+                _print_result(pushed.to_text(), out)
+    finally:  # a push that fails takes nothing from the conversion
+        if as_json:
+            _print_result(json.dumps(result, indent=1), out)
+
+
+def _print_result(text: str, out: Path) -> None:
+    try:
+        click.echo(text)
     except OSError as error:
         _discard_stdout()
         raise StorageError(f"{out}: is written, but its report cannot be printed: {error.strerror}") from error
 
 
 @cli.command()
-@click.argument("checkpoint", metavar="CKPT", type=click.Path(path_type=Path))
+@click.argument("checkpoint", metavar="CKPT")
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw the silent heads, as heads.png.")
 @_shared_options
-def inspect(checkpoint: Path, plot: Path | None, as_json: bool, verbose: bool) -> None:
+def inspect(checkpoint: str, plot: Path | None, as_json: bool, verbose: int) -> None:
     """Show a checkpoint's layout, geometry and silent heads."""
     _set_up(verbose)
     from converter.inspection import inspect_checkpoint
 
-    inspection = inspect_checkpoint(checkpoint, plot=plot)
+    inspection = inspect_checkpoint(checkpoint, plot=plot, progress=True)
     click.echo(json.dumps(inspection.to_json(), indent=1) if as_json else inspection.to_text())
 
 
 @cli.command()
-@click.argument("original", type=click.Path(path_type=Path))
-@click.argument("converted", type=click.Path(path_type=Path))
-@click.option("--mask", type=click.Path(path_type=Path), help="The mask.  [default: the one in CONVERTED's manifest]")
+@click.argument("original")
+@click.argument("converted")
+@click.option("--mask", help="The mask.  [default: the one in CONVERTED's manifest]")
 @_mask_file_options
 @click.option(
     "--compensate", type=click.Choice(COMPENSATIONS), help="The compensation.  [default: as in the manifest, or scale]"
@@ -263,16 +290,16 @@ def inspect(checkpoint: Path, plot: Path | None, as_json: bool, verbose: bool) -
 @click.option("--jobs", type=click.IntRange(min=1), help="Threads that check.  [default: 2 to 8]")
 @_shared_options
 def verify(
-    original: Path,
-    converted: Path,
-    mask: Path | None,
+    original: str,
+    converted: str,
+    mask: str | None,
     mask_polarity: Any,
     rate: str | None,
     schedule: str | None,
     compensate: str | None,
     jobs: int | None,
     as_json: bool,
-    verbose: bool,
+    verbose: int,
 ) -> None:
     """Check that CONVERTED is what its mask asks of ORIGINAL."""
     _set_up(verbose)
@@ -292,7 +319,7 @@ def verify(
 
 
 @cli.command()
-@click.argument("checkpoint", metavar="[CKPT]", required=False, type=click.Path(path_type=Path))
+@click.argument("checkpoint", metavar="[CKPT]", required=False)
 @click.option("-o", "--output", "out", required=True, type=click.Path(path_type=Path), help="The mask to write.")
 @click.option("--scores", type=click.Path(path_type=Path), help="Scores made before, instead of CKPT.")
 @click.option("--metric", type=click.Choice(METRICS), help="What CKPT's heads are scored by.")
@@ -315,7 +342,7 @@ def verify(
 @click.option("--force", is_flag=True, help="Replace files that stand at the outputs.")
 @click.option("-q", "--quiet", is_flag=True, help="Print only the output's path.")
 @_shared_options
-def mask(out: Path, schedule: str, quiet: bool, as_json: bool, verbose: bool, **options: Any) -> None:
+def mask(out: Path, schedule: str, quiet: bool, as_json: bool, verbose: int, **options: Any) -> None:
     """Make a mask: a schedule says how many heads each layer loses, saliency says which.
 
     The heads of CKPT are scored by a metric; or give --scores made before.
@@ -346,10 +373,42 @@ def mask(out: Path, schedule: str, quiet: bool, as_json: bool, verbose: bool, **
         click.echo(out if quiet else f"{made.to_text()}\nwritten: {out}")
 
 
+@cli.command("push")
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("repo_id", metavar="ORG/NAME")
+@click.option("--private", is_flag=True, help="Make the repository private, where it has to be made.")
+@click.option("--revision", metavar="BRANCH", help="Push to this branch, made where there is none.")
+@click.option("--create-pr", is_flag=True, help="Push as a pull request.")
+@click.option("--message", help="The commit's message.")
+@click.option("--dry-run", is_flag=True, help="List what would go, without the Hub.")
+@click.option("-q", "--quiet", is_flag=True, help="Print only the URL.")
+@_shared_options
+def push_command_line(
+    directory: Path, repo_id: str, dry_run: bool, quiet: bool, as_json: bool, verbose: int, **options: Any
+) -> None:
+    """Bring a conversion to the Hugging Face Hub.
+
+    The files that DIR's s4convert.json lists go to the repository ORG/NAME, which is made if there is none, in one
+    commit, and are compared with the list there. What the Hub has already is not sent again.
+    """
+    _set_up(verbose, quiet=quiet)
+    from converter.hub.push import plan_push, push, push_command
+
+    if dry_run:
+        outgoing = plan_push(directory, repo_id, revision=options["revision"], progress=not quiet)
+        click.echo(json.dumps(outgoing.to_json(), indent=1) if as_json else outgoing.to_text())
+        return
+    again = {name: options[name] for name in ("private", "revision", "create_pr")}
+    with _ending_at_once(f"{directory} is whole; run again: {push_command(directory, repo_id, **again)}"):
+        pushed = push(directory, repo_id, progress=not quiet, **options)
+    text = pushed.url if quiet else pushed.to_text()
+    click.echo(json.dumps(pushed.to_json(), indent=1) if as_json else text)
+
+
 @cli.command()
 @click.argument("directory", default="s4convert-demo", type=click.Path(path_type=Path))
 @_shared_options
-def demo(directory: Path, as_json: bool, verbose: bool) -> None:
+def demo(directory: Path, as_json: bool, verbose: int) -> None:
     """Run the main job on a small trained LLaVA that ships with s4convert, in DIRECTORY."""
     _set_up(verbose)
     from converter.demo.demo import demonstrate
@@ -369,11 +428,17 @@ def _schedule(text: str | None, rate: str | None) -> Schedule | None:
     return parse_schedule(text, rate)
 
 
-def _set_up(verbose: bool, *, quiet: bool = False) -> None:
+def _set_up(verbose: int, *, quiet: bool = False) -> None:
     """Messages to stderr, one line each; SIGTERM and a connection that goes away clean up as Ctrl-C does."""
     level = logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO
-    logging.basicConfig(stream=sys.stderr, level=logging.ERROR, format="s4convert: %(message)s")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(RedactingFormatter("s4convert: %(message)s"))
+    logging.basicConfig(level=logging.ERROR, handlers=[handler])
     logging.getLogger("converter").setLevel(level)
+    if verbose > 1:
+        os.environ["HF_HUB_VERBOSITY"] = "debug"  # the client sets its own level when it is imported
+        for library in _HTTP_LIBRARIES:
+            logging.getLogger(library).setLevel(logging.DEBUG)
     signal.signal(signal.SIGTERM, _interrupt)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup leaves it
         signal.signal(signal.SIGHUP, _interrupt)
@@ -381,6 +446,30 @@ def _set_up(verbose: bool, *, quiet: bool = False) -> None:
 
 def _interrupt(signal_number: int, frame: object) -> NoReturn:
     raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _ending_at_once(then: str) -> Iterator[None]:
+    """An interrupt ends the process on the spot: the Hub's client would first finish every file it is sending.
+
+    For work that leaves nothing half-written here; *then* says how to go on.
+    """
+
+    def end(signal_number: int, frame: object) -> NoReturn:
+        with contextlib.suppress(OSError):
+            os.write(2, f"s4convert: error: interrupted; {then}\n".encode())
+        os._exit(EXIT_INTERRUPTED)
+
+    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    for number in numbers:
+        if handlers[number] is not signal.SIG_IGN:
+            signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def main() -> NoReturn:
@@ -416,10 +505,10 @@ def main() -> NoReturn:
 
 
 def _fail(message: str, exit_code: int, debug: bool) -> NoReturn:
-    if debug:
-        traceback.print_exc()
     with contextlib.suppress(OSError):  # stderr may be closed or full; the exit code says what happened
-        click.echo(f"s4convert: error: {' '.join(message.split())}", err=True)
+        if debug:
+            click.echo(redact(traceback.format_exc()), err=True, nl=False)
+        click.echo(f"s4convert: error: {redact(' '.join(message.split()))}", err=True)
     sys.exit(exit_code)
 
 

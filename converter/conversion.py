@@ -14,6 +14,7 @@ from converter.checkpoint.silence import silent_heads
 from converter.compensation import MomentsSource
 from converter.decoder import require_stock_code
 from converter.errors import CheckpointError, S4ConvertError, UsageError, VerificationError
+from converter.hub.opening import load_mask, open_checkpoint
 from converter.manifest import manifest, write_manifest
 from converter.mask import HeadMask, Schedule
 from converter.mask.layer_lists import Polarity
@@ -81,27 +82,29 @@ def prepare(
     force: bool = False,
     allow_converted: bool = False,
     allow_name: bool = False,
+    progress: bool = False,
 ) -> Conversion:
     """Open IN, read the mask, make the plan, and refuse what cannot be done; nothing is written.
 
+    A *source* or a *mask* on the Hub is downloaded into its client's cache; *progress* shows bars for that.
+
     Raises:
-        CheckpointError, MaskError, UsageError, StorageError: as the class says.
+        CheckpointError, MaskError, UsageError, HubError, StorageError: as the class says.
     """
-    checkpoint, out = Checkpoint.open(source), Path(out)
+    checkpoint, out = open_checkpoint(source, progress=progress), Path(out)
     if isinstance(mask, HeadMask):
         if polarity is not None or schedule is not None:
             raise UsageError("a polarity or a schedule is about a mask file, and this mask is none; leave them out")
         mask.check(checkpoint.geometry)
     else:
-        path, mask = mask, HeadMask.load(mask, checkpoint.geometry, polarity=polarity, schedule=schedule)
-        _log.info("%s: %s", path, mask.how_read)
+        mask = load_mask(mask, checkpoint.geometry, polarity=polarity, schedule=schedule, progress=progress)
     if shard_bytes is not None and not checkpoint.is_torch:
         raise UsageError(f"{checkpoint.path}: its shards are safetensors and stay as they are; leave --shard-size out")
     plan = make_plan(checkpoint, mask, compensation, moments=moments, shard_bytes=shard_bytes)
     check_destination(checkpoint, out, plan, force=force)
     refuse_delta_name(out)
     if not allow_name:
-        check_loader_name(checkpoint.family, checkpoint.path, out)
+        check_loader_name(checkpoint.family, checkpoint.known_as, out)
     if not allow_converted:
         _refuse_converted(checkpoint)
     for name in checkpoint.left_behind:
@@ -174,7 +177,10 @@ def convert(
 ) -> Report:
     """Silence *mask*'s heads in the checkpoint *source* and write the result to *out*.
 
-    A *mask* that is a file may need *polarity* (0/1 flags) or *schedule* (scores), as :meth:`HeadMask.load` says.
+    *source* is a directory, or ``org/name``, ``org/name@revision`` on the Hub; *mask* a mask, a file, or
+    ``org/name:file`` on the Hub. A file may need *polarity* (0/1 flags) or *schedule* (scores), as
+    :meth:`HeadMask.load` says.
+
     *compensation* is a row of :data:`~converter.compensation.modes.MODES`: ``scale`` (kept heads times num_heads /
     kept), ``none``, and so on. *moments* gives, for a layer's number, the moments of that layer's head outputs over
     calibration data: ``uniform-ls``, ``head-ls`` and ``least-squares`` are fitted to them, and with any other mode
@@ -199,6 +205,7 @@ def convert(
         force=force,
         allow_converted=allow_converted,
         allow_name=allow_name,
+        progress=progress,
     )
     return carry_out(conversion, check_behaviour=check_behaviour, jobs=jobs, progress=progress)
 
@@ -214,9 +221,9 @@ def _refuse_converted(checkpoint: Checkpoint) -> None:
     hint = "convert the original instead, or insist with --allow-converted"
     if checkpoint.manifest is not None:
         raise UsageError(
-            f"{checkpoint.path}: was converted before, and its compensation would be folded in twice; {hint}"
+            f"{checkpoint.known_as}: was converted before, and its compensation would be folded in twice; {hint}"
         )
     for layer in range(checkpoint.geometry.num_layers):
         silent = silent_heads(checkpoint, layer)
         if silent:
-            raise UsageError(f"{checkpoint.path}: layer {layer}: head {silent[0]} is zero already; {hint}")
+            raise UsageError(f"{checkpoint.known_as}: layer {layer}: head {silent[0]} is zero already; {hint}")

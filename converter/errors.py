@@ -10,6 +10,7 @@
       CompensationError     2   a compensation that cannot be fitted: its statistics, or their lack
       VerificationError     1   the written checkpoint is not what was asked for
       StorageError          3   the disk: no space, no permission, files changing underneath
+      HubError              4   the Hugging Face Hub: not reached, refused, or not holding what was asked for
 
 The number is the process's exit code. A message is one line that says what is wrong, where, and what to do.
 """
@@ -82,3 +83,9 @@ class StorageError(S4ConvertError):
     """The disk refused: no space, no permission, or a file changed while it was read."""
 
     exit_code = 3
+
+
+class HubError(S4ConvertError):
+    """The Hugging Face Hub could not be reached, refused, or does not hold what was asked for or sent."""
+
+    exit_code = 4

@@ -11,6 +11,7 @@ from typing import Any
 from converter.checkpoint import Checkpoint
 from converter.checkpoint.silence import silent_heads
 from converter.heatmap import plot_heatmap, require_plots, text_heatmap
+from converter.hub.opening import open_checkpoint
 from converter.output_file import check_output
 
 
@@ -31,6 +32,7 @@ class Inspection:
         """The inspection for a script to read."""
         checkpoint, geometry = self.checkpoint, self.checkpoint.geometry
         return {
+            "source": checkpoint.source,
             "model_type": checkpoint.family.model_type,
             "layout": checkpoint.family.lineage,
             "language_model": checkpoint.language_model.model_type,
@@ -56,6 +58,7 @@ class Inspection:
             heads += f", {geometry.num_kv_heads} kv heads ({geometry.heads_per_group} heads each)"
         num_silent = sum(len(heads) for heads in self.silent.values())
         lines = [
+            *([] if checkpoint.repository is None else [f"repository    {checkpoint.repository}"]),
             f"checkpoint    {checkpoint.path}",
             f"layout        {checkpoint.family.lineage} {checkpoint.family.model_type}, "
             f"{checkpoint.language_model.model_type}",
@@ -72,22 +75,24 @@ class Inspection:
         return "\n".join(lines)
 
 
-def inspect_checkpoint(path: Path | str, *, plot: Path | str | None = None) -> Inspection:
-    """Open *path* and look at its headers and ``o_proj`` weights; *plot* names a picture of its silent heads to draw.
+def inspect_checkpoint(path: Path | str, *, plot: Path | str | None = None, progress: bool = False) -> Inspection:
+    """Look at the headers and ``o_proj`` weights of *path*, a directory or ``org/name[@revision]`` on the Hub.
+
+    *plot* names a picture of its silent heads to draw. *progress* shows bars where it is downloaded.
 
     Raises:
-        CheckpointError, UsageError, StorageError: as the class says.
+        CheckpointError, UsageError, HubError, StorageError: as the class says.
     """
     if plot is not None:
         check_output(Path(plot), force=False)
         require_plots(Path(plot))
-    checkpoint = Checkpoint.open(path)
+    checkpoint = open_checkpoint(path, progress=progress)
     dtypes: Counter[str] = Counter()
     for tensor in checkpoint.tensors.values():
         dtypes[tensor.dtype] += tensor.entry.num_bytes
     silent = {layer: silent_heads(checkpoint, layer) for layer in range(checkpoint.geometry.num_layers)}
     inspection = Inspection(checkpoint, dict(sorted(dtypes.items())), {layer: h for layer, h in silent.items() if h})
     if plot is not None:
-        title = f"{checkpoint.path.resolve().name}: silent heads"
+        title = f"{checkpoint.source}: silent heads"
         plot_heatmap(Path(plot), checkpoint.geometry.num_heads, inspection.silent_by_layer, None, title)
     return inspection

@@ -27,7 +27,7 @@ def manifest(checkpoint: Checkpoint, plan: Plan, report: Report) -> dict[str, An
     return {
         "format": MANIFEST_FORMAT,
         "tool_version": __version__,
-        "source": checkpoint.path.resolve().name,
+        "source": checkpoint.source,
         "mask": plan.mask.to_json(),
         "compensation": plan.compensation.mode,
         **({"fitted": fitted} if fitted else {}),
@@ -69,16 +69,25 @@ def read_conversion(converted: Checkpoint) -> StatedConversion | None:
     if content is None:
         return None
     where = converted.path / MANIFEST_FILE
-    if content.get("format") != MANIFEST_FORMAT:
-        raise CheckpointError(f"{where}: format is {content.get('format')!r}; this version reads {MANIFEST_FORMAT!r}")
+    files = read_files(content, where)
     if content.get("compensation") not in MODES:
         raise CheckpointError(f"{where}: compensation {content.get('compensation')!r} is not known to this version")
-    try:
-        files = {name: (entry["size"], entry["sha256"]) for name, entry in content["files"].items()}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{where}: its list of files is malformed; convert the original again") from error
     mask = HeadMask.from_json(content.get("mask"), converted.geometry)
     return StatedConversion(mask, content["compensation"], _read_factors(content, mask, where), files)
+
+
+def read_files(content: Mapping[str, Any], where: Path) -> dict[str, tuple[int, str]]:
+    """The (size, sha256) of every file by its name, as *content*, read from the manifest *where*, states them.
+
+    Raises:
+        CheckpointError: the manifest is of another version, or its list of files is malformed.
+    """
+    if content.get("format") != MANIFEST_FORMAT:
+        raise CheckpointError(f"{where}: format is {content.get('format')!r}; this version reads {MANIFEST_FORMAT!r}")
+    try:
+        return {name: (entry["size"], entry["sha256"]) for name, entry in content["files"].items()}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{where}: its list of files is malformed; convert the original again") from error
 
 
 def _read_factors(content: Mapping[str, Any], mask: HeadMask, where: Path) -> dict[int, tuple[float, ...]]:

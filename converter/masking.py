@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from converter.checkpoint import Checkpoint
 from converter.errors import UsageError
 from converter.heatmap import plot_heatmap, require_plots, text_heatmap
+from converter.hub.opening import open_checkpoint
 from converter.mask import HeadMask, HeadScores, Schedule
 from converter.mask.making import make_mask
 from converter.output_file import check_output
@@ -52,9 +52,10 @@ def write_mask(
 ) -> MadeMask:
     """Score the heads of *checkpoint* by *metric*, or read *scores*, and write the mask that *schedule* makes of them.
 
-    The arguments from *metric* to *device* are those of :func:`converter.saliency.score_heads`, and belong to a
-    checkpoint. *granularity* ``group`` prunes whole kv groups; a checkpoint states how many there are, *scores* need
-    *num_kv_heads*. *save_scores* and *plot* name further files to write; *force* replaces files that stand there.
+    *checkpoint* is a directory, or ``org/name[@revision]`` on the Hub. The arguments from *metric* to *device* are
+    those of :func:`converter.saliency.score_heads`, and belong to a checkpoint. *granularity* ``group`` prunes whole kv
+    groups; a checkpoint states how many there are, *scores* need *num_kv_heads*. *save_scores* and *plot* name further
+    files to write; *force* replaces files that stand there.
 
     Raises:
         S4ConvertError: the subclass says what kind; what could be seen at the beginning was refused then.
@@ -74,7 +75,7 @@ def write_mask(
         from converter.saliency import score_heads
 
         assert checkpoint is not None and metric is not None  # _check_arguments
-        opened = Checkpoint.open(checkpoint)
+        opened = open_checkpoint(checkpoint, progress=progress)
         num_kv_heads = opened.geometry.num_kv_heads if granularity == "group" else None
         found = score_heads(
             opened,

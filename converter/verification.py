@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 from converter.checkpoint import Checkpoint
 from converter.compensation import MODES, Compensation, FittedCompensation, MomentsSource
 from converter.compensation.stated import StatedCompensation
 from converter.errors import CheckpointError, UsageError, VerificationError
+from converter.hub.opening import load_mask, locate_checkpoint, open_checkpoint
 from converter.manifest import StatedConversion, check_digests, read_conversion
 from converter.mask import HeadMask, Schedule
 from converter.mask.layer_lists import Polarity
 from converter.verify.checks import check_converted, default_jobs
 from converter.verify.report import Report
-
-_log = logging.getLogger(__name__)
 
 
 def verify_conversion(
@@ -31,7 +29,9 @@ def verify_conversion(
     jobs: int | None = None,
     progress: bool = False,
 ) -> Report:
-    """Check that *converted* is what its mask asks of *original*; both are directories, neither is written to.
+    """Check that *converted* is what its mask asks of *original*; neither is written to.
+
+    Both are directories, or ``org/name``, ``org/name@revision`` on the Hub.
 
     Mask and compensation are those of *converted*'s manifest unless given; without either, the compensation
     is ``scale``. *polarity* and *schedule* are for masks that need them, as :meth:`HeadMask.load` says.
@@ -43,13 +43,14 @@ def verify_conversion(
     Raises:
         VerificationError: it is not.
         UsageError: there is no manifest and no mask is given.
-        CheckpointError, MaskError, StorageError: as the class says.
+        CheckpointError, MaskError, HubError, StorageError: as the class says.
     """
-    before = Checkpoint.open(original)
+    before = open_checkpoint(original, progress=progress)
+    directory, repository = locate_checkpoint(converted, progress=progress)
     try:
-        after = Checkpoint.open(converted)
+        after = Checkpoint.open(directory, repository)
     except CheckpointError as error:
-        if not Path(converted).is_dir():
+        if not directory.is_dir():
             raise
         raise VerificationError(str(error)) from error  # ORIGINAL is sound, so a conversion of it would be
     if after.geometry != before.geometry:
@@ -58,8 +59,7 @@ def verify_conversion(
     if mask is None and (polarity is not None or schedule is not None):
         raise UsageError("--mask-polarity, --rate and --schedule are about a --mask file; give that too")
     if mask is not None:
-        head_mask = HeadMask.load(mask, before.geometry, polarity=polarity, schedule=schedule)
-        _log.info("%s: %s", mask, head_mask.how_read)
+        head_mask = load_mask(mask, before.geometry, polarity=polarity, schedule=schedule, progress=progress)
     elif stated is not None:
         head_mask = stated.mask
     else:

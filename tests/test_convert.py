@@ -94,4 +94,4 @@ def test_every_error_of_the_package_has_an_exit_code() -> None:
     def leaves(error: type[S4ConvertError]) -> list[type[S4ConvertError]]:
         return [leaf for child in error.__subclasses__() for leaf in leaves(child)] or [error]
 
-    assert {leaf.exit_code for leaf in leaves(S4ConvertError)} == {1, 2, 3}
+    assert {leaf.exit_code for leaf in leaves(S4ConvertError)} == {1, 2, 3, 4}

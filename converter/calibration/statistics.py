@@ -181,7 +181,7 @@ _SIZES = ("num_layers", "num_heads", "num_kv_heads", "head_dim", "hidden_size")
 
 def _description(checkpoint: Checkpoint) -> dict[str, Any]:
     sizes = {name: getattr(checkpoint.geometry, name) for name in _SIZES}
-    source = checkpoint.path.resolve().name
+    source = checkpoint.source
     return {"format": STATISTICS_FORMAT, "tool_version": __version__, "source": source, **sizes}
 
 

@@ -18,17 +18,12 @@ from converter.checkpoint.file_names import CONFIG_FILE, MANIFEST_FILE, TORCH_IN
 from converter.checkpoint.file_span import read_span
 from converter.checkpoint.geometry import Geometry, read_geometry
 from converter.checkpoint.json_file import read_json_object
+from converter.checkpoint.kind import check_entries, read_family
 from converter.checkpoint.language_models import LanguageModel
-from converter.checkpoint.layouts import Family, find_family
+from converter.checkpoint.layouts import Family
 from converter.checkpoint.other_files import other_files
 from converter.checkpoint.projections import PROJECTIONS, ProjectionRows, expected_shape, projections_in
-from converter.checkpoint.refusals import (
-    refuse_adapter,
-    refuse_delta,
-    refuse_other_formats,
-    refuse_quantised,
-    refuse_weights_elsewhere,
-)
+from converter.checkpoint.repository import Repository
 from converter.checkpoint.shards import open_shards
 from converter.checkpoint.weight_file import TensorEntry, WeightFile
 from converter.errors import CheckpointError, StorageError
@@ -98,7 +93,7 @@ class Checkpoint:
 
     *shards* are safetensors files, or ``.bin`` files (*is_torch*). *left_behind* are files that hold weights which
     no loader reads beside the ones in *shards*: copied, they would carry the unpruned model along. *stamps* has
-    one entry per shard and sidecar.
+    one entry per shard and sidecar. *repository* is where it was downloaded from, if it was.
     """
 
     path: Path
@@ -112,10 +107,13 @@ class Checkpoint:
     sidecars: tuple[str, ...]
     left_behind: tuple[str, ...]
     stamps: Mapping[str, FileStamp]
+    repository: Repository | None
 
     @staticmethod
-    def open(path: Path | str) -> Checkpoint:
+    def open(path: Path | str, repository: Repository | None = None) -> Checkpoint:
         """Open the checkpoint directory *path*; of the weights, only headers are read.
+
+        Where *path* is what was downloaded of a *repository*, other files than the repository's are not looked at.
 
         Raises:
             CheckpointError: no LLaVA checkpoint of a supported kind, malformed, or contradicting its config.
@@ -124,20 +122,21 @@ class Checkpoint:
         path = Path(path)
         if not path.is_dir():
             raise CheckpointError(f"{path}: no such directory; give the directory that holds {CONFIG_FILE}")
-        refuse_adapter(path)
-        refuse_delta(path)
-        if not (path / CONFIG_FILE).is_file():
-            refuse_other_formats(path)
-            raise CheckpointError(f"{path}: has no {CONFIG_FILE}; give the directory of a checkpoint")
+        among = None if repository is None else repository.files
+        among = None if repository is None else repository.files
+        try:
+            entries = {entry.name for entry in path.iterdir() if entry.exists()}
+        except OSError as error:
+            raise StorageError(f"{error.filename}: cannot be read: {error.strerror}") from error
+        entries = entries if among is None else entries & among
+        check_entries(path, entries)
         config = read_json_object(path / CONFIG_FILE)
-        refuse_quantised(path, config)
-        refuse_weights_elsewhere(path, config)
-        family = find_family(config, str(path / CONFIG_FILE))
+        family = read_family(path, entries, config)
         text_config, language_model = family.read_language_model(config, str(path / CONFIG_FILE))
         try:
-            shards, index, is_torch = open_shards(path)
+            shards, index, is_torch = open_shards(path, entries)
             replaced = {TORCH_INDEX_FILE} if is_torch else set()
-            sidecars, left_behind = other_files(path, family, {*shards, MANIFEST_FILE, *replaced}, index)
+            sidecars, left_behind = other_files(path, family, {*shards, MANIFEST_FILE, *replaced}, index, among)
             stamps = {name: FileStamp.of(path / name) for name in (*shards, *sidecars)}
         except OSError as error:
             raise StorageError(f"{error.filename}: cannot be read: {error.strerror}") from error
@@ -153,9 +152,20 @@ class Checkpoint:
             sidecars=sidecars,
             left_behind=left_behind,
             stamps=MappingProxyType(stamps),
+            repository=repository,
         )
         checkpoint._check_attention_tensors()
         return checkpoint
+
+    @property
+    def known_as(self) -> Path:
+        """What people and loaders call it: its directory, or ``org/name`` on the Hub."""
+        return self.path if self.repository is None else Path(self.repository.repo_id)
+
+    @property
+    def source(self) -> str:
+        """Where it came from, without a path of this machine: the directory's name, or ``org/name@commit``."""
+        return self.path.resolve().name if self.repository is None else str(self.repository)
 
     @cached_property
     def manifest(self) -> Mapping[str, Any] | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -55,22 +56,23 @@ _MISNAMED = (
 )
 
 # What training leaves beside weights.
-_NO_WEIGHTS = ("training_args.bin", "optimizer.bin", "scheduler.bin", "scaler.bin")
+TRAINING_FILES = ("training_args.bin", "optimizer.bin", "scheduler.bin", "scaler.bin")
 
 _DELTA = "-delta-"
 
 _QUANTIZATION_FILES = ("quantize_config.json", "quant_config.json")
 
 
-def refuse_adapter(path: Path) -> None:
-    """Raise CheckpointError where the directory *path* holds an adapter, also beside other weights: it changes them."""
-    for pattern, what in _ADAPTERS:
-        for file in sorted(path.glob(pattern)):
-            raise CheckpointError(f"{file}: {what}; {_MERGE}")
+def refuse_adapter(path: Path, names: Collection[str]) -> None:
+    """Raise CheckpointError where *names* in *path* are an adapter's, also beside weights: it changes them.
+
+    Here and below, *names* are what stands in *path*, a directory or a repository on the Hub.
+    """
+    _refuse_files(path, names, tuple((pattern, f"{what}; {_MERGE}") for pattern, what in _ADAPTERS))
 
 
 def refuse_delta(path: Path) -> None:
-    """Raise CheckpointError where the directory *path* is named as deltas are: nothing else tells them apart."""
+    """Raise CheckpointError where *path* is named as deltas are: nothing else tells them apart."""
     if _DELTA in path.resolve().name:
         raise CheckpointError(
             f"{path}: is named as a delta is; apply it to its base model first (python -m llava.model.apply_delta), "
@@ -84,7 +86,7 @@ def refuse_delta_name(out: Path) -> None:
         raise UsageError(f"{out}: would be taken for a delta by its name; choose one without {_DELTA}")
 
 
-def refuse_quantised(path: Path, config: Mapping[str, Any]) -> None:
+def refuse_quantised(path: Path, names: Collection[str], config: Mapping[str, Any]) -> None:
     """Raise CheckpointError where the checkpoint *path* with the config.json *config* holds quantised weights."""
     text_config = config.get("text_config")
     for part in (config, text_config if isinstance(text_config, dict) else {}):
@@ -96,7 +98,7 @@ def refuse_quantised(path: Path, config: Mapping[str, Any]) -> None:
                 "convert the checkpoint that they were made from, then quantise the result"
             )
     for name in _QUANTIZATION_FILES:
-        if (path / name).exists():
+        if name in names:
             raise CheckpointError(
                 f"{path / name}: the weights are quantised; "
                 "convert the checkpoint that they were made from, then quantise the result"
@@ -118,18 +120,18 @@ def refuse_model_type(model_type: object, where: str) -> None:
         raise CheckpointError(f"{where}: model_type {model_type!r} {MODEL_TYPES[model_type]}")
 
 
-def refuse_other_formats(path: Path) -> None:
-    """Raise CheckpointError where the directory *path* holds weights in a format that is not read."""
-    _refuse_files(path, _OTHER_FORMATS)
+def refuse_other_formats(path: Path, names: Collection[str]) -> None:
+    """Raise CheckpointError where *names* in *path* are weights in a format that is not read."""
+    _refuse_files(path, names, _OTHER_FORMATS)
 
 
-def refuse_misnamed_weights(path: Path) -> None:
-    """Raise CheckpointError where the directory *path*, which has no weights that are loaded, holds others."""
-    _refuse_files(path, _MISNAMED)
+def refuse_misnamed_weights(path: Path, names: Collection[str]) -> None:
+    """Raise CheckpointError where *names* in *path*, which has no weights that are loaded, are others."""
+    _refuse_files(path, names, _MISNAMED)
 
 
-def _refuse_files(path: Path, kinds: Sequence[tuple[str, str]]) -> None:
+def _refuse_files(path: Path, names: Collection[str], kinds: Sequence[tuple[str, str]]) -> None:
     for pattern, what in kinds:
-        for file in sorted(path.glob(pattern)):
-            if file.name not in _NO_WEIGHTS:
-                raise CheckpointError(f"{file}: {what}")
+        for name in sorted(names):
+            if fnmatchcase(name, pattern) and name not in TRAINING_FILES:
+                raise CheckpointError(f"{path / name}: {what}")

@@ -2,53 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
-from converter.checkpoint.file_names import INDEX_FILE, SINGLE_FILE, TORCH_INDEX_FILE, TORCH_SINGLE_FILE
+from converter.checkpoint.file_names import INDEX_FILE, TORCH_INDEX_FILE, TORCH_SINGLE_FILE
 from converter.checkpoint.json_file import read_json_object
-from converter.checkpoint.refusals import refuse_misnamed_weights, refuse_other_formats
+from converter.checkpoint.kind import find_weights
 from converter.checkpoint.safetensors_header import read_header
 from converter.checkpoint.torch_file import read_torch_file, warn_of_old_torch
 from converter.checkpoint.weight_file import WeightFile
 from converter.errors import CheckpointError
 
 
-def open_shards(path: Path) -> tuple[dict[str, WeightFile], str | None, bool]:
-    """(shards, the index that names them, whether they are torch's): what stock loaders would read, in their order."""
-    for single, index, read in (
-        (SINGLE_FILE, INDEX_FILE, read_header),
-        (TORCH_SINGLE_FILE, TORCH_INDEX_FILE, read_torch_file),
-    ):
-        has_single, has_index = (path / single).is_file(), (path / index).is_file()
-        if has_single and has_index:
-            raise CheckpointError(
-                f"{path}: has both {single} and {index}, and loaders differ in which they read; remove one"
-            )
-        is_torch = read is read_torch_file
-        if is_torch and (has_single or has_index):
-            warn_of_old_torch()
-        if has_single:
-            return {single: read(path / single)}, None, is_torch
-        if has_index:
-            return _open_indexed(path, index, read), index, is_torch
-    refuse_other_formats(path)
-    refuse_misnamed_weights(path)
-    raise CheckpointError(
-        f"{path}: has none of {SINGLE_FILE}, {INDEX_FILE}, {TORCH_SINGLE_FILE}, {TORCH_INDEX_FILE}; "
-        "download the weights as well"
-    )
+def open_shards(path: Path, entries: Collection[str]) -> tuple[dict[str, WeightFile], str | None, bool]:
+    """(shards, the index that names them, whether they are torch's): what stock loaders would read, in their order.
+
+    *entries* are the names of what stands in the directory *path*.
+    """
+    found = find_weights(path, entries)
+    is_torch = found in (TORCH_SINGLE_FILE, TORCH_INDEX_FILE)
+    read = read_torch_file if is_torch else read_header
+    if is_torch:
+        warn_of_old_torch()
+    if found in (INDEX_FILE, TORCH_INDEX_FILE):
+        return _open_indexed(path, found, read), found, is_torch
+    return {found: read(path / found)}, None, is_torch
 
 
 def _open_indexed(path: Path, index_file: str, read: Callable[[Path], WeightFile]) -> dict[str, WeightFile]:
     index = path / index_file
-    weight_map = read_json_object(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index}: has no weight_map; restore the file")
-    for tensor, shard in weight_map.items():
-        # A plain name only: neither reading nor publishing may ever reach outside the directory.
-        if not isinstance(shard, str) or Path(shard).name != shard or {"\0", "\\"} & set(shard) or shard in (".", ".."):
-            raise CheckpointError(f"{index}: {tensor} is mapped to {shard!r}, which is not a plain file name")
+    weight_map = read_weight_map(index)
     shards: dict[str, WeightFile] = {}
     for shard in sorted(set(weight_map.values())):
         if not (path / shard).is_file():
@@ -66,3 +49,20 @@ def _open_indexed(path: Path, index_file: str, read: Callable[[Path], WeightFile
     if missing:
         raise CheckpointError(f"{index}: {missing[0]} is not in {weight_map[missing[0]]}; download that shard again")
     return shards
+
+
+def read_weight_map(index: Path) -> dict[str, str]:
+    """Which shard holds each tensor, as the file *index* says.
+
+    Raises:
+        CheckpointError: the file is malformed, or a shard's name is not a plain one.
+        StorageError: the file cannot be read.
+    """
+    weight_map = read_json_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index}: has no weight_map; restore the file")
+    for tensor, shard in weight_map.items():
+        # A plain name only: neither reading nor publishing may ever reach outside the directory.
+        if not isinstance(shard, str) or Path(shard).name != shard or {"\0", "\\"} & set(shard) or shard in (".", ".."):
+            raise CheckpointError(f"{index}: {tensor} is mapped to {shard!r}, which is not a plain file name")
+    return weight_map

@@ -77,7 +77,7 @@ def score_inputs(
     scorer, geometry = METRICS[metric], checkpoint.geometry
     provenance: dict[str, Any] = {
         "tool_version": __version__,
-        "source": checkpoint.path.resolve().name,
+        "source": checkpoint.source,
         "metric": metric,
         **scorer.provenance(settings),
     }

@@ -1,0 +1,188 @@
+"""In from the Hub: what a conversion needs of a repository, through the cache of the Hub's client.
+
+The cache belongs to the client: it writes there, resumes what was cut off, and is only read from here.
+"""
+
+from __future__ import annotations
+
+import glob
+import logging
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from converter.checkpoint import CONFIG_FILE, INDEX_FILE, read_json_object
+from converter.checkpoint.file_names import TORCH_INDEX_FILE
+from converter.checkpoint.kind import check_entries, find_weights, read_family
+from converter.checkpoint.layouts import Family
+from converter.checkpoint.other_files import holds_another_model
+from converter.checkpoint.repository import Repository
+from converter.checkpoint.shards import read_weight_map
+from converter.errors import CheckpointError, HubError, MaskError
+from converter.hub.choice import choose_files
+from converter.hub.client import hub_client
+from converter.hub.failures import hub_failures
+from converter.hub.names import HubName
+from converter.mask.mask_file import MAX_BYTES
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+_log = logging.getLogger(__name__)
+
+_RESUME = "run again, and it goes on where it stopped"
+
+
+@dataclass(frozen=True)
+class FetchedCheckpoint:
+    """A directory of the client's cache, whose files are links, and the repository that it is an image of."""
+
+    path: Path
+    repository: Repository
+
+
+class _Snapshot(Protocol):
+    """One commit of a repository."""
+
+    commit: str
+    files: tuple[str, ...]
+
+    def get(self, file: str) -> Path:
+        """Where *file* lies on the disk."""
+
+    def get_all(self, files: frozenset[str]) -> Path:
+        """The directory where *files* lie on the disk."""
+
+
+def fetch_checkpoint(name: HubName, *, progress: bool = False) -> FetchedCheckpoint:
+    """Bring what a conversion reads of the repository *name* onto the disk, unless it is there already.
+
+    The revision is resolved to a commit first. Weights of one kind are downloaded, and the sidecars; a repository
+    that cannot be converted is refused before that. With HF_HUB_OFFLINE, it is what the cache holds.
+
+    Raises:
+        CheckpointError: it is no checkpoint of a supported kind.
+        HubError: the repository cannot be had, or with HF_HUB_OFFLINE, not all of it.
+        StorageError: the disk refused.
+    """
+    from huggingface_hub import constants
+
+    with hub_client(progress=progress) as hub:
+        is_offline = constants.HF_HUB_OFFLINE
+        snapshot: _Snapshot = _Cached(hub, name) if is_offline else _Remote(hub, name)
+        chosen = _choose(name, snapshot)
+        if is_offline:
+            _log.info("%s@%s: taken from the cache as it stands there", name.repo_id, snapshot.commit)
+        path = snapshot.get_all(chosen)
+    missing = sorted(file for file in chosen if not (path / file).is_file())
+    if missing:  # the client returns what it has where it fails late
+        raise HubError(f"{name}: {missing[0]} has not arrived; {_RESUME}")
+    return FetchedCheckpoint(path, Repository(name.repo_id, snapshot.commit, chosen))
+
+
+def fetch_mask(name: HubName, *, progress: bool = False) -> tuple[Path, HubName]:
+    """(where the file *name* lies on the disk, its name with the commit as the revision), downloaded if need be.
+
+    Raises:
+        MaskError: it is too large for a mask.
+        HubError: it cannot be had.
+        StorageError: the disk refused.
+    """
+    from huggingface_hub import constants
+
+    assert name.file is not None
+    with hub_client(progress=progress) as hub, hub_failures(str(name)):
+        if not constants.HF_HUB_OFFLINE:
+            entries = hub.get_paths_info(name.repo_id, [name.file], revision=name.revision)
+            size = sum(getattr(entry, "size", 0) for entry in entries)
+            if size > MAX_BYTES:
+                raise MaskError(f"{name}: {size:,} bytes are too many for a mask, at most {MAX_BYTES:,} are read")
+        path = Path(hub.hf_hub_download(name.repo_id, name.file, revision=name.revision))
+    commit = path.parents[len(Path(name.file).parts) - 1].name  # snapshots/COMMIT/FILE, as the cache is laid out
+    return path, replace(name, revision=commit)
+
+
+class _Remote:
+    """A commit on the Hub."""
+
+    def __init__(self, hub: HfApi, name: HubName) -> None:
+        self._hub, self._name = hub, name
+        with hub_failures(str(name), _RESUME):
+            info = hub.model_info(name.repo_id, revision=name.revision)
+        self.commit = info.sha or ""
+        self.files = tuple(file.rfilename for file in info.siblings or ())
+
+    def get(self, file: str) -> Path:
+        with hub_failures(str(replace(self._name, file=file)), _RESUME):
+            return Path(self._hub.hf_hub_download(self._name.repo_id, file, revision=self.commit))
+
+    def get_all(self, files: frozenset[str]) -> Path:
+        # By the revision as it was given, so that the cache remembers where a branch stands.
+        with hub_failures(str(self._name), _RESUME):
+            path = Path(
+                self._hub.snapshot_download(
+                    self._name.repo_id,
+                    revision=self._name.revision,
+                    allow_patterns=[glob.escape(file) for file in sorted(files)],
+                )
+            )
+        if path.name != self.commit:
+            raise HubError(f"{self._name}: changed during the download; run again")
+        return path
+
+
+class _Cached:
+    """A commit as far as the cache holds it."""
+
+    def __init__(self, hub: HfApi, name: HubName) -> None:
+        self._name = name
+        with hub_failures(str(name)):
+            self._path = Path(
+                hub.snapshot_download(
+                    name.repo_id, revision=name.revision, local_files_only=True, allow_patterns=[CONFIG_FILE]
+                )
+            )
+        self.commit = self._path.name
+        self.files = tuple(
+            (Path(folder) / file).relative_to(self._path).as_posix()
+            for folder, _, files in os.walk(self._path)
+            for file in sorted(files)
+            if (Path(folder) / file).is_file()
+        )
+        if CONFIG_FILE not in self.files:
+            raise self._incomplete(CONFIG_FILE)
+
+    def get(self, file: str) -> Path:
+        return self._path / file
+
+    def get_all(self, files: frozenset[str]) -> Path:
+        for file in sorted(files.difference(self.files)):
+            raise self._incomplete(file)
+        return self._path
+
+    def _incomplete(self, file: str) -> HubError:
+        return HubError(
+            f"{self._name}: {file} is not in the cache, and HF_HUB_OFFLINE is set; run once without it to download it"
+        )
+
+
+def _choose(name: HubName, snapshot: _Snapshot) -> frozenset[str]:
+    """The files that a conversion reads; refuses, with few and small files downloaded, what cannot be converted."""
+    where = Path(name.repo_id)
+    entries = {file.partition("/")[0] for file in snapshot.files}
+    check_entries(where, entries)
+    weights = find_weights(where, entries)
+    family = read_family(where, entries, read_json_object(snapshot.get(CONFIG_FILE)))
+    shards = {weights}
+    if weights in (INDEX_FILE, TORCH_INDEX_FILE):
+        shards |= set(read_weight_map(snapshot.get(weights)).values())
+    if isinstance(snapshot, _Remote) and not shards <= set(snapshot.files):
+        absent = min(shards - set(snapshot.files))
+        raise CheckpointError(f"{name}: {weights} names {absent}, which is missing; its owner has to upload it")
+    return choose_files(snapshot.files, shards, lambda folder: _is_part(snapshot, folder, family))
+
+
+def _is_part(snapshot: _Snapshot, folder: str, family: Family) -> bool:
+    config = f"{folder}/{CONFIG_FILE}"
+    return config in snapshot.files and holds_another_model(snapshot.get(config).parent, family)

@@ -1,0 +1,68 @@
+"""From what a user names to what is read: a path on the disk, or a name on the Hub."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from converter.checkpoint import Checkpoint, Geometry
+from converter.checkpoint.repository import Repository
+from converter.errors import HubError
+from converter.hub.names import checkpoint_name, file_name
+from converter.mask import HeadMask, Schedule
+from converter.mask.layer_lists import Polarity
+
+_log = logging.getLogger(__name__)
+
+
+def open_checkpoint(given: Path | str, *, progress: bool = False) -> Checkpoint:
+    """Open the checkpoint *given*: a directory, or ``org/name[@revision]`` on the Hub, which is downloaded.
+
+    Raises:
+        S4ConvertError: as :func:`locate_checkpoint` and :meth:`Checkpoint.open` say.
+    """
+    return Checkpoint.open(*locate_checkpoint(given, progress=progress))
+
+
+def locate_checkpoint(given: Path | str, *, progress: bool = False) -> tuple[Path, Repository | None]:
+    """(the directory of the checkpoint *given*, the repository that it was downloaded from, if it was).
+
+    Raises:
+        UsageError: *given* begins with ``hf://`` and names no repository.
+        CheckpointError, HubError, StorageError: as :func:`~converter.hub.download.fetch_checkpoint` says.
+    """
+    name = checkpoint_name(given)
+    if name is None:
+        return Path(given), None
+    from converter.hub.download import fetch_checkpoint
+
+    try:
+        fetched = fetch_checkpoint(name, progress=progress)
+    except HubError as error:
+        if str(given) != name.repo_id:  # it cannot have been meant as a directory
+            raise
+        raise HubError(f"{error} (there is no directory of that name here)") from error
+    return fetched.path, fetched.repository
+
+
+def load_mask(
+    given: Path | str,
+    geometry: Geometry,
+    *,
+    polarity: Polarity | None = None,
+    schedule: Schedule | None = None,
+    progress: bool = False,
+) -> HeadMask:
+    """The mask in the file *given*, a path or ``org/name[@revision]:path`` on the Hub; how it was read is told.
+
+    Raises:
+        S4ConvertError: as :func:`~converter.hub.download.fetch_mask` and :meth:`HeadMask.load` say.
+    """
+    name, path = file_name(given), Path(given)
+    if name is not None:
+        from converter.hub.download import fetch_mask
+
+        path, name = fetch_mask(name, progress=progress)
+    mask = HeadMask.load(path, geometry, polarity=polarity, schedule=schedule)
+    _log.info("%s: %s", given if name is None else name, mask.how_read)
+    return mask

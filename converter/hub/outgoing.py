@@ -1,0 +1,108 @@
+"""What of a directory goes to the Hub: the files that its manifest states, if they are still what it states."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from stat import S_ISREG
+from typing import Any
+
+from converter.checkpoint import MANIFEST_FILE, read_json_object
+from converter.errors import CheckpointError, StorageError, UsageError
+from converter.manifest import read_files
+from converter.progress import Progress, byte_bar
+
+_BLOCK_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """The conversion in *directory*: *files* maps the names of what goes to (size, sha256), the manifest among them.
+
+    *strays* are files that stand there too, and stay.
+    """
+
+    directory: Path
+    files: Mapping[str, tuple[int, str]]
+    strays: tuple[str, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(size for size, _ in self.files.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """What goes and what stays, for a script to read."""
+        files = {name: {"size": size, "sha256": sha256} for name, (size, sha256) in self.files.items()}
+        return {"directory": str(self.directory), "files": files, "stays_behind": list(self.strays)}
+
+    def to_text(self) -> str:
+        """What goes and what stays, for a person to read."""
+        width = max(len(f"{size:,}") for size, _ in self.files.values())
+        lines = [f"{size:>{width},}  {name}" for name, (size, _) in self.files.items()]
+        lines += [f"stays behind, it is not in {MANIFEST_FILE}: {name}" for name in self.strays]
+        return "\n".join([*lines, "", f"{len(self.files)} files, {self.num_bytes:,} bytes"])
+
+
+def read_outgoing(directory: Path, *, progress: bool = False) -> Outgoing:
+    """Read every file of the conversion in *directory*, and compare it with the manifest.
+
+    Raises:
+        UsageError: it is no directory, no conversion, or holds links or things that are no files.
+        CheckpointError: the manifest is malformed, or a file is not what it states.
+        StorageError: a file cannot be read.
+    """
+    if not directory.is_dir():
+        raise UsageError(f"{directory}: no such directory; give one that s4convert wrote")
+    manifest = directory / MANIFEST_FILE
+    if not manifest.is_file():
+        raise UsageError(
+            f"{directory}: has no {MANIFEST_FILE}, so s4convert did not write it; only conversions are pushed"
+        )
+    try:
+        standing = _regular_files(directory)
+        stated = read_files(read_json_object(manifest), manifest)
+        for name in stated:
+            if name not in standing:
+                raise CheckpointError(f"{directory / name}: is missing; convert the original again")
+        with byte_bar("check", sum(standing[name] for name in stated), shown=progress) as bar:
+            for name, (size, sha256) in stated.items():
+                if standing[name] != size or sha256_of(directory / name, bar.update) != sha256:
+                    raise CheckpointError(
+                        f"{directory / name}: is not what {MANIFEST_FILE} says of it; convert the original again"
+                    )
+        files = dict(sorted((stated | {MANIFEST_FILE: (standing[MANIFEST_FILE], sha256_of(manifest))}).items()))
+    except OSError as error:
+        raise StorageError(f"{error.filename}: cannot be read: {error.strerror}") from error
+    return Outgoing(directory, files, tuple(sorted(standing.keys() - files.keys())))
+
+
+def sha256_of(path: Path, progress: Progress = lambda _: None) -> str:
+    """The sha256 of the file *path*; *progress* is told of every block of it."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+            progress(len(block))
+    return digest.hexdigest()
+
+
+def _regular_files(directory: Path) -> dict[str, int]:
+    """The size of every file in *directory*, but for hidden directories, where git and the Hub's client keep theirs.
+
+    Raises:
+        UsageError: something is a link, or no file.
+    """
+    sizes = {}
+    for folder, subfolders, files in os.walk(directory):
+        for name in (*subfolders, *files):
+            path = Path(folder) / name
+            status = path.lstat()
+            if path.is_symlink() or (name in files and not S_ISREG(status.st_mode)):
+                raise UsageError(f"{path}: is not a regular file; only a directory as s4convert wrote it is pushed")
+            if name in files:
+                sizes[path.relative_to(directory).as_posix()] = status.st_size
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+    return sizes

@@ -1,0 +1,263 @@
+"""Out to the Hub: the files of a conversion in one commit, and what arrived compared with them."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from converter.checkpoint import CONFIG_FILE, read_json_object
+from converter.checkpoint.layouts import find_family
+from converter.checkpoint.loader_names import check_loader_name
+from converter.errors import HubError, StorageError, UsageError
+from converter.hub.client import hub_client
+from converter.hub.failures import hub_failures
+from converter.hub.names import check_branch, check_repo_id
+from converter.hub.outgoing import Outgoing, read_outgoing, sha256_of
+from converter.version import __version__
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoFile
+
+_log = logging.getLogger(__name__)
+
+_ATTRIBUTES_FILE = ".gitattributes"  # the Hub's own, in every repository
+
+
+@dataclass(frozen=True)
+class PushReport:
+    """What stands on the Hub now: *outgoing*, at *commit* of *repo_id*; *url* is the commit's or the pull request's.
+
+    *is_new* is off where it stood there before, and nothing was done.
+    """
+
+    outgoing: Outgoing
+    repo_id: str
+    commit: str
+    url: str
+    is_new: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """The push for a script to read."""
+        place = {"repo_id": self.repo_id, "commit": self.commit, "url": self.url, "is_new": self.is_new}
+        return place | self.outgoing.to_json()
+
+    def to_text(self) -> str:
+        """The push for a person to read."""
+        what = f"{len(self.outgoing.files)} files, {self.outgoing.num_bytes:,} bytes"
+        state = "on the Hub as the manifest states them" if self.is_new else "were on the Hub already, nothing was done"
+        return f"{what}: {state}\npushed: {self.url}"
+
+
+@dataclass(frozen=True)
+class _Head:
+    """The *commit* that a revision stands at, and its *files*."""
+
+    commit: str
+    files: dict[str, RepoFile]
+
+
+def check_access(repo_id: str) -> None:
+    """Ask the Hub who we are, and refuse what cannot end well: call it before work that takes long.
+
+    Raises:
+        UsageError: *repo_id* is not the name of a repository.
+        HubError: there is no token, it may not write, or not into that organisation; or the Hub cannot be reached.
+    """
+    from huggingface_hub import get_token
+
+    check_repo_id(repo_id)
+    with hub_client(progress=False) as hub, hub_failures(repo_id):
+        if not get_token():
+            raise HubError(f"{repo_id}: pushing needs a token; set HF_TOKEN or run hf auth login")
+        me = hub.whoami()
+    token = (me.get("auth") or {}).get("accessToken") or {}
+    roles = {me["name"]: "admin"} | {org["name"]: org.get("roleInOrg") for org in me.get("orgs", ())}
+    organisation = repo_id.partition("/")[0]
+    if token.get("role") == "read":
+        raise HubError(f"{repo_id}: your token may only read; use one of role write")
+    if organisation not in roles:
+        raise HubError(
+            f"{repo_id}: your token is {me['name']}'s, who is not in {organisation}; push to {me['name']}/..."
+        )
+    if roles[organisation] == "read":
+        raise HubError(f"{repo_id}: {me['name']} may only read in {organisation}; push to {me['name']}/...")
+
+
+def plan_push(directory: Path | str, repo_id: str, *, revision: str | None = None, progress: bool = False) -> Outgoing:
+    """What :func:`push` would send; the Hub is not asked for anything.
+
+    Raises:
+        UsageError, CheckpointError, StorageError: as :func:`push` says.
+    """
+    check_repo_id(repo_id)
+    if revision is not None:
+        check_branch(revision)
+    outgoing = read_outgoing(Path(directory), progress=progress)
+    for name in outgoing.strays:
+        _log.warning("%s: stays behind, the conversion did not write it", outgoing.directory / name)
+    _advise_on_name(outgoing.directory, repo_id)
+    return outgoing
+
+
+def push(
+    directory: Path | str,
+    repo_id: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    create_pr: bool = False,
+    message: str | None = None,
+    progress: bool = False,
+) -> PushReport:
+    """Bring the conversion in *directory* to the repository *repo_id* on the Hub, in one commit, and check it there.
+
+    The repository is made if there is none, *private* or not, and so is the branch *revision*. With *create_pr* the
+    commit is a pull request. *message* is the commit's. *directory* is only read.
+
+    Raises:
+        UsageError: *repo_id* or *revision* cannot be a name, or *directory* is not as a conversion left it.
+        CheckpointError, StorageError: as :func:`~converter.hub.outgoing.read_outgoing` says.
+        HubError: the Hub refused, holds other files there, or what arrived is not what was sent.
+    """
+    outgoing = plan_push(directory, repo_id, revision=revision, progress=progress)
+    directory = outgoing.directory
+    then = f"{directory} is whole; run again: {push_command(directory, repo_id, private, revision, create_pr)}"
+    with hub_client(progress=progress) as hub, hub_failures(_place(repo_id, revision), then):
+        head = _prepare(hub, outgoing, repo_id, private, revision, create_pr)
+        if _difference(outgoing, head) is None:
+            return PushReport(outgoing, repo_id, head.commit, f"{hub.endpoint}/{repo_id}/tree/{head.commit}", False)
+        commit, url = _commit(hub, outgoing, repo_id, revision, create_pr, message, head.commit)
+        difference = _difference(outgoing, _read_head(hub, repo_id, commit))
+        if difference is not None:
+            raise HubError(f"{repo_id}@{commit}: {difference}; {then}")
+    return PushReport(outgoing, repo_id, commit, url, True)
+
+
+def push_command(
+    directory: Path, repo_id: str, private: bool = False, revision: str | None = None, create_pr: bool = False
+) -> str:
+    """What to type to push *directory* again."""
+    options = [*(["--private"] if private else []), *([] if revision is None else ["--revision", revision])]
+    return shlex.join(["s4convert", "push", str(directory), repo_id, *options, *(["--create-pr"] if create_pr else [])])
+
+
+def _prepare(
+    hub: HfApi, outgoing: Outgoing, repo_id: str, private: bool, revision: str | None, create_pr: bool
+) -> _Head:
+    """The head that the commit goes on top of; repository and branch are made where there are none.
+
+    Raises:
+        HubError: what stands there is public, or holds other files.
+    """
+    from huggingface_hub.utils import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        info = hub.model_info(repo_id)
+    except GatedRepoError:
+        raise
+    except RepositoryNotFoundError:
+        hub.create_repo(repo_id, private=private, exist_ok=True)
+        info = hub.model_info(repo_id)
+    if private and not info.private:
+        raise HubError(f"{repo_id}: exists and is public; make it private in its settings, or leave --private out")
+    try:
+        head = _read_head(hub, repo_id, revision)
+    except RevisionNotFoundError:
+        if revision is None or create_pr:
+            raise
+        head = _read_head(hub, repo_id, None)
+        _refuse_other_files(outgoing, head, f"{repo_id} (where the branch {revision} would begin)")
+        hub.create_branch(repo_id, branch=revision, revision=head.commit, exist_ok=True)
+        head = _read_head(hub, repo_id, revision)
+    _refuse_other_files(outgoing, head, _place(repo_id, revision))
+    return head
+
+
+def _read_head(hub: HfApi, repo_id: str, revision: str | None) -> _Head:
+    from huggingface_hub.hf_api import RepoFile
+
+    commit = hub.model_info(repo_id, revision=revision).sha or ""
+    entries = hub.list_repo_tree(repo_id, recursive=True, revision=commit)
+    return _Head(commit, {entry.path: entry for entry in entries if isinstance(entry, RepoFile)})
+
+
+def _refuse_other_files(outgoing: Outgoing, head: _Head, where: str) -> None:
+    others = sorted(head.files.keys() - outgoing.files.keys() - {_ATTRIBUTES_FILE})
+    if others:
+        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+        raise HubError(
+            f"{where}: holds {others[0]}{more}, which is not of this conversion and might be loaded in its place; "
+            "push to another repository, or remove it there"
+        )
+
+
+def _commit(
+    hub: HfApi,
+    outgoing: Outgoing,
+    repo_id: str,
+    revision: str | None,
+    create_pr: bool,
+    message: str | None,
+    parent: str,
+) -> tuple[str, str]:
+    """(the commit, where a person finds it); files whose content the Hub has are not sent again."""
+    from huggingface_hub import CommitOperationAdd
+
+    info = hub.create_commit(
+        repo_id,
+        [CommitOperationAdd(name, outgoing.directory / name) for name in outgoing.files],
+        commit_message=message or f"Upload a checkpoint that s4convert {__version__} wrote",
+        revision=revision,
+        create_pr=create_pr,
+        parent_commit=parent,
+    )
+    return info.oid, str(info.pr_url if create_pr and info.pr_url else info.commit_url)
+
+
+def _difference(outgoing: Outgoing, head: _Head) -> str | None:
+    """How the files at *head* differ from *outgoing*, if they do.
+
+    Raises:
+        StorageError: a file on the disk is not what it was.
+    """
+    for name, (size, sha256) in outgoing.files.items():
+        if name not in head.files:
+            return f"{name} is not there"
+        remote = head.files[name]
+        if (remote.size if remote.lfs is None else remote.lfs.size) != size:
+            return f"{name} has {remote.size:,} bytes, not {size:,}"
+        if remote.lfs is None and remote.blob_id != _git_hash(outgoing.directory / name, sha256):
+            return f"{name} is another blob, {remote.blob_id}"
+        if remote.lfs is not None and remote.lfs.sha256 != sha256:
+            return f"{name} has the sha256 {remote.lfs.sha256}, not {sha256}"
+    others = head.files.keys() - outgoing.files.keys() - {_ATTRIBUTES_FILE}
+    return f"{min(others)} is there as well" if others else None
+
+
+def _git_hash(path: Path, sha256: str) -> str:
+    """What git calls the content of the file *path*, which is small if it is not in LFS."""
+    try:
+        if sha256_of(path) != sha256:
+            raise StorageError(f"{path}: changed during the push; run again when it is at rest")
+        content = path.read_bytes()
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read: {error.strerror}") from error
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+
+
+def _advise_on_name(directory: Path, repo_id: str) -> None:
+    """Say so where stock LLaVA, which goes by names, would load the repository as another class."""
+    config = directory / CONFIG_FILE
+    try:
+        check_loader_name(find_family(read_json_object(config), str(config)), directory, Path(repo_id))
+    except UsageError as error:
+        _log.warning("%s", str(error).replace("directory's name", "name").partition(", or insist")[0])
+
+
+def _place(repo_id: str, revision: str | None) -> str:
+    return repo_id if revision is None else f"{repo_id}@{revision}"
