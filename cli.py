@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import signal
 import sys
 import traceback
@@ -26,6 +27,8 @@ from converter.redaction import RedactingFormatter, redact
 from converter.version import __version__
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from converter.calibration.request import MomentsRequest
     from converter.mask import Schedule
 
@@ -184,6 +187,7 @@ def cli() -> None:
 @click.option("--allow-converted", is_flag=True, help="Accept an IN that was converted before.")
 @click.option("--allow-name", is_flag=True, help="Accept an OUT that stock LLaVA loads as another class.")
 @click.option("--push-to-hub", metavar="ORG/NAME", help="Push OUT there once it is verified.")
+@click.option("--no-card", is_flag=True, help="Leave README.md as IN's; write no model card.")
 @click.option("--jobs", type=click.IntRange(min=1), help="Threads that write and check.  [default: 2 to 8]")
 @click.option("-q", "--quiet", is_flag=True, help="Print only OUT's path.")
 @_shared_options
@@ -201,6 +205,7 @@ def convert(
     shard_size: int | None,
     allow_converted: bool,
     allow_name: bool,
+    no_card: bool,
     push_to_hub: str | None,
     jobs: int | None,
     quiet: bool,
@@ -231,6 +236,7 @@ def convert(
         force=force,
         allow_converted=allow_converted,
         allow_name=allow_name,
+        card=not no_card,
         progress=not quiet,
     )
     if request is not None:
@@ -242,7 +248,8 @@ def convert(
     with contextlib.ExitStack() as stack:
         if request is not None:
             stack.enter_context(request.ready(checkpoint, layers, progress=not quiet))
-        report = carry_out(conversion, check_behaviour=not no_verify, jobs=jobs, progress=not quiet)
+        command = _public_command({str(source): checkpoint.source, str(out): "OUT"})
+        report = carry_out(conversion, check_behaviour=not no_verify, jobs=jobs, command=command, progress=not quiet)
     result = {"out": str(out)} | report.to_json()
     if not as_json:
         _print_result(str(out) if quiet else f"{report.to_text()}\nwritten: {out}", out)
@@ -415,6 +422,19 @@ def demo(directory: Path, as_json: bool, verbose: int) -> None:
 
     demonstration = demonstrate(directory, progress=True)
     click.echo(json.dumps(demonstration.to_json(), indent=1) if as_json else demonstration.to_text())
+
+
+def _public_command(names: Mapping[str, str]) -> str:
+    """The command line as a model card may state it: without a path of this machine, and with *names* for what is
+    called otherwise there."""
+    said = ["s4convert"]
+    for argument in sys.argv[1:]:
+        option, equals, value = argument.rpartition("=") if argument.startswith("--") else ("", "", argument)
+        path = Path(value)
+        is_local = path.is_absolute() or value.startswith((".", "~")) or path.exists()
+        public = names.get(value) or names.get(str(path)) or (path.name if is_local else value)
+        said.append(f"{option}{equals}{public}")
+    return shlex.join(said)
 
 
 def _schedule(text: str | None, rate: str | None) -> Schedule | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from converter.card import BaseCard, read_base_card, write_card
 from converter.checkpoint import Checkpoint
 from converter.checkpoint.loader_names import check_loader_name
 from converter.checkpoint.refusals import refuse_delta_name
@@ -32,13 +33,15 @@ _log = logging.getLogger(__name__)
 class Conversion:
     """A conversion that has been checked against the disk and not been carried out yet.
 
-    *replace* says that a checkpoint may stand at *out*, to be replaced.
+    *replace* says that a checkpoint may stand at *out*, to be replaced. *base_card* is the model card that OUT's is
+    built on; None where IN's README.md is to stay as it is.
     """
 
     checkpoint: Checkpoint
     out: Path
     plan: Plan
     replace: bool
+    base_card: BaseCard | None
 
     @property
     def bytes_needed(self) -> int:
@@ -82,6 +85,7 @@ def prepare(
     force: bool = False,
     allow_converted: bool = False,
     allow_name: bool = False,
+    card: bool = True,
     progress: bool = False,
 ) -> Conversion:
     """Open IN, read the mask, make the plan, and refuse what cannot be done; nothing is written.
@@ -109,14 +113,20 @@ def prepare(
         _refuse_converted(checkpoint)
     for name in checkpoint.left_behind:
         _log.warning("%s: left behind, it may hold unpruned weights", checkpoint.path / name)
-    return Conversion(checkpoint, out, plan, force)
+    return Conversion(checkpoint, out, plan, force, read_base_card(checkpoint) if card else None)
 
 
 def carry_out(
-    conversion: Conversion, *, check_behaviour: bool = True, jobs: int | None = None, progress: bool = False
+    conversion: Conversion,
+    *,
+    check_behaviour: bool = True,
+    jobs: int | None = None,
+    command: str | None = None,
+    progress: bool = False,
 ) -> Report:
     """Stage, verify and commit *conversion*; OUT exists if and only if this returns.
 
+    *command* is what the model card says it was made by; by default, a call of :func:`convert`.
     With *check_behaviour* off, the byte-by-byte check is still made. *progress* shows bars on stderr.
 
     Raises:
@@ -152,6 +162,10 @@ def carry_out(
         advised = report.advice(plan.compensation.mode)
         if advised is not None:
             _log.warning("%s", advised)
+        if conversion.base_card is not None:
+            made_by = command or f'converter.convert("{checkpoint.source}", "OUT", mask, "{plan.compensation.mode}")'
+            written = write_card(checkpoint, plan, report, conversion.base_card, made_by, staging.directory)
+            report = report.with_card(written)
         write_manifest(manifest(checkpoint, plan, report), staging.directory)
         flusher.wait()
         commit(staging, replace=conversion.replace)
@@ -172,6 +186,7 @@ def convert(
     force: bool = False,
     allow_converted: bool = False,
     allow_name: bool = False,
+    card: bool = True,
     jobs: int | None = None,
     progress: bool = False,
 ) -> Report:
@@ -188,7 +203,7 @@ def convert(
 
     *shard_bytes* bounds the shards that are built anew from ``.bin`` files. *force* replaces a checkpoint that stands
     at *out*; *allow_converted* accepts a *source* that was converted before; *allow_name* an *out* that stock LLaVA
-    would load as another class.
+    would load as another class. *card* writes a model card (README.md) into *out*; without it, README.md is *source*'s.
 
     Raises:
         S4ConvertError: the subclass says what kind; nothing was written under *out*.
@@ -205,6 +220,7 @@ def convert(
         force=force,
         allow_converted=allow_converted,
         allow_name=allow_name,
+        card=card,
         progress=progress,
     )
     return carry_out(conversion, check_behaviour=check_behaviour, jobs=jobs, progress=progress)

@@ -73,7 +73,8 @@ def plot_heatmap(path: Path, num_heads: int, pruned: Heads, saliency: Saliency |
     counts.barh(range(num_layers), [len(row) for row in pruned], color="tab:red")
     counts.set(xlabel="pruned", xlim=(0, num_heads))
     try:
-        figure.savefig(path)
+        # No software's version in it: the same figures give the same bytes.
+        figure.savefig(path, metadata={"Software": None} if path.suffix.lower() == ".png" else None)
     except OSError as error:
         raise StorageError(f"{path}: cannot be written: {error.strerror or error}") from error
 

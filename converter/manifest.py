@@ -10,9 +10,10 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from converter.card import CARD_FILES
 from converter.checkpoint import MANIFEST_FILE, Checkpoint
 from converter.compensation import MODES
-from converter.errors import CheckpointError, VerificationError
+from converter.errors import CheckpointError, VerificationError, shown
 from converter.mask import HeadMask
 from converter.rewrite.plan import Plan
 from converter.verify.report import Report
@@ -33,6 +34,7 @@ def manifest(checkpoint: Checkpoint, plan: Plan, report: Report) -> dict[str, An
         **({"fitted": fitted} if fitted else {}),
         "plan": {"edits": len(plan.edits), "rewritten_bytes": plan.num_bytes},
         "verification": report.to_json(),
+        "card": sorted(report.structure.card),
         "files": {name: {"size": size, "sha256": sha256} for name, (size, sha256) in report.structure.digests.items()},
     }
 
@@ -49,6 +51,7 @@ def write_manifest(content: dict[str, Any], directory: Path) -> None:
 class StatedConversion:
     """What a manifest says of its checkpoint; *files* maps names to their (size, sha256).
 
+    *card* are the names of those that are the model card, and not the original's.
     *factors* are those of each head in the layers where a compensation was fitted that consists of factors.
     """
 
@@ -56,6 +59,7 @@ class StatedConversion:
     compensation: str
     factors: Mapping[int, tuple[float, ...]]
     files: Mapping[str, tuple[int, str]]
+    card: frozenset[str]
 
 
 def read_conversion(converted: Checkpoint) -> StatedConversion | None:
@@ -73,7 +77,13 @@ def read_conversion(converted: Checkpoint) -> StatedConversion | None:
     if content.get("compensation") not in MODES:
         raise CheckpointError(f"{where}: compensation {content.get('compensation')!r} is not known to this version")
     mask = HeadMask.from_json(content.get("mask"), converted.geometry)
-    return StatedConversion(mask, content["compensation"], _read_factors(content, mask, where), files)
+    card = content.get("card", [])
+    if not isinstance(card, list) or any(
+        name not in sorted(CARD_FILES) for name in card
+    ):  # nothing else may go uncompared
+        raise CheckpointError(f"{where}: card is {shown(card)}, not files of a model card; convert the original again")
+    factors = _read_factors(content, mask, where)
+    return StatedConversion(mask, content["compensation"], factors, files, frozenset(card))
 
 
 def read_files(content: Mapping[str, Any], where: Path) -> dict[str, tuple[int, str]]:

@@ -72,6 +72,7 @@ def verify_conversion(
         head_mask,
         _compensation(compensation, before, after, head_mask, moments, stated),
         check_behaviour=check_behaviour,
+        card=frozenset() if stated is None else stated.card,
         jobs=jobs or default_jobs(),
         progress=progress,
     )

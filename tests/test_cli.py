@@ -15,6 +15,7 @@ import pytest
 
 import cli
 from converter import HeadMask, __version__, convert, parse_schedule, verify_conversion
+from converter.card import CARD_FILES
 from converter.errors import UsageError
 from tests.command_line import COMMAND, ROOT, run, run_here
 from tests.conftest import MINI_LLAVA
@@ -317,7 +318,8 @@ def test_inspect_as_json_tells_the_same(source: Path, converted: Path) -> None:
     assert before["silent_heads"] == {}
     assert after["silent_heads"] == {"1": [0, 2]}
     assert (before["converted"], after["converted"]) == (False, True)
-    same = ("num_layers", "num_heads", "num_kv_heads", "head_dim", "hidden_size", "shards", "sidecars", "dtype_bytes")
+    assert set(after["sidecars"]) - set(before["sidecars"]) == CARD_FILES
+    same = ("num_layers", "num_heads", "num_kv_heads", "head_dim", "hidden_size", "shards", "dtype_bytes")
     assert all(before[name] == after[name] for name in same)
 
 
@@ -354,7 +356,8 @@ def test_verify_as_json_holds_the_figures(mini_converted: Path) -> None:
 
 
 def test_verify_without_a_manifest_asks_for_the_mask_and_takes_it(mini_converted: Path, mask: Path) -> None:
-    (mini_converted / "s4convert.json").unlink()
+    for name in ("s4convert.json", *CARD_FILES):  # which is the model card, only the manifest says
+        (mini_converted / name).unlink()
     refused = run_here("verify", MINI_LLAVA, mini_converted)
     assert refused.exit_code == 2
     assert "has no manifest that names its mask; give it with --mask" in refused.error

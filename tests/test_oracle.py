@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import converter
+from converter.card import CARD_FILES
 from tests.synthetic import HUGGING_FACE, ORIGINAL, Spec, read_safetensors, write_checkpoint, write_safetensors
 
 MANIFEST = "s4convert.json"
@@ -119,7 +120,7 @@ def first_difference(found: bytes, expected: bytes) -> str:
 
 def assert_equals_the_oracle(source: Path, out: Path, spec: Spec, pruned: Pruned, factors: Mapping[int, float]) -> None:
     found = files_of(out)
-    assert found.keys() == files_of(source).keys() | {MANIFEST}
+    assert found.keys() == files_of(source).keys() | {MANIFEST} | CARD_FILES
     for name, content in files_of(source).items():
         if name.endswith(".safetensors"):
             expected = expected_shard(content, spec, pruned, factors)

@@ -10,6 +10,7 @@ import torch
 from transformers import LlavaForConditionalGeneration
 
 import converter
+from converter.card import CARD_FILES
 from converter.front_end import load_processor
 from converter.mask import HeadMask
 from tests.run_time_hooks import hook_heads
@@ -59,7 +60,10 @@ def test_heads_and_sidecars_are_the_inputs(mini_llava: Path, mini_mask: HeadMask
     assert len(sidecars) == 8
     for name in sidecars:
         assert (out / name).read_bytes() == (mini_llava / name).read_bytes()
-    assert {path.name for path in out.iterdir()} - {path.name for path in mini_llava.iterdir()} == {"s4convert.json"}
+    assert {path.name for path in out.iterdir()} - {path.name for path in mini_llava.iterdir()} == {
+        "s4convert.json",
+        *CARD_FILES,
+    }
     before, after = (load(path).config.text_config for path in (mini_llava, out))
     assert (after.num_attention_heads, after.num_key_value_heads) == (8, 8)
     assert after.to_dict() == before.to_dict()

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import converter
 from benchmarks.memory import peak_bytes
+from converter.card import CARD_FILES
 from converter.checkpoint import MANIFEST_FILE, Checkpoint
 from tests.command_line import Outcome, run_here
 from tests.conftest import MINI_LLAVA
@@ -198,7 +199,7 @@ def test_out_holds_safetensors_an_index_and_the_other_files(source: Path, tmp_pa
     out = convert(source, tmp_path / "out", mask)
     shards = {"model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"}
     others = {"config.json", "generation_config.json", "assets/notes.txt", "training_args.bin"}
-    assert set(digests(out)) == shards | others | {INDEX, MANIFEST_FILE}
+    assert set(digests(out)) == shards | others | {INDEX, MANIFEST_FILE, *CARD_FILES}
     assert {name: digests(out)[name] for name in others} == {name: digests(source)[name] for name in others}
     stated = json.loads((out / MANIFEST_FILE).read_text())["files"]
     assert {name: file["sha256"] for name, file in stated.items()} == {
@@ -241,7 +242,7 @@ def test_safetensors_win_over_bin_files_which_are_left_behind(tmp_path: Path, ma
     left = {TORCH_INDEX, "pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin"}
     for name in left:
         assert f"{name}: left behind, it may hold unpruned weights" in outcome.stderr
-    assert set(digests(tmp_path / "out")) == set(digests(path)) - left | {MANIFEST_FILE}
+    assert set(digests(tmp_path / "out")) == set(digests(path)) - left | {MANIFEST_FILE, *CARD_FILES}
     shutil.copy(path / "pytorch_model-00001-of-00002.bin", tmp_path / "out")
     refused = run_here("verify", path, tmp_path / "out")
     assert refused.exit_code == 1
@@ -335,7 +336,7 @@ def test_a_dry_run_tells_the_files_that_will_be(source: Path, tmp_path: Path, ma
     assert snapshot(tmp_path) == before
     planned = json.loads(outcome.stdout)["files"]
     out = convert(source, tmp_path / "out", mask)
-    assert planned == {name: (out / name).stat().st_size for name in digests(out) if name != MANIFEST_FILE}
+    assert planned == {name: (out / name).stat().st_size for name in set(digests(out)) - {MANIFEST_FILE, *CARD_FILES}}
 
 
 def test_an_old_torch_is_warned_of_and_used(

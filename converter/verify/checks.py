@@ -19,10 +19,13 @@ def check_converted(
     compensation: Compensation,
     *,
     check_behaviour: bool,
+    card: frozenset[str] = frozenset(),
     jobs: int,
     progress: bool,
 ) -> Report:
     """Check *converted*'s bytes, and its hidden states where *check_behaviour* is on.
+
+    The files *card* are its model card's, which are not the original's.
 
     Raises:
         VerificationError: the first thing that is wrong.
@@ -30,7 +33,7 @@ def check_converted(
     """
     total = sum(stamp.size for stamp in converted.stamps.values())
     with byte_bar("check", total, shown=progress) as bar:
-        structure = check_structure(original, converted, mask, compensation, jobs=jobs, progress=bar.update)
+        structure = check_structure(original, converted, mask, compensation, card=card, jobs=jobs, progress=bar.update)
     if not check_behaviour:
         return Report(mask, structure, None)
     # Imported here, because transformers takes seconds to import and --no-verify does without.

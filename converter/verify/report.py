@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from converter.compensation.layer_fit import FIT_COLUMNS, LayerFit, advice
@@ -25,6 +25,14 @@ class Report:
     behaviour: BehaviourReport | None
     fits: Mapping[int, LayerFit] = field(default_factory=dict)
     stored_errors: Mapping[int, float] = field(default_factory=dict)
+
+    def with_card(self, files: Mapping[str, tuple[int, str]]) -> Report:
+        """The report of the same conversion with a model card: *files*, by name, with their (size, sha256)."""
+        digests = dict(sorted({**self.structure.digests, **files}.items()))
+        sidecars = self.structure.sidecars - sum(name in self.structure.digests for name in files)
+        return replace(
+            self, structure=replace(self.structure, digests=digests, sidecars=sidecars, card=frozenset(files))
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The figures, rounded to four significant digits so that machines agree on them."""

@@ -30,12 +30,16 @@ BLOCK_BYTES = 256 << 10  # small enough to stay in the processor's cache between
 
 @dataclass(frozen=True)
 class StructureReport:
-    """What the structure check saw: *digests* maps every file to its (size, sha256)."""
+    """What the structure check saw: *digests* maps every file to its (size, sha256).
+
+    *card* are the files of the model card, which were not compared with the original's.
+    """
 
     digests: Mapping[str, tuple[int, str]]
     identical_tensors: int
     edited_tensors: int
     sidecars: int
+    card: frozenset[str] = frozenset()
 
 
 def check_structure(
@@ -44,6 +48,7 @@ def check_structure(
     mask: HeadMask,
     compensation: Compensation,
     *,
+    card: frozenset[str] = frozenset(),
     jobs: int,
     progress: Progress,
 ) -> StructureReport:
@@ -51,19 +56,20 @@ def check_structure(
 
     Same files, same headers, tensors, dtypes, shapes and head counts; sidecars and tensors
     that the mask does not touch are byte-identical; touched ones hold :func:`expected_rows`.
+    The files *card* are the model card's own, and only read.
     *progress* is told the number of bytes of every piece that is done.
 
     Raises:
         VerificationError: the first difference, by file and tensor.
         StorageError: a file cannot be read.
     """
-    _check_files(original, converted)
+    _check_files(original, converted, card)
     if converted.geometry != original.geometry:
         raise VerificationError(f"{converted.path}: its geometry is not the original's; convert again")
     stop = threading.Event()
     with ThreadPoolExecutor(max_workers=jobs, thread_name_prefix="check") as executor:
         checks = {
-            name: executor.submit(_check_file, original, converted, name, mask, compensation, stop, progress)
+            name: executor.submit(_check_file, original, converted, name, mask, compensation, card, stop, progress)
             for name in converted.stamps
         }
         try:
@@ -74,7 +80,8 @@ def check_structure(
             stop.set()
             executor.shutdown(wait=False, cancel_futures=True)
     edited = sum(_is_touched(original, tensor, mask) for tensor in original.tensors.values())
-    return StructureReport(digests, len(original.tensors) - edited, edited, len(original.sidecars))
+    sidecars = len(set(original.sidecars) - card)
+    return StructureReport(digests, len(original.tensors) - edited, edited, sidecars, card)
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,11 +186,12 @@ def _expected_values(
     return ExpectedRows(data, exact, rounded)
 
 
-def _check_files(original: Checkpoint, converted: Checkpoint) -> None:
+def _check_files(original: Checkpoint, converted: Checkpoint, card: frozenset[str]) -> None:
     expected, found = set(original.stamps), set(converted.stamps)
     if original.is_torch:  # its shards become safetensors, in as many files as the conversion was told
         _check_rebuilt(original, converted)
         expected, found = set(original.sidecars), set(converted.sidecars) - {INDEX_FILE}
+    expected, found = expected - card, found - card
     for name in sorted(expected ^ found):
         state = "is missing" if name in expected else "does not stand in the original"
         raise VerificationError(f"{converted.path / name}: {state}; convert again")
@@ -240,6 +248,7 @@ def _check_file(
     name: str,
     mask: HeadMask,
     compensation: Compensation,
+    card: frozenset[str],
     stop: threading.Event,
     progress: Progress,
 ) -> str:
@@ -247,7 +256,9 @@ def _check_file(
     digest = hashlib.sha256()
     with ExitStack() as files:
         file = files.enter_context((converted.path / name).open("rb", 0))
-        before = files.enter_context((original.path / name).open("rb", 0)) if name in original.stamps else None
+        before = (
+            files.enter_context((original.path / name).open("rb", 0)) if name in original.stamps.keys() - card else None
+        )
         for span in _spans(original, converted, name, mask):
             mix, is_recovered = None, False
             layer = _touched_layer(original, span.tensor, mask)
