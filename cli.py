@@ -390,7 +390,9 @@ def push_command_line(
     from converter.hub.push import plan_push, push, push_command
 
     if dry_run:
-        outgoing = plan_push(directory, repo_id, revision=options["revision"], progress=not quiet)
+        outgoing = plan_push(
+            directory, repo_id, revision=options["revision"], create_pr=options["create_pr"], progress=not quiet
+        )
         click.echo(json.dumps(outgoing.to_json(), indent=1) if as_json else outgoing.to_text())
         return
     again = {name: options[name] for name in ("private", "revision", "create_pr")}
