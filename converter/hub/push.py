@@ -85,7 +85,14 @@ def check_access(repo_id: str) -> None:
         raise HubError(f"{repo_id}: {me['name']} may only read in {organisation}; push to {me['name']}/...")
 
 
-def plan_push(directory: Path | str, repo_id: str, *, revision: str | None = None, progress: bool = False) -> Outgoing:
+def plan_push(
+    directory: Path | str,
+    repo_id: str,
+    *,
+    revision: str | None = None,
+    create_pr: bool = False,
+    progress: bool = False,
+) -> Outgoing:
     """What :func:`push` would send; the Hub is not asked for anything.
 
     Raises:
@@ -98,7 +105,7 @@ def plan_push(directory: Path | str, repo_id: str, *, revision: str | None = Non
     for name in outgoing.strays:
         _log.warning("%s: stays behind, the conversion did not write it", outgoing.directory / name)
     _advise_on_name(outgoing.directory, repo_id)
-    if revision is None and not create_pr and outgoing.source.partition("@")[0] == repo_id:
+    if revision in (None, "main") and not create_pr and outgoing.source.partition("@")[0] == repo_id:
         raise UsageError(
             f"{repo_id}: is what {directory} was converted from; push to another repository, or with --revision or "
             "--create-pr"
