@@ -432,8 +432,10 @@ def _set_up(verbose: int, *, quiet: bool = False) -> None:
     handler.setFormatter(RedactingFormatter("s4convert: %(message)s"))
     logging.basicConfig(level=logging.ERROR, handlers=[handler])
     logging.getLogger("converter").setLevel(level)
+    if quiet:
+        os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # which the client looks at when it is imported
     if verbose > 1:
-        os.environ["HF_HUB_VERBOSITY"] = "debug"  # the client sets its own level when it is imported
+        os.environ["HF_HUB_VERBOSITY"] = "debug"
         for library in _HTTP_LIBRARIES:
             logging.getLogger(library).setLevel(logging.DEBUG)
     signal.signal(signal.SIGTERM, _interrupt)

@@ -135,8 +135,12 @@ def push(
     """
     outgoing = plan_push(directory, repo_id, revision=revision, create_pr=create_pr, progress=progress)
     directory = outgoing.directory
-    then = f"{directory} is whole; run again: {push_command(directory, repo_id, private, revision, create_pr)}"
-    with hub_client(progress=progress) as hub, hub_failures(_place(repo_id, revision), then):
+    kept = f"{directory} is whole"
+    again = f"run again: {push_command(directory, repo_id, private, revision, create_pr)}"
+    with (
+        hub_client(progress=progress) as hub,
+        hub_failures(_place(repo_id, revision), kept=kept, again=again),
+    ):
         _require_token(repo_id)
         head, is_new = _prepare(hub, outgoing, repo_id, private, revision, create_pr)
         if _difference(outgoing, head) is None:
@@ -144,7 +148,7 @@ def push(
         commit, url = _commit(hub, outgoing, repo_id, revision, create_pr, message, head.commit)
         difference = _difference(outgoing, _read_head(hub, repo_id, commit))
         if difference is not None:
-            raise HubError(f"{repo_id}@{commit}: {difference}; {then}")
+            raise HubError(f"{repo_id}@{commit}: {difference}; {kept}; {again}")
     return PushReport(outgoing, repo_id, commit, url, True)
 
 
