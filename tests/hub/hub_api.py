@@ -30,7 +30,7 @@ from tests.hub.repositories import (
 )
 
 Route = Callable[..., Response]
-ROUTES: list[tuple[str, re.Pattern[str], str]] = []
+ROUTES: list[tuple[str, re.Pattern[str], Route]] = []
 
 REPOSITORY = r"(?P<id>[^/]+/[^/]+)"
 MODEL = rf"/api/models/{REPOSITORY}"
@@ -41,7 +41,7 @@ def route(method: str, pattern: str) -> Callable[[Route], Route]:
     """Let a method of :class:`HubApi` answer requests to paths of *pattern*, whose groups become its arguments."""
 
     def register(function: Route) -> Route:
-        ROUTES.append((method, re.compile(pattern), function.__name__))
+        ROUTES.append((method, re.compile(pattern), function))
         return function
 
     return register
@@ -65,17 +65,17 @@ class HubApi:
     def answer(self, request: Request) -> Response:
         """What the Hub answers; :class:`RefusalError` where it refuses."""
         method = "GET" if request.method == "HEAD" else request.method
-        for known, pattern, name in ROUTES:
+        for known, pattern, function in ROUTES:
             if known == method and (match := pattern.fullmatch(request.path)):
                 arguments = {key: unquote(value) for key, value in match.groupdict().items() if value is not None}
                 if (old := arguments.get("id")) in self.repositories.moved:
                     return self._moved(request, old)
                 try:
-                    return getattr(self, name)(request, **arguments)
+                    return function(self, request, **arguments)
                 except RevisionNotFoundError as error:
                     raise RefusalError(404, f"Invalid rev id: {error}", "RevisionNotFound") from error
-        if re.match(r"/api/models/[^/]+(/|$)|/[^/]+/resolve/", request.path):
-            self._visible(request, "")  # an id without a namespace, or a page that the API lacks
+        if unknown := re.match(r"/api/(models|datasets|spaces)/([^/]+(/[^/]+)?)|/[^/]+/resolve/", request.path):
+            self._visible(request, unknown[2] if unknown[1] == "models" else "")
         raise RefusalError(404, "Sorry, we can't find the page you are looking for.")
 
     def _moved(self, request: Request, old: str) -> Response:
