@@ -402,7 +402,9 @@ def push_command_line(
     from converter.hub.push import plan_push, push, push_command
 
     if dry_run:
-        outgoing = plan_push(directory, repo_id, revision=options["revision"], progress=not quiet)
+        outgoing = plan_push(
+            directory, repo_id, revision=options["revision"], create_pr=options["create_pr"], progress=not quiet
+        )
         click.echo(json.dumps(outgoing.to_json(), indent=1) if as_json else outgoing.to_text())
         return
     again = {name: options[name] for name in ("private", "revision", "create_pr")}
@@ -455,8 +457,10 @@ def _set_up(verbose: int, *, quiet: bool = False) -> None:
     handler.setFormatter(RedactingFormatter("s4convert: %(message)s"))
     logging.basicConfig(level=logging.ERROR, handlers=[handler])
     logging.getLogger("converter").setLevel(level)
+    if quiet:
+        os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # which the client looks at when it is imported
     if verbose > 1:
-        os.environ["HF_HUB_VERBOSITY"] = "debug"  # the client sets its own level when it is imported
+        os.environ["HF_HUB_VERBOSITY"] = "debug"
         for library in _HTTP_LIBRARIES:
             logging.getLogger(library).setLevel(logging.DEBUG)
     signal.signal(signal.SIGTERM, _interrupt)

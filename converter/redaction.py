@@ -33,7 +33,10 @@ def redact(text: str) -> str:
 
 
 class RedactingFormatter(logging.Formatter):
-    """A formatter whose lines, tracebacks included, are redacted."""
+    """A formatter of one line for a message, and whatever a traceback takes, all of it redacted."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        return " ".join(super().formatMessage(record).split("\n"))
 
     def format(self, record: logging.LogRecord) -> str:
         return redact(super().format(record))

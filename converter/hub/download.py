@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_RESUME = "run again, and it goes on where it stopped"
+_KEPT = "what has arrived is kept"
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def fetch_checkpoint(name: HubName, *, progress: bool = False) -> FetchedCheckpo
         path = snapshot.get_all(chosen)
     missing = sorted(file for file in chosen if not (path / file).is_file())
     if missing:  # the client returns what it has where it fails late
-        raise HubError(f"{name}: {missing[0]} has not arrived; {_RESUME}")
+        raise HubError(f"{name}: {missing[0]} has not arrived; {_KEPT}; run again")
     return FetchedCheckpoint(path, Repository(name.repo_id, snapshot.commit, chosen))
 
 
@@ -108,18 +108,18 @@ class _Remote:
 
     def __init__(self, hub: HfApi, name: HubName) -> None:
         self._hub, self._name = hub, name
-        with hub_failures(str(name), _RESUME):
+        with hub_failures(str(name), otherwise=_otherwise(name)):
             info = hub.model_info(name.repo_id, revision=name.revision)
         self.commit = info.sha or ""
         self.files = tuple(file.rfilename for file in info.siblings or ())
 
     def get(self, file: str) -> Path:
-        with hub_failures(str(replace(self._name, file=file)), _RESUME):
+        with hub_failures(str(replace(self._name, file=file)), kept=_KEPT):
             return Path(self._hub.hf_hub_download(self._name.repo_id, file, revision=self.commit))
 
     def get_all(self, files: frozenset[str]) -> Path:
         # By the revision as it was given, so that the cache remembers where a branch stands.
-        with hub_failures(str(self._name), _RESUME):
+        with hub_failures(str(self._name), kept=_KEPT):
             path = Path(
                 self._hub.snapshot_download(
                     self._name.repo_id,
@@ -137,7 +137,7 @@ class _Cached:
 
     def __init__(self, hub: HfApi, name: HubName) -> None:
         self._name = name
-        with hub_failures(str(name)):
+        with hub_failures(str(name), otherwise=_otherwise(name)):
             self._path = Path(
                 hub.snapshot_download(
                     name.repo_id, revision=name.revision, local_files_only=True, allow_patterns=[CONFIG_FILE]
@@ -165,6 +165,11 @@ class _Cached:
         return HubError(
             f"{self._name}: {file} is not in the cache, and HF_HUB_OFFLINE is set; run once without it to download it"
         )
+
+
+def _otherwise(name: HubName) -> str | None:
+    """What else a name without a revision may have been meant as."""
+    return None if name.revision else "there is no directory of that name here"
 
 
 def _choose(name: HubName, snapshot: _Snapshot) -> frozenset[str]:

@@ -8,30 +8,57 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from converter.errors import HubError, S4ConvertError, StorageError
 from converter.redaction import redact
 
-_HTTP_LIBRARIES = ("requests", "urllib3", "httpx", "httpx2", "httpcore", "httpcore2")
-_BROKEN = {
-    "ConnectionResetError",
-    "BrokenPipeError",
-    "RemoteDisconnected",
-    "IncompleteRead",
-}  # also inside a ConnectionError
 _MAX_SAID = 200  # characters of what the Hub says of itself
 
+_HTTP_LIBRARIES = {"requests", "urllib3", "httpx", "httpx2", "httpcore", "httpcore2"}
+_NOT_CONNECTED = {"ConnectError", "ConnectionError", "ProxyError", "SSLError", "ConnectionRefusedError"}
+_BROKEN_OFF = {"ConnectionResetError", "BrokenPipeError", "RemoteDisconnected", "IncompleteRead"}
+
+_DISK = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE),
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EFBIG, errno.ESTALE),
+}
+
 _LOG_IN = "set HF_TOKEN or run hf auth login"
+_RUN_AGAIN = "run again"
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What was being done, as :func:`hub_failures` has it."""
+
+    where: str
+    kept: str | None
+    again: str
+    otherwise: str | None
+
+    def failure(self, what: str, remedy: str | None, again: bool = True) -> HubError:
+        """The error that says *what* went wrong, and to do *remedy* and try *again*."""
+        steps = [step for step in (remedy, self.again if again else None) if step]
+        return HubError("; ".join(part for part in (f"{self.where}: {what}", self.kept, " and ".join(steps)) if part))
+
+    def absence(self, what: str, remedy: str) -> HubError:
+        """The error of a name that leads nowhere on the Hub, and may have been meant otherwise."""
+        return self.failure(what if self.otherwise is None else f"{what} ({self.otherwise})", remedy, again=False)
 
 
 @contextmanager
-def hub_failures(where: str, then: str = "run again") -> Iterator[None]:
+def hub_failures(
+    where: str, *, kept: str | None = None, again: str = _RUN_AGAIN, otherwise: str | None = None
+) -> Iterator[None]:
     """Turn what the Hub's client raises into an error of ours.
 
-    *where* is the repository, and the file, if it is about one; *then* is how to go on once the cause is mended.
+    *where* is the repository, and the file, if it is about one; *kept* is what is not lost by the failure, *again* how
+    to go on once its cause is mended. *otherwise* is told where there is no such repository or no Hub to ask.
 
     Raises:
         HubError: the Hub could not be reached, refused, or does not have what was asked for.
@@ -42,24 +69,27 @@ def hub_failures(where: str, then: str = "run again") -> Iterator[None]:
     except S4ConvertError:
         raise
     except Exception as error:  # the block holds calls of the client only, so whatever it is, it is the client's
-        raise _told(error, where, then) from error
+        raise _told(error, _Task(where, kept, again, otherwise)) from error
 
 
-def _told(error: Exception, where: str, then: str) -> S4ConvertError:
+def _told(error: Exception, task: _Task) -> S4ConvertError:
     chain = _chain(error)
     for cause in chain:
-        what = _refusal(cause, where, then) or _disconnection(cause, then)
-        if what:
-            return HubError(f"{where}: {what}")
+        told = _refusal(cause, task) or _disconnection(cause, task)
+        if told is not None:
+            return told
     for cause in chain:
-        if isinstance(cause, OSError) and cause.errno in _DISK_ERRORS:
-            file = cause.filename or where
-            return StorageError(f"{file}: {os.strerror(cause.errno or 0)}; mend that and {then}")
-    said = _shortened(str(error) or type(error).__name__)
-    return HubError(f"{where}: {said}; {then}")
+        if isinstance(cause, OSError) and cause.errno in _DISK:
+            return StorageError(
+                f"{cause.filename or task.where}: {os.strerror(cause.errno or 0)}; mend that, {task.again}"
+            )
+    sizes = re.search(r"should be of size \d+ but has size \d+", str(error))
+    if sizes:  # as the client's consistency check says
+        return task.failure(f"a file did not arrive whole: it {sizes[0]}", None)
+    return task.failure(f"the Hub's client failed ({type(error).__name__}: {_shortened(str(error))})", None)
 
 
-def _refusal(error: BaseException, where: str, then: str) -> str | None:
+def _refusal(error: BaseException, task: _Task) -> HubError | None:
     """What the Hub, or its client in its name, says no to."""
     from huggingface_hub.utils import (
         EntryNotFoundError,
@@ -71,65 +101,78 @@ def _refusal(error: BaseException, where: str, then: str) -> str | None:
     )
 
     if isinstance(error, OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE is set, and this needs the Hub; unset it and run again"
+        return task.absence("HF_HUB_OFFLINE is set, and this needs the Hub", "unset it and run again")
     if isinstance(error, LocalEntryNotFoundError):
-        return None if _is_due_to_another(error) else "is not in the cache, and HF_HUB_OFFLINE is set; unset it"
+        if len(_chain(error)) > 1:  # it was looked for only because something else had failed
+            return None
+        return task.absence("is not in the cache, and HF_HUB_OFFLINE is set", "unset it and run again")
     if isinstance(error, GatedRepoError):
-        return f"is gated; ask for access at {_page(where)}, then {_LOG_IN if not _has_token() else then}"
+        page = f"{_endpoint()}/{task.where.partition('@')[0].partition(':')[0]}"
+        return task.failure("is gated", f"ask for access at {page}" + ("" if _has_token() else f", {_LOG_IN}"))
     if isinstance(error, RepositoryNotFoundError):
         if _has_token():
-            return "no such repository on the Hub, or a private one that your token may not read; check both"
-        return f"no such repository on the Hub, or a private one; check the name, and for a private one {_LOG_IN}"
+            return task.absence(
+                "no such repository on the Hub, or a private one that your token may not read", "check both"
+            )
+        return task.absence(
+            "no such repository on the Hub, or a private one", f"check the name, and for a private one {_LOG_IN}"
+        )
     if isinstance(error, RevisionNotFoundError):
-        return "has no such branch, tag or commit; check the revision"
+        return task.failure("has no such branch, tag or commit", "check the revision", again=False)
     if isinstance(error, EntryNotFoundError):
-        return "no such file in the repository; check its path"
+        return task.failure("no such file in the repository", "check its path", again=False)
     response = getattr(error, "response", None)
-    if response is None or not isinstance(getattr(response, "status_code", None), int):
+    if not isinstance(getattr(response, "status_code", None), int):
         return None
-    return _answer(response, getattr(error, "server_message", None), then)
+    return _answer(response, getattr(error, "server_message", None), task)
 
 
-def _answer(response: Any, message: str | None, then: str) -> str:
+def _answer(response: Any, message: str | None, task: _Task) -> HubError:
     """What an HTTP status says."""
     status: int = response.status_code
     said = f" ({_shortened(message)})" if message else ""
+    if not str(response.url).startswith(_endpoint()):
+        return task.failure(f"the Hub's storage answered HTTP {status}{said}", None)
+    if status == 401 and not _has_token():
+        return task.failure(f"the Hub asks who you are{said}", _LOG_IN)
     if status == 401:
-        return (
-            f"the Hub does not accept your token{said}; make a new one, then {_LOG_IN}"
-            if _has_token()
-            else (f"the Hub asks who you are{said}; {_LOG_IN}")
-        )
+        return task.failure(f"the Hub does not accept your token{said}", f"make a new one, {_LOG_IN}")
+    if status == 403 and "disabled" in said:
+        return task.failure(f"the Hub does not give it out{said}", None, again=False)
     if status == 403:
-        return f"your token has no permission for this{said}; use one that may, such as one of role write"
+        return task.failure(f"your token has no permission for this{said}", "use one that has")
     if status in (409, 412):
-        return f"something else changed the repository meanwhile{said}; {then}"
+        return task.failure(f"something else changed the repository meanwhile{said}", None)
     if status == 429:
-        wait = _seconds(response.headers.get("Retry-After"))
-        return f"too many requests{said}; wait {wait} and {then}"
+        wait = str(response.headers.get("Retry-After"))
+        return task.failure(
+            f"too many requests{said}", f"wait {f'{wait} seconds' if wait.isdigit() else 'some minutes'}"
+        )
     if status >= 500:
-        return f"the Hub is at fault (HTTP {status}){said}; {then} in a while"
-    return f"the Hub answered HTTP {status}{said}; {then}"
+        return task.failure(f"the Hub is at fault, HTTP {status}{said}", "wait a while")
+    return task.failure(f"the Hub answered HTTP {status}{said}", None)
 
 
-def _disconnection(error: BaseException, then: str) -> str | None:
+def _disconnection(error: BaseException, task: _Task) -> HubError | None:
     """What kept requests or answers from arriving, where that is what *error* says."""
-    modules = {cls.__module__.partition(".")[0] for cls in type(error).__mro__}
-    if not modules & set(_HTTP_LIBRARIES) and not isinstance(error, (ConnectionError, TimeoutError)):
-        return None
+    from huggingface_hub.utils import LocalEntryNotFoundError
+
     name = type(error).__name__
+    if name == "JSONDecodeError":
+        return task.failure("the Hub answered what is not JSON", "check HF_ENDPOINT")
+    modules = {cls.__module__.partition(".")[0] for cls in type(error).__mro__}
+    is_about_it = modules & _HTTP_LIBRARIES or isinstance(error, (ConnectionError, TimeoutError))
+    if not is_about_it or isinstance(error, LocalEntryNotFoundError):  # an HTTP error, too, in older clients
+        return None
     if "Timeout" in name:
-        return f"the Hub did not answer in time ({name}); {then}"
-    was_connected = {type(cause).__name__ for cause in _chain(error)} & _BROKEN
-    if was_connected or name not in ("ConnectError", "ConnectionError", "ProxyError", "SSLError"):
-        return f"the connection to the Hub broke ({name}); {then}"
-    return f"the Hub at {_endpoint()} cannot be reached ({name}); check the network and HF_ENDPOINT, then {then}"
-
-
-_DISK_ERRORS = (
-    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE),
-    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EFBIG, errno.ESTALE),
-)
+        return task.failure(f"the Hub did not answer in time ({name})", None)
+    was_connected = {type(cause).__name__ for cause in _chain(error)} & _BROKEN_OFF
+    if was_connected or name not in _NOT_CONNECTED:
+        return task.failure(f"the connection to the Hub broke off ({name})", None)
+    what = f"the Hub at {_endpoint()} cannot be reached ({name})"
+    return task.failure(
+        what if task.otherwise is None else f"{what}, and {task.otherwise}", "check the network and HF_ENDPOINT"
+    )
 
 
 def _chain(error: BaseException) -> list[BaseException]:
@@ -140,11 +183,6 @@ def _chain(error: BaseException) -> list[BaseException]:
         chain.append(cause)
         cause = cause.__cause__ or cause.__context__
     return chain
-
-
-def _is_due_to_another(error: BaseException) -> bool:
-    """Whether a file was looked for in the cache only because something else had failed."""
-    return len(_chain(error)) > 1
 
 
 def _has_token() -> bool:
@@ -160,15 +198,6 @@ def _endpoint() -> str:
     from huggingface_hub import constants
 
     return redact(str(constants.ENDPOINT))
-
-
-def _page(where: str) -> str:
-    """The page of the repository that *where* begins with."""
-    return f"{_endpoint()}/{where.partition('@')[0].partition(':')[0]}"
-
-
-def _seconds(retry_after: str | None) -> str:
-    return f"{retry_after} seconds" if retry_after is not None and retry_after.isdigit() else "some minutes"
 
 
 def _shortened(text: str) -> str:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from converter.checkpoint import Checkpoint, Geometry
 from converter.checkpoint.repository import Repository
-from converter.errors import HubError
 from converter.hub.names import checkpoint_name, file_name
 from converter.mask import HeadMask, Schedule
 from converter.mask.layer_lists import Polarity
@@ -36,12 +35,7 @@ def locate_checkpoint(given: Path | str, *, progress: bool = False) -> tuple[Pat
         return Path(given), None
     from converter.hub.download import fetch_checkpoint
 
-    try:
-        fetched = fetch_checkpoint(name, progress=progress)
-    except HubError as error:
-        if str(given) != name.repo_id:  # it cannot have been meant as a directory
-            raise
-        raise HubError(f"{error} (there is no directory of that name here)") from error
+    fetched = fetch_checkpoint(name, progress=progress)
     return fetched.path, fetched.repository
 
 

@@ -22,10 +22,11 @@ _BLOCK_BYTES = 4 << 20
 class Outgoing:
     """The conversion in *directory*: *files* maps the names of what goes to (size, sha256), the manifest among them.
 
-    *strays* are files that stand there too, and stay.
+    *strays* are files that stand there too, and stay. *source* is what it was converted from, as the manifest says.
     """
 
     directory: Path
+    source: str
     files: Mapping[str, tuple[int, str]]
     strays: tuple[str, ...]
 
@@ -63,7 +64,8 @@ def read_outgoing(directory: Path, *, progress: bool = False) -> Outgoing:
         )
     try:
         standing = _regular_files(directory)
-        stated = read_files(read_json_object(manifest), manifest)
+        content = read_json_object(manifest)
+        stated = read_files(content, manifest)
         for name in stated:
             if name not in standing:
                 raise CheckpointError(f"{directory / name}: is missing; convert the original again")
@@ -76,7 +78,7 @@ def read_outgoing(directory: Path, *, progress: bool = False) -> Outgoing:
         files = dict(sorted((stated | {MANIFEST_FILE: (standing[MANIFEST_FILE], sha256_of(manifest))}).items()))
     except OSError as error:
         raise StorageError(f"{error.filename}: cannot be read: {error.strerror}") from error
-    return Outgoing(directory, files, tuple(sorted(standing.keys() - files.keys())))
+    return Outgoing(directory, str(content.get("source")), files, tuple(sorted(standing.keys() - files.keys())))
 
 
 def sha256_of(path: Path, progress: Progress = lambda _: None) -> str:

@@ -68,12 +68,9 @@ def check_access(repo_id: str) -> None:
         UsageError: *repo_id* is not the name of a repository.
         HubError: there is no token, it may not write, or not into that organisation; or the Hub cannot be reached.
     """
-    from huggingface_hub import get_token
-
     check_repo_id(repo_id)
     with hub_client(progress=False) as hub, hub_failures(repo_id):
-        if not get_token():
-            raise HubError(f"{repo_id}: pushing needs a token; set HF_TOKEN or run hf auth login")
+        _require_token(repo_id)
         me = hub.whoami()
     token = (me.get("auth") or {}).get("accessToken") or {}
     roles = {me["name"]: "admin"} | {org["name"]: org.get("roleInOrg") for org in me.get("orgs", ())}
@@ -88,7 +85,14 @@ def check_access(repo_id: str) -> None:
         raise HubError(f"{repo_id}: {me['name']} may only read in {organisation}; push to {me['name']}/...")
 
 
-def plan_push(directory: Path | str, repo_id: str, *, revision: str | None = None, progress: bool = False) -> Outgoing:
+def plan_push(
+    directory: Path | str,
+    repo_id: str,
+    *,
+    revision: str | None = None,
+    create_pr: bool = False,
+    progress: bool = False,
+) -> Outgoing:
     """What :func:`push` would send; the Hub is not asked for anything.
 
     Raises:
@@ -101,6 +105,11 @@ def plan_push(directory: Path | str, repo_id: str, *, revision: str | None = Non
     for name in outgoing.strays:
         _log.warning("%s: stays behind, the conversion did not write it", outgoing.directory / name)
     _advise_on_name(outgoing.directory, repo_id)
+    if revision in (None, "main") and not create_pr and outgoing.source.partition("@")[0] == repo_id:
+        raise UsageError(
+            f"{repo_id}: is what {directory} was converted from; push to another repository, or with --revision or "
+            "--create-pr"
+        )
     return outgoing
 
 
@@ -124,18 +133,30 @@ def push(
         CheckpointError, StorageError: as :func:`~converter.hub.outgoing.read_outgoing` says.
         HubError: the Hub refused, holds other files there, or what arrived is not what was sent.
     """
-    outgoing = plan_push(directory, repo_id, revision=revision, progress=progress)
+    outgoing = plan_push(directory, repo_id, revision=revision, create_pr=create_pr, progress=progress)
     directory = outgoing.directory
-    then = f"{directory} is whole; run again: {push_command(directory, repo_id, private, revision, create_pr)}"
-    with hub_client(progress=progress) as hub, hub_failures(_place(repo_id, revision), then):
-        head = _prepare(hub, outgoing, repo_id, private, revision, create_pr)
+    kept = f"{directory} is whole"
+    again = f"run again: {push_command(directory, repo_id, private, revision, create_pr)}"
+    with (
+        hub_client(progress=progress) as hub,
+        hub_failures(_place(repo_id, revision), kept=kept, again=again),
+    ):
+        _require_token(repo_id)
+        head, is_new = _prepare(hub, outgoing, repo_id, private, revision, create_pr)
         if _difference(outgoing, head) is None:
-            return PushReport(outgoing, repo_id, head.commit, f"{hub.endpoint}/{repo_id}/tree/{head.commit}", False)
+            return PushReport(outgoing, repo_id, head.commit, f"{hub.endpoint}/{repo_id}/tree/{head.commit}", is_new)
         commit, url = _commit(hub, outgoing, repo_id, revision, create_pr, message, head.commit)
         difference = _difference(outgoing, _read_head(hub, repo_id, commit))
         if difference is not None:
-            raise HubError(f"{repo_id}@{commit}: {difference}; {then}")
+            raise HubError(f"{repo_id}@{commit}: {difference}; {kept}; {again}")
     return PushReport(outgoing, repo_id, commit, url, True)
+
+
+def _require_token(repo_id: str) -> None:
+    from huggingface_hub import get_token
+
+    if not get_token():
+        raise HubError(f"{repo_id}: pushing needs a token; set HF_TOKEN or run hf auth login")
 
 
 def push_command(
@@ -148,8 +169,8 @@ def push_command(
 
 def _prepare(
     hub: HfApi, outgoing: Outgoing, repo_id: str, private: bool, revision: str | None, create_pr: bool
-) -> _Head:
-    """The head that the commit goes on top of; repository and branch are made where there are none.
+) -> tuple[_Head, bool]:
+    """(the head that the commit goes on top of, whether its branch was made for it); a repository may be made, too.
 
     Raises:
         HubError: what stands there is public, or holds other files.
@@ -173,9 +194,9 @@ def _prepare(
         head = _read_head(hub, repo_id, None)
         _refuse_other_files(outgoing, head, f"{repo_id} (where the branch {revision} would begin)")
         hub.create_branch(repo_id, branch=revision, revision=head.commit, exist_ok=True)
-        head = _read_head(hub, repo_id, revision)
+        return _read_head(hub, repo_id, revision), True
     _refuse_other_files(outgoing, head, _place(repo_id, revision))
-    return head
+    return head, False
 
 
 def _read_head(hub: HfApi, repo_id: str, revision: str | None) -> _Head:
