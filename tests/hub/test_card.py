@@ -1,0 +1,38 @@
+"""The Hub's own validation of the model card that a conversion writes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.command_line import run_here
+from tests.synthetic import Spec, write_checkpoint
+
+VALIDATE = "import sys; from huggingface_hub import ModelCard; ModelCard.load(sys.argv[1]).validate()"
+
+
+@pytest.mark.parametrize("licence", [None, "apache-2.0", "no-such-licence"])
+def test_the_card_is_valid_where_the_bases_metadata_is(
+    tmp_path: Path, hub_environment: dict[str, str], licence: str | None
+) -> None:
+    snapshot = tmp_path / "models--lab--llava-mini" / "snapshots" / ("0" * 40)
+    snapshot.parent.mkdir(parents=True)
+    source = write_checkpoint(snapshot, Spec(num_layers=2, num_kv_heads=4))
+    if licence is not None:
+        (source / "README.md").write_text(f"---\nlicense: {licence}\ntags:\n- vision\n---\n\nThe base.\n")
+    (tmp_path / "mask.json").write_text(json.dumps({"pruned_heads": {"1": [0, 2]}}))
+    outcome = run_here(source, tmp_path / "out", "--mask", tmp_path / "mask.json", "--no-verify")
+    assert outcome.exit_code == 0, outcome.stderr
+    card = tmp_path / "out" / "README.md"
+    finished = subprocess.run(
+        [sys.executable, "-c", VALIDATE, str(card)], env=hub_environment, capture_output=True, text=True, check=False
+    )
+    if licence == "no-such-licence":
+        assert finished.returncode != 0
+        assert "license" in finished.stderr
+    else:
+        assert finished.returncode == 0, finished.stderr
