@@ -38,7 +38,7 @@ It answers questions. Größe: 7B.
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    return write_checkpoint(tmp_path / "base-7b", Spec(num_layers=2, num_kv_heads=4))
+    return write_checkpoint(tmp_path / "base-7b", Spec(num_layers=2, num_kv_heads=4, hidden_size=16))
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_licence_language_and_tags_are_the_bases_but_not_its_results(source: Pat
 def test_a_checkpoint_in_the_hubs_cache_is_named_as_the_base_model(tmp_path: Path, mask: Path) -> None:
     snapshot = tmp_path / "models--lab--llava-mini" / "snapshots" / ("0" * 40)
     snapshot.parent.mkdir(parents=True)
-    source = write_checkpoint(snapshot, Spec(num_layers=2, num_kv_heads=4))
+    source = write_checkpoint(snapshot, Spec(num_layers=2, num_kv_heads=4, hidden_size=16))
     data = ModelCard(card_of(source, tmp_path, mask, BASE)).data.to_dict()
     assert (data["base_model"], data["base_model_relation"]) == ("lab/llava-mini", "finetune")
 

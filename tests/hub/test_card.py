@@ -10,18 +10,20 @@ from pathlib import Path
 import pytest
 
 from tests.command_line import run_here
+from tests.hub.test_loopback_hub import NEW_CLIENT
 from tests.synthetic import Spec, write_checkpoint
 
 VALIDATE = "import sys; from huggingface_hub import ModelCard; ModelCard.load(sys.argv[1]).validate()"
 
 
+@pytest.mark.skipif(not NEW_CLIENT, reason="the old client's validate() asks the public Hub whatever HF_ENDPOINT says")
 @pytest.mark.parametrize("licence", [None, "apache-2.0", "no-such-licence"])
 def test_the_card_is_valid_where_the_bases_metadata_is(
     tmp_path: Path, hub_environment: dict[str, str], licence: str | None
 ) -> None:
     snapshot = tmp_path / "models--lab--llava-mini" / "snapshots" / ("0" * 40)
     snapshot.parent.mkdir(parents=True)
-    source = write_checkpoint(snapshot, Spec(num_layers=2, num_kv_heads=4))
+    source = write_checkpoint(snapshot, Spec(num_layers=2, num_kv_heads=4, hidden_size=16))
     if licence is not None:
         (source / "README.md").write_text(f"---\nlicense: {licence}\ntags:\n- vision\n---\n\nThe base.\n")
     (tmp_path / "mask.json").write_text(json.dumps({"pruned_heads": {"1": [0, 2]}}))
