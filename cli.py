@@ -224,21 +224,22 @@ def convert(
     if push_to_hub is not None:
         (check_repo_id if dry_run else check_access)(push_to_hub)
     request = _moments_request(out, **calibration)
-    conversion = prepare(
-        source,
-        out,
-        mask,
-        polarity=mask_polarity,
-        schedule=_schedule(schedule, rate),
-        compensation=compensate,
-        moments=None if request is None else request.moments,
-        shard_bytes=shard_size,
-        force=force,
-        allow_converted=allow_converted,
-        allow_name=allow_name,
-        card=not no_card,
-        progress=not quiet,
-    )
+    with _ending_at_once("nothing was written; what was downloaded is kept"):
+        conversion = prepare(
+            source,
+            out,
+            mask,
+            polarity=mask_polarity,
+            schedule=_schedule(schedule, rate),
+            compensation=compensate,
+            moments=None if request is None else request.moments,
+            shard_bytes=shard_size,
+            force=force,
+            allow_converted=allow_converted,
+            allow_name=allow_name,
+            card=not no_card,
+            progress=not quiet,
+        )
     if request is not None:
         request.check(conversion.checkpoint, conversion.plan.mask.touched_layers)
     if dry_run:
@@ -312,16 +313,17 @@ def verify(
     _set_up(verbose)
     from converter.verification import verify_conversion
 
-    report = verify_conversion(
-        original,
-        converted,
-        mask=mask,
-        polarity=mask_polarity,
-        schedule=_schedule(schedule, rate),
-        compensation=compensate,
-        jobs=jobs,
-        progress=True,
-    )
+    with _ending_at_once("nothing was written"):
+        report = verify_conversion(
+            original,
+            converted,
+            mask=mask,
+            polarity=mask_polarity,
+            schedule=_schedule(schedule, rate),
+            compensation=compensate,
+            jobs=jobs,
+            progress=True,
+        )
     click.echo(json.dumps(report.to_json(), indent=1) if as_json else report.to_text())
 
 
@@ -474,9 +476,9 @@ def _interrupt(signal_number: int, frame: object) -> NoReturn:
 
 @contextlib.contextmanager
 def _ending_at_once(then: str) -> Iterator[None]:
-    """An interrupt ends the process on the spot: the Hub's client would first finish every file it is sending.
+    """An interrupt ends the process on the spot: the Hub's client would first finish every file that it is at.
 
-    For work that leaves nothing half-written here; *then* says how to go on.
+    For work that leaves nothing half-written; *then* says how things stand.
     """
 
     def end(signal_number: int, frame: object) -> NoReturn:

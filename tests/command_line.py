@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,12 +64,14 @@ def run_here(*arguments: object) -> Outcome:
     return Outcome(exit_code, stdout.getvalue(), stderr.getvalue())
 
 
-def start(*arguments: object) -> subprocess.Popen[str]:
-    """Start the command in a process of its own."""
+def start(
+    *arguments: object, environment: Mapping[str, str] | None = None, command: Sequence[str] = COMMAND
+) -> subprocess.Popen[str]:
+    """Start the command in a process of its own, offline unless an *environment* says otherwise."""
     return subprocess.Popen(
-        [*COMMAND, *map(str, arguments)],
+        [*command, *map(str, arguments)],
         cwd=ROOT,
-        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        env=os.environ | {"HF_HUB_OFFLINE": "1"} if environment is None else environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -82,6 +85,6 @@ def outcome_of(process: subprocess.Popen[str]) -> Outcome:
     return Outcome(process.returncode, stdout, stderr)
 
 
-def run(*arguments: object) -> Outcome:
-    """Run the command in a process of its own."""
-    return outcome_of(start(*arguments))
+def run(*arguments: object, environment: Mapping[str, str] | None = None, command: Sequence[str] = COMMAND) -> Outcome:
+    """Run the command in a process of its own, as :func:`start` does."""
+    return outcome_of(start(*arguments, environment=environment, command=command))
