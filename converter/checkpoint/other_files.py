@@ -7,7 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 from stat import S_ISREG
 
-from converter.checkpoint.file_names import CONFIG_FILE
+from converter.checkpoint.file_names import CONFIG_FILE, GIT_ATTRIBUTES_FILE
 from converter.checkpoint.json_file import read_json_object
 from converter.checkpoint.layouts import Family
 from converter.errors import CheckpointError, StorageError
@@ -23,9 +23,9 @@ def other_files(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """(sidecars, weights that no loader reads): every file, or every one *among* these, that is not *accounted_for*.
 
-    Hidden directories are left out: they hold what git and the Hub's client keep for themselves. A directory with a
-    model of another type in it (a vision tower, a projector) is a part of the checkpoint; one of the same type is
-    an earlier state of it.
+    Hidden directories and ``.gitattributes`` are left out: they are what git and the Hub keep for themselves. A
+    directory with a model of another type in it (a vision tower, a projector) is a part of the checkpoint; one of the
+    same type is an earlier state of it.
     """
     sidecars: list[str] = []
     left_behind: list[str] = []
@@ -38,7 +38,7 @@ def other_files(
         is_part = Path(folder) != path and holds_another_model(Path(folder), family)
         for file in sorted(files):
             relative = (Path(folder) / file).relative_to(path).as_posix()
-            if relative in accounted_for or (among is not None and relative not in among):
+            if relative in (*accounted_for, GIT_ATTRIBUTES_FILE) or (among is not None and relative not in among):
                 continue
             if not S_ISREG((path / relative).stat().st_mode):
                 raise CheckpointError(f"{path / relative}: is not a regular file; move it elsewhere")

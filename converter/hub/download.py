@@ -72,9 +72,9 @@ def fetch_checkpoint(name: HubName, *, progress: bool = False) -> FetchedCheckpo
         is_offline = constants.HF_HUB_OFFLINE
         snapshot: _Snapshot = _Cached(hub, name) if is_offline else _Remote(hub, name)
         chosen = _choose(name, snapshot)
+        path = snapshot.get_all(chosen)
         if is_offline:
             _log.info("%s@%s: taken from the cache as it stands there", name.repo_id, snapshot.commit)
-        path = snapshot.get_all(chosen)
     missing = sorted(file for file in chosen if not (path / file).is_file())
     if missing:  # the client returns what it has where it fails late
         raise HubError(f"{name}: {missing[0]} has not arrived; {_KEPT}; run again")

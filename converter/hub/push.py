@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from converter.checkpoint import CONFIG_FILE, read_json_object
+from converter.checkpoint.file_names import GIT_ATTRIBUTES_FILE
 from converter.checkpoint.layouts import find_family
 from converter.checkpoint.loader_names import check_loader_name
 from converter.errors import HubError, StorageError, UsageError
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoFile
 
 _log = logging.getLogger(__name__)
-
-_ATTRIBUTES_FILE = ".gitattributes"  # the Hub's own, in every repository
 
 
 @dataclass(frozen=True)
@@ -208,7 +207,7 @@ def _read_head(hub: HfApi, repo_id: str, revision: str | None) -> _Head:
 
 
 def _refuse_other_files(outgoing: Outgoing, head: _Head, where: str) -> None:
-    others = sorted(head.files.keys() - outgoing.files.keys() - {_ATTRIBUTES_FILE})
+    others = sorted(head.files.keys() - outgoing.files.keys() - {GIT_ATTRIBUTES_FILE})
     if others:
         more = f" and {len(others) - 1} more" if len(others) > 1 else ""
         raise HubError(
@@ -256,7 +255,7 @@ def _difference(outgoing: Outgoing, head: _Head) -> str | None:
             return f"{name} is another blob, {remote.blob_id}"
         if remote.lfs is not None and remote.lfs.sha256 != sha256:
             return f"{name} has the sha256 {remote.lfs.sha256}, not {sha256}"
-    others = head.files.keys() - outgoing.files.keys() - {_ATTRIBUTES_FILE}
+    others = head.files.keys() - outgoing.files.keys() - {GIT_ATTRIBUTES_FILE}
     return f"{min(others)} is there as well" if others else None
 
 

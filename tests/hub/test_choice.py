@@ -7,7 +7,7 @@ import pytest
 from converter.hub.choice import choose_files
 
 SHARDS = ("model.safetensors.index.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
-SIDECARS = ("config.json", "tokenizer.model", ".gitattributes", "README.md", "additional_chat_templates/rag.jinja")
+SIDECARS = ("config.json", "tokenizer.model", "README.md", "additional_chat_templates/rag.jinja")
 
 
 def chosen(*others: str, parts: tuple[str, ...] = ()) -> set[str]:
@@ -22,7 +22,7 @@ def chosen(*others: str, parts: tuple[str, ...] = ()) -> set[str]:
     [
         *("pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "pytorch_model.bin.index.json", "model.gguf"),
         *("model.fp16.safetensors", "consolidated.00.pth", "tf_model.h5", "flax_model.msgpack", "onnx/model.onnx"),
-        *("optimizer.pt", "training_args.bin", "optimizer.bin", ".cache/huggingface/config.json"),
+        *("optimizer.pt", "training_args.bin", "optimizer.bin", ".gitattributes", ".cache/huggingface/config.json"),
         *("checkpoint-10/model.safetensors", "original/consolidated.00.pth", "a/b/checkpoint-10/pytorch_model.bin"),
     ],
 )

@@ -1,0 +1,99 @@
+"""No token and no signature is ever shown or written, however much is asked for and whatever goes wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.command_line import Outcome
+from tests.disk import digests
+from tests.hub.commands import contents, s4convert, write_conversion
+from tests.hub.faults import Answer, CutRequest, Kind
+from tests.hub.server import LoopbackHub
+
+TOKEN = "alices-own-token-4711"  # of no form that tokens usually have
+
+ECHO = {"X-Error-Message": f"the token {TOKEN} in 'Authorization: Bearer {TOKEN}' is not good enough"}
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A conversion that no test may write to; what it was made of lies beside it."""
+    return write_conversion(tmp_path_factory.mktemp("conversion"))
+
+
+@pytest.fixture(params=["the environment", "the client's file"])
+def environment(
+    request: pytest.FixtureRequest, hub: LoopbackHub, hub_environment: dict[str, str], converted: Path
+) -> dict[str, str]:
+    """Where alice's token is; what was converted is in a private repository."""
+    hub.repositories.users.clear()
+    hub.add_user("alice", TOKEN)
+    hub.create_repo("alice/original", private=True)
+    hub.commit("alice/original", contents(converted.parent / "in"))
+    if request.param == "the environment":
+        return hub_environment | {"HF_TOKEN": TOKEN}
+    home = Path(hub_environment["HF_HOME"])
+    home.mkdir()
+    (home / "token").write_text(TOKEN)
+    return {name: value for name, value in hub_environment.items() if name != "HF_TOKEN"}
+
+
+def assert_nothing_is_told(outcome: Outcome, written: Path) -> None:
+    """Neither *outcome* nor any file in *written* holds a token or a signature; the client's own token file may."""
+    told = outcome.stdout + outcome.stderr
+    assert "Request" in told  # the libraries did tell what they do
+    assert TOKEN not in told
+    assert "signature=" not in told
+    for name in digests(written):
+        if name != "hf-home/token":
+            assert TOKEN.encode() not in (written / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("debug", [{}, {"HF_DEBUG": "1"}], ids=["", "HF_DEBUG"])
+def test_in_what_succeeds(converted: Path, tmp_path: Path, environment: dict[str, str], debug: dict[str, str]) -> None:
+    out, mask = tmp_path / "out", converted.parent / "mask.json"
+    loud = ("-vv", "--debug")
+    down = s4convert(environment | debug, "alice/original", out, "--mask", mask, "--no-verify", *loud)
+    assert down.exit_code == 0, down.stderr
+    assert_nothing_is_told(down, tmp_path)
+    up = s4convert(environment | debug, "push", out, "alice/pruned", *loud)
+    assert up.exit_code == 0, up.stderr
+    assert "PUT" in up.stderr
+    assert_nothing_is_told(up, tmp_path)
+
+
+@pytest.mark.parametrize("debug", [{}, {"HF_DEBUG": "1"}], ids=["", "HF_DEBUG"])
+@pytest.mark.parametrize(
+    ("method", "path", "kind"),
+    [
+        ("GET", "/api/models/", Answer(401, ECHO)),
+        ("PUT", "", Answer(403, ECHO)),
+        ("PUT", "", CutRequest(100)),
+        ("POST", "/commit/", Answer(500, ECHO)),
+    ],
+)
+def test_in_what_fails(
+    converted: Path,
+    tmp_path: Path,
+    hub: LoopbackHub,
+    environment: dict[str, str],
+    debug: dict[str, str],
+    method: str,
+    path: str,
+    kind: Kind,
+) -> None:
+    hub.fail(method, path, kind, times=None)
+    outcome = s4convert(environment | debug, "push", converted, "alice/pruned", "-vv", "--debug", patient=False)
+    assert outcome.exit_code == 4
+    assert "Traceback (most recent call last):" in outcome.stderr
+    assert_nothing_is_told(outcome, tmp_path)
+
+
+def test_what_the_hub_says_of_a_token_is_shown_without_it(
+    converted: Path, hub: LoopbackHub, environment: dict[str, str]
+) -> None:
+    hub.fail("GET", "/api/models/", Answer(401, ECHO))
+    outcome = s4convert(environment, "push", converted, "alice/pruned")
+    assert "(the token <hidden> in 'Authorization: Bearer <hidden>' is not good enough)" in outcome.error
