@@ -382,8 +382,8 @@ def test_weights_that_no_loader_reads_are_left_behind_and_other_files_are_sideca
         *("consolidated.safetensors", "consolidated.00.pth", "optimizer.pt", "old/model.safetensors"),
         *("old/model.safetensors.index.json", "model.fp16.safetensors.index.json", "model.pt"),
     }
-    sidecars = {"training_args.bin", "tokenizer.model", "README.md", "assets/index.json", ".gitattributes", "mm.bin"}
-    hidden = {".git/model.safetensors", ".cache/huggingface/x.lock"}
+    sidecars = {"training_args.bin", "tokenizer.model", "README.md", "assets/index.json", ".keep", "mm.bin"}
+    hidden = {".git/model.safetensors", ".cache/huggingface/x.lock", ".gitattributes"}
     for name in left_behind | sidecars | hidden:
         (sharded / name).parent.mkdir(parents=True, exist_ok=True)
         (sharded / name).write_bytes(b"x")
