@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from tests.synthetic import Spec, write_checkpoint
+from tests.support.synthetic import Spec, write_checkpoint
 
 PRUNED_OF_16 = (0, 3, 4, 9, 13)  # about 30 %
 

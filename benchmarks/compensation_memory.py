@@ -29,10 +29,10 @@ PRUNED = tuple(range(0, 30, 3))
 def main() -> None:
     import torch
 
-    from converter.calibration.statistics import Statistics
-    from converter.checkpoint import Checkpoint
-    from converter.compensation import FittedCompensation
-    from converter.mask import HeadMask
+    from s4convert.calibration.statistics import Statistics
+    from s4convert.checkpoint import Checkpoint
+    from s4convert.compensation import FittedCompensation
+    from s4convert.mask import HeadMask
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

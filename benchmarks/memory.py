@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.checkpoints import LARGE, SMALL, write_with_mask
-from converter.checkpoint import Checkpoint
+from s4convert.checkpoint import Checkpoint
 
 MB = 1e6
 _RUN_AND_TELL_PEAK = """

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.checkpoints import LARGE
-from tests.synthetic import Spec, config, shapes
+from tests.support.synthetic import Spec, config, shapes
 
 if TYPE_CHECKING:
-    from converter.calibration.inputs import Inputs
+    from s4convert.calibration.inputs import Inputs
 
 MB = 1e6
 SHAPE_7B = replace(
@@ -37,7 +37,7 @@ def write_layers(directory: Path, spec: Spec) -> None:
     """A checkpoint of *spec*, one shard a layer; every layer has the same random numbers, so that it is quick."""
     import numpy as np
 
-    from converter.checkpoint.safetensors_header import format_header
+    from s4convert.checkpoint.safetensors_header import format_header
 
     generator = np.random.Generator(np.random.PCG64(spec.seed))
     names: dict[str, list[str]] = {}
@@ -69,7 +69,7 @@ def synthetic_inputs(width: int, num_samples: int) -> list[Inputs]:
     """Samples of 640 tokens, 576 of them of an image, as one of LLaVA-1.5 is, with random embeddings."""
     import torch
 
-    from converter.calibration.inputs import Inputs
+    from s4convert.calibration.inputs import Inputs
 
     generator = torch.Generator().manual_seed(0)
     is_image = torch.zeros(TOKENS, dtype=torch.bool)
@@ -88,9 +88,9 @@ def peaks(device: str) -> str:
 
 def measure(directory: Path, metric: str, device: str, num_samples: int) -> None:
     """Score the checkpoint and print the figures; the peaks are this process's."""
-    from converter.checkpoint import Checkpoint
-    from converter.saliency.metrics import Settings
-    from converter.saliency.score import score_inputs
+    from s4convert.checkpoint import Checkpoint
+    from s4convert.saliency.metrics import Settings
+    from s4convert.saliency.score import score_inputs
 
     checkpoint = Checkpoint.open(directory)
     inputs = synthetic_inputs(checkpoint.geometry.hidden_size, num_samples)

@@ -8,15 +8,15 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from converter.version import __version__
+from .version import __version__
 
 if TYPE_CHECKING:
-    from converter.checkpoint import Checkpoint, Geometry
-    from converter.conversion import convert
-    from converter.errors import S4ConvertError
-    from converter.mask import HeadMask, HeadScores, Schedule, make_mask, parse_schedule
-    from converter.verification import verify_conversion
-    from converter.verify.report import Report
+    from .checkpoint import Checkpoint, Geometry
+    from .errors import S4ConvertError
+    from .jobs.convert import convert
+    from .jobs.verify import verify_conversion
+    from .mask import HeadMask, HeadScores, Schedule, make_mask, parse_schedule
+    from .verify.report import Report
 
 __all__ = [
     "Checkpoint",
@@ -35,21 +35,21 @@ __all__ = [
 
 # Resolved on first use, so that the command line answers before numpy is imported.
 _HOMES = {
-    "Checkpoint": "converter.checkpoint",
-    "Geometry": "converter.checkpoint",
-    "HeadMask": "converter.mask",
-    "HeadScores": "converter.mask",
-    "Report": "converter.verify.report",
-    "S4ConvertError": "converter.errors",
-    "Schedule": "converter.mask",
-    "convert": "converter.conversion",
-    "make_mask": "converter.mask",
-    "parse_schedule": "converter.mask",
-    "verify_conversion": "converter.verification",
+    "Checkpoint": ".checkpoint",
+    "Geometry": ".checkpoint",
+    "HeadMask": ".mask",
+    "HeadScores": ".mask",
+    "Report": ".verify.report",
+    "S4ConvertError": ".errors",
+    "Schedule": ".mask",
+    "convert": ".jobs.convert",
+    "make_mask": ".mask",
+    "parse_schedule": ".mask",
+    "verify_conversion": ".jobs.verify",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    return getattr(importlib.import_module(_HOMES[name], __name__), name)

@@ -6,7 +6,7 @@ import json
 import math
 from typing import Any
 
-from converter.errors import shown
+from .errors import shown
 
 
 class NotFiniteError(ValueError):

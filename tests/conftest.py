@@ -16,13 +16,12 @@ from pathlib import Path
 
 import pytest
 
-import converter.demo.demo
-from converter.mask import HeadMask
+from s4convert.demo import MINI_LLAVA
+from s4convert.mask import HeadMask
 
 # A shell without job control starts background jobs with SIGINT ignored, and their children inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-MINI_LLAVA = converter.demo.demo.MINI_LLAVA
 
 # Layers 0 and 1 untouched, whole and partial layers after them.
 MINI_PRUNED = ((), (), (1, 3, 5), (), (0, 7), (2,), (), (4, 5, 6))

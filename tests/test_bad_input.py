@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from converter import convert
-from converter.checkpoint import Checkpoint
-from tests.command_line import ERROR, Outcome, run, run_here
-from tests.disk import snapshot
-from tests.synthetic import Spec, read_safetensors, write_checkpoint, write_safetensors
+from s4convert import convert
+from s4convert.checkpoint import Checkpoint
+from tests.support.command_line import ERROR, Outcome, run, run_here
+from tests.support.disk import snapshot
+from tests.support.synthetic import Spec, read_safetensors, write_checkpoint, write_safetensors
 
 SPEC = Spec(num_layers=3, num_kv_heads=4, hidden_size=16, num_shards=2)
 O_PROJ = "language_model.model.layers.1.self_attn.o_proj.weight"
@@ -514,7 +514,7 @@ def test_a_fault_of_our_own_is_told_in_one_line_too(request_in_order: Request, m
     def fail(*args: object, **kwargs: object) -> None:
         raise ZeroDivisionError("division by zero")
 
-    monkeypatch.setattr("converter.conversion.stage", fail)
+    monkeypatch.setattr("s4convert.jobs.convert.stage", fail)
     before = snapshot(request_in_order.directory)
     outcome = run_here(*request_in_order.arguments)
     assert outcome.exit_code not in (0, 1, 2, 3, 130)

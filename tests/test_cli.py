@@ -13,14 +13,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-import cli
-from converter import HeadMask, __version__, convert, parse_schedule, verify_conversion
-from converter.card import CARD_FILES
-from converter.errors import UsageError
-from tests.command_line import COMMAND, ROOT, run, run_here
+from s4convert import HeadMask, __version__, cli, convert, parse_schedule, verify_conversion
+from s4convert.errors import UsageError
+from s4convert.output.card import CARD_FILES
 from tests.conftest import MINI_LLAVA
-from tests.disk import digests, hidden_siblings, snapshot
-from tests.synthetic import Spec, write_checkpoint
+from tests.support.command_line import COMMAND, ROOT, run, run_here
+from tests.support.disk import digests, hidden_siblings, snapshot
+from tests.support.synthetic import Spec, write_checkpoint
 
 SPEC = Spec(num_layers=3, num_kv_heads=4, hidden_size=16, num_shards=2)
 FRAMEWORKS = {"torch", "transformers"}
@@ -59,7 +58,7 @@ def imported_by(*arguments: object) -> set[str]:
         check=True,
     )
     modules = re.findall(r"^import time:[^|]*\|[^|]*\| *([\w.]+)$", finished.stderr, re.MULTILINE)
-    assert "converter.errors" in modules
+    assert "s4convert.errors" in modules
     return {module.partition(".")[0] for module in modules}
 
 
@@ -498,9 +497,9 @@ def test_a_quiet_run_still_warns_of_what_it_leaves_behind(source: Path, out: Pat
 
 
 def test_the_choices_on_the_command_line_are_those_of_the_library() -> None:
-    from converter.compensation import MODES
-    from converter.mask.making import GRANULARITIES
-    from converter.saliency import METRICS
+    from s4convert.compensation import MODES
+    from s4convert.mask.making import GRANULARITIES
+    from s4convert.saliency import METRICS
 
     assert set(cli.COMPENSATIONS) == set(MODES)
     assert set(cli.METRICS) == set(METRICS)

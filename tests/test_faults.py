@@ -23,15 +23,15 @@ from typing import Any
 
 import pytest
 
-from converter import conversion as conversion_module
-from converter import convert, verify_conversion
-from converter.card import CARD_FILES
-from converter.conversion import carry_out, prepare
-from converter.errors import S4ConvertError, StorageError, UsageError, VerificationError
-from converter.rewrite.staging import open_staging
-from tests.command_line import COMMAND, ERROR, ROOT, Outcome, outcome_of, run, run_here, start
-from tests.disk import digests, hidden_siblings, snapshot
-from tests.synthetic import Spec, write_checkpoint
+from s4convert import convert, verify_conversion
+from s4convert.errors import S4ConvertError, StorageError, UsageError, VerificationError
+from s4convert.jobs import convert as conversion_module
+from s4convert.jobs.convert import carry_out, prepare
+from s4convert.output.card import CARD_FILES
+from s4convert.rewrite.staging import open_staging
+from tests.support.command_line import COMMAND, ERROR, ROOT, Outcome, outcome_of, run, run_here, start
+from tests.support.disk import digests, hidden_siblings, snapshot
+from tests.support.synthetic import Spec, write_checkpoint
 
 SMALL = Spec(num_layers=3, num_kv_heads=4, hidden_size=16, num_shards=2)
 LARGE = Spec(
@@ -128,7 +128,7 @@ def test_a_kill_at_a_random_moment_leaves_nothing_or_a_whole_checkpoint(large: P
 
 def sweep(*arguments: Path) -> list[dict[str, Any]]:
     finished = subprocess.run(
-        [sys.executable, "-m", "tests.kill_sweep", *map(str, arguments)],
+        [sys.executable, "-m", "tests.support.kill_sweep", *map(str, arguments)],
         cwd=ROOT,
         env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
         capture_output=True,
@@ -423,7 +423,7 @@ ls -A "$disk" | sed 's/^/left: /'
 BLIND_COMMAND = (
     sys.executable,
     "-c",
-    "import cli; from converter.rewrite import staging; staging.free_bytes = lambda out: 1 << 60; cli.main()",
+    "import s4convert.cli as cli, s4convert.rewrite.staging as disk; disk.free_bytes = lambda _: 1 << 60; cli.main()",
 )
 
 

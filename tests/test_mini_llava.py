@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-import converter
+import s4convert
 from benchmarks.mini.accuracy import accuracy
 from benchmarks.mini.questions import HELD_OUT_SEED, write_scienceqa
 from benchmarks.mini.scienceqa import heads_for, weakest_of_the_model
-from converter.checkpoint import Checkpoint
-from converter.demo.demo import weakest_heads
-from converter.demo.original_layout import write_original_layout
-from converter.mask import HeadMask
+from s4convert.checkpoint import Checkpoint
+from s4convert.jobs.demo import weakest_heads
+from s4convert.mask import HeadMask
 from tests.conftest import MINI_LLAVA
+from tests.support.original_layout import write_original_layout
 
 
 @pytest.fixture(scope="module")
@@ -49,11 +49,11 @@ def test_it_is_lost_without_the_image(questions: Path) -> None:
 def test_its_original_layout_converts_to_the_same_edits(tmp_path: Path, mini_mask: HeadMask, num_shards: int) -> None:
     source = tmp_path / "llava-mini"
     write_original_layout(MINI_LLAVA, source, tmp_path / "tower", num_shards=num_shards)
-    report = converter.convert(source, tmp_path / "llava-mini-pruned", mini_mask)
+    report = s4convert.convert(source, tmp_path / "llava-mini-pruned", mini_mask)
     assert report.behaviour is not None
     assert report.behaviour.probe.startswith("3 text prompts (no images:")
 
-    converter.convert(MINI_LLAVA, tmp_path / "mini", mini_mask, check_behaviour=False)
+    s4convert.convert(MINI_LLAVA, tmp_path / "mini", mini_mask, check_behaviour=False)
     original, hugging_face = (Checkpoint.open(tmp_path / name) for name in ("llava-mini-pruned", "mini"))
     for layer in range(8):
         for projection in "qkvo":

@@ -18,9 +18,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import converter
-from converter.card import CARD_FILES
-from tests.synthetic import HUGGING_FACE, ORIGINAL, Spec, read_safetensors, write_checkpoint, write_safetensors
+import s4convert
+from s4convert.output.card import CARD_FILES
+from tests.support.synthetic import HUGGING_FACE, ORIGINAL, Spec, read_safetensors, write_checkpoint, write_safetensors
 
 MANIFEST = "s4convert.json"
 LAYER_PREFIX = {HUGGING_FACE: "language_model.model.layers", ORIGINAL: "model.layers"}
@@ -242,7 +242,7 @@ def test_every_byte_is_what_the_mask_asks_for(case: Case) -> None:
         mask = write_mask(Path(temporary, "mask.json"), content)
         before = files_of(source)
         out = Path(temporary, "llava-qwen" if spec.text_model == "qwen2" else f"llava-{spec.text_model}")
-        converter.convert(source, out, mask, compensation=case.compensation, check_behaviour=False, jobs=case.jobs)
+        s4convert.convert(source, out, mask, compensation=case.compensation, check_behaviour=False, jobs=case.jobs)
         ratios = head_ratio(spec, pruned)
         factors = ratios if case.compensation == "scale" else dict.fromkeys(ratios, 1.0)
         assert_equals_the_oracle(source, out, spec, pruned, factors)
@@ -254,7 +254,7 @@ def test_the_factor_of_a_mask_is_used_and_layers_without_one_take_all_heads_over
     pruned = (frozenset({1}), frozenset(), frozenset({0, 2}))
     source = write_checkpoint(tmp_path / "in", spec)
     mask = write_mask(tmp_path / "mask.json", native_mask(spec, pruned) | {"scale": {"0": 1.4545}})
-    converter.convert(source, tmp_path / "out", mask, check_behaviour=False)
+    s4convert.convert(source, tmp_path / "out", mask, check_behaviour=False)
     assert_equals_the_oracle(source, tmp_path / "out", spec, pruned, {0: 1.4545, 2: 2.0})
 
 
@@ -263,7 +263,7 @@ def test_the_factor_of_a_mask_is_not_used_without_compensation(tmp_path: Path) -
     pruned = (frozenset({1}), frozenset())
     source = write_checkpoint(tmp_path / "in", spec)
     mask = write_mask(tmp_path / "mask.json", native_mask(spec, pruned) | {"scale": {"0": 1.4545}})
-    converter.convert(source, tmp_path / "out", mask, compensation="none", check_behaviour=False)
+    s4convert.convert(source, tmp_path / "out", mask, compensation="none", check_behaviour=False)
     assert_equals_the_oracle(source, tmp_path / "out", spec, pruned, {0: 1.0})
 
 
@@ -274,6 +274,6 @@ def test_the_bytes_do_not_depend_on_the_number_of_threads(tmp_path: Path, layout
     source = write_checkpoint(tmp_path / "in", spec)
     mask = write_mask(tmp_path / "mask.json", calibration_mask(spec, pruned))
     for jobs in (1, 8):
-        converter.convert(source, tmp_path / f"llava-qwen-{jobs}", mask, check_behaviour=False, jobs=jobs)
+        s4convert.convert(source, tmp_path / f"llava-qwen-{jobs}", mask, check_behaviour=False, jobs=jobs)
     assert MANIFEST in files_of(tmp_path / "llava-qwen-1")
     assert files_of(tmp_path / "llava-qwen-1") == files_of(tmp_path / "llava-qwen-8")

@@ -13,20 +13,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from converter import Checkpoint, HeadMask, convert, verify_conversion
-from converter import conversion as conversion_module
-from converter.card import CARD_FILES
-from converter.compensation import Compensation, FittedCompensation, HeadMix
-from converter.errors import S4ConvertError, VerificationError
-from converter.rewrite import writer
-from converter.rewrite.plan import ColumnEdit, Edit, Plan, RowEdit
-from converter.rewrite.writer import StagedCheckpoint
-from converter.verify.behaviour import check_behaviour
-from converter.verify.probe import Probe, make_probe
-from tests.command_line import run_here
+from s4convert import Checkpoint, HeadMask, convert, verify_conversion
+from s4convert.compensation import Compensation, FittedCompensation, HeadMix
+from s4convert.errors import S4ConvertError, VerificationError
+from s4convert.jobs import convert as conversion_module
+from s4convert.mask.files import load_mask
+from s4convert.output.card import CARD_FILES
+from s4convert.rewrite import writer
+from s4convert.rewrite.plan import ColumnEdit, Edit, Plan, RowEdit
+from s4convert.rewrite.writer import StagedCheckpoint
+from s4convert.verify.behaviour import check_behaviour
+from s4convert.verify.probe import Probe, make_probe
 from tests.conftest import MINI_LLAVA
-from tests.disk import hidden_siblings
-from tests.synthetic import Spec, write_checkpoint
+from tests.support.command_line import run_here
+from tests.support.disk import hidden_siblings
+from tests.support.synthetic import Spec, write_checkpoint
 
 PRUNED = {2: [1, 4], 5: [3]}
 HEAD_DIM, NUM_HEADS = 16, 8
@@ -367,7 +368,7 @@ def scaled(original: Checkpoint, mask: HeadMask) -> Compensation:
 
 def test_an_honest_conversion_passes_the_behaviour_check_alone(converted: Path, mask: Path, probe: Probe) -> None:
     original = Checkpoint.open(MINI_LLAVA)
-    head_mask = HeadMask.load(mask, original.geometry)
+    head_mask = load_mask(mask, original.geometry)
     report = check_behaviour(
         original, Checkpoint.open(converted), head_mask, scaled(original, head_mask), probe, progress=lambda _: None
     )
@@ -394,7 +395,7 @@ def test_the_hidden_states_alone_tell_a_sabotaged_conversion(
 ) -> None:
     sabotage(converted)
     original = Checkpoint.open(MINI_LLAVA)
-    head_mask = HeadMask.load(mask, original.geometry)
+    head_mask = load_mask(mask, original.geometry)
     with pytest.raises(VerificationError, match=message):
         check_behaviour(
             original, Checkpoint.open(converted), head_mask, scaled(original, head_mask), probe, progress=lambda _: None

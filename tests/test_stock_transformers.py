@@ -9,11 +9,11 @@ import pytest
 import torch
 from transformers import LlavaForConditionalGeneration
 
-import converter
-from converter.card import CARD_FILES
-from converter.front_end import load_processor
-from converter.mask import HeadMask
-from tests.run_time_hooks import hook_heads
+import s4convert
+from s4convert.mask import HeadMask
+from s4convert.model.front_end import load_processor
+from s4convert.output.card import CARD_FILES
+from tests.support.run_time_hooks import hook_heads
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
 
@@ -45,7 +45,7 @@ def test_loads_with_every_key_in_its_place_and_generates(
 ) -> None:
     source = mini_llava_as(torch.float16, single_file=single_file)
     out = tmp_path / "out"
-    converter.convert(source, out, mini_mask, check_behaviour=False)
+    s4convert.convert(source, out, mini_mask, check_behaviour=False)
     model, loading = LlavaForConditionalGeneration.from_pretrained(out, output_loading_info=True)
     assert {name: list(keys) for name, keys in loading.items() if keys} == {}
     inputs = prompts(out)[1]
@@ -55,7 +55,7 @@ def test_loads_with_every_key_in_its_place_and_generates(
 
 def test_heads_and_sidecars_are_the_inputs(mini_llava: Path, mini_mask: HeadMask, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    converter.convert(mini_llava, out, mini_mask, check_behaviour=False)
+    s4convert.convert(mini_llava, out, mini_mask, check_behaviour=False)
     sidecars = {path.name for path in mini_llava.iterdir() if path.suffix != ".safetensors"}
     assert len(sidecars) == 8
     for name in sidecars:
@@ -75,7 +75,7 @@ def test_hidden_states_equal_those_of_the_hooked_original(
     mini_llava_as: Callable[..., Path], mini_mask: HeadMask, tmp_path: Path, dtype: torch.dtype, compensation: str
 ) -> None:
     source, out = mini_llava_as(dtype), tmp_path / "out"
-    converter.convert(source, out, mini_mask, compensation=compensation, check_behaviour=False)
+    s4convert.convert(source, out, mini_mask, compensation=compensation, check_behaviour=False)
     original, reference, converted = load(source), load(source), load(out)
     hook_heads(reference, mini_mask, scaled=compensation == "scale")
     first_touched = mini_mask.touched_layers[0]
@@ -90,18 +90,18 @@ def test_hidden_states_equal_those_of_the_hooked_original(
 
 
 def test_report_has_the_deltas_of_the_full_models(mini_llava: Path, mini_mask: HeadMask, tmp_path: Path) -> None:
-    from converter.checkpoint import Checkpoint
-    from converter.compensation import FittedCompensation
-    from converter.verify.probe import TEXT_PROMPTS, make_probe
+    from s4convert.checkpoint import Checkpoint
+    from s4convert.compensation import FittedCompensation
+    from s4convert.verify.probe import TEXT_PROMPTS, make_probe
 
     out = tmp_path / "out"
-    report = converter.convert(mini_llava, out, mini_mask)
+    report = s4convert.convert(mini_llava, out, mini_mask)
     assert report.behaviour is not None
     assert report.behaviour.probe == "3 text prompts, 2 image prompts"
     assert len(make_probe(Checkpoint.open(mini_llava)).samples) == 5
 
     # The text prompts alone, through the full models: the decoder must have seen the same hidden states.
-    from converter.verify import behaviour, probe
+    from s4convert.verify import behaviour, probe
 
     before, after = Checkpoint.open(mini_llava), Checkpoint.open(out)
     whole = make_probe(before)

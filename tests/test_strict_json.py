@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from converter import strict_json
+from s4convert import strict_json
 
 
 @pytest.mark.parametrize("text", ["1e400", '{"a": {"b": [0, -1e999]}}', "NaN", "[Infinity]", "-Infinity"])

@@ -13,15 +13,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import converter
+import s4convert
 from benchmarks.memory import peak_bytes
-from converter.card import CARD_FILES
-from converter.checkpoint import MANIFEST_FILE, Checkpoint
-from tests.command_line import Outcome, run_here
+from s4convert.checkpoint import MANIFEST_FILE, Checkpoint
+from s4convert.output.card import CARD_FILES
 from tests.conftest import MINI_LLAVA
-from tests.disk import digests, hidden_siblings, snapshot
-from tests.run_time_hooks import decoder_layers
-from tests.synthetic import (
+from tests.support.command_line import Outcome, run_here
+from tests.support.disk import digests, hidden_siblings, snapshot
+from tests.support.run_time_hooks import decoder_layers
+from tests.support.synthetic import (
     HUGGING_FACE,
     ORIGINAL,
     Spec,
@@ -83,7 +83,7 @@ def stored_in(directory: Path) -> Stored:
 
 
 def convert(source: Path, out: Path, mask: Path, **options: Any) -> Path:
-    converter.convert(source, out, mask, check_behaviour=False, **options)
+    s4convert.convert(source, out, mask, check_behaviour=False, **options)
     return out
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from benchmarks.mini.questions import HELD_OUT_SEED, LETTERS, write_scienceqa
-from converter.demo.chat import Chat
+from s4convert.jobs.demo import Chat
 
 
 def accuracy(checkpoint: Path, questions: Path, *, blank: bool = False) -> dict[str, tuple[int, int]]:

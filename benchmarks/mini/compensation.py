@@ -17,19 +17,20 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-import converter
+import s4convert
 from benchmarks.mini.questions import HELD_OUT_SEED, write_scienceqa
 from benchmarks.mini.saliency import CALIBRATION_SEED
 from benchmarks.mini.scienceqa import accuracy
-from converter.calibration.statistics import CalibrationData, Statistics
-from converter.checkpoint import Checkpoint
-from converter.compensation import IMAGE_WEIGHT, MODES
-from converter.demo.demo import MINI_LLAVA
-from converter.demo.original_layout import write_original_layout
-from converter.mask import parse_schedule
-from converter.mask.making import make_mask
-from converter.saliency import score_heads
+from s4convert.calibration.moments import IMAGE_WEIGHT
+from s4convert.calibration.statistics import CalibrationData, Statistics
+from s4convert.checkpoint import Checkpoint
+from s4convert.compensation import MODES
+from s4convert.demo import MINI_LLAVA
+from s4convert.mask import parse_schedule
+from s4convert.mask.making import make_mask
+from s4convert.saliency import score_heads
 from tests.stock.scripts import Accuracy
+from tests.support.original_layout import write_original_layout
 
 METRICS = ("energy", "reconstruction")
 TEXT_WEIGHTED = "least-squares, image 0.1"
@@ -71,7 +72,7 @@ def measure(scratch: Path, num_questions: int) -> tuple[Found, Accuracy]:
             for row in ROWS:
                 mode, moments = (row, evenly) if row in MODES else ("least-squares", text_weighted)
                 path = scratch / f"llava-mini-{metric}-{heads}-{ROWS.index(row)}"
-                converter.convert(original, path, mask, compensation=mode, moments=moments, check_behaviour=False)
+                s4convert.convert(original, path, mask, compensation=mode, moments=moments, check_behaviour=False)
                 converted[metric, heads, row] = path
     paths = [original, *converted.values()]
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as executor:

@@ -19,7 +19,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from benchmarks.mini.questions import HELD_OUT_SEED, write_scienceqa
-from converter.demo.demo import MINI_LLAVA
+from s4convert.demo import MINI_LLAVA
+from s4convert.mask.files import load_scores
 
 CALIBRATION_SEED = HELD_OUT_SEED + 1
 RANDOM_SEEDS = (0, 1, 2)
@@ -43,15 +44,15 @@ def measure(task: Task, questions: Path) -> tuple[float, float]:
     """The shares of image and text questions that the pruned model answers right."""
     import torch
 
-    import converter
+    import s4convert
     from benchmarks.mini.accuracy import accuracy
-    from converter.mask import HeadScores, parse_schedule
-    from converter.mask.making import make_mask
+    from s4convert.mask import parse_schedule
+    from s4convert.mask.making import make_mask
 
     torch.set_num_threads(1)
-    mask = make_mask(HeadScores.load(task.scores), parse_schedule(task.schedule, RATES[task.heads]))
+    mask = make_mask(load_scores(task.scores), parse_schedule(task.schedule, RATES[task.heads]))
     with tempfile.TemporaryDirectory() as scratch:
-        converter.convert(MINI_LLAVA, Path(scratch, "pruned"), mask, compensation="none", check_behaviour=False)
+        s4convert.convert(MINI_LLAVA, Path(scratch, "pruned"), mask, compensation="none", check_behaviour=False)
         counts = accuracy(Path(scratch, "pruned"), questions)
     return counts["image"][0] / counts["image"][1], counts["text"][0] / counts["text"][1]
 
@@ -60,8 +61,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--questions", type=int, default=400, help="half of them with an image")
     arguments = parser.parse_args()
-    from converter.checkpoint import Checkpoint
-    from converter.saliency import score_heads
+    from s4convert.checkpoint import Checkpoint
+    from s4convert.saliency import score_heads
 
     with tempfile.TemporaryDirectory() as scratch:
         questions, calibration = Path(scratch, "questions"), Path(scratch, "calibration")

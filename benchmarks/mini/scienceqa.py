@@ -21,13 +21,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-import converter
+import s4convert
 from benchmarks.mini.questions import HELD_OUT_SEED, write_scienceqa
-from converter.checkpoint import Checkpoint
-from converter.demo.demo import MINI_LLAVA, ranked_heads
-from converter.demo.original_layout import write_original_layout
-from converter.mask import HeadMask
+from s4convert.checkpoint import Checkpoint
+from s4convert.demo import MINI_LLAVA
+from s4convert.jobs.demo import ranked_heads
+from s4convert.mask import HeadMask
 from tests.stock.scripts import Accuracy, ask, score
+from tests.support.original_layout import write_original_layout
 
 PERCENTAGES = (10, 20, 30)
 COMPENSATIONS = ("none", "scale")
@@ -79,7 +80,7 @@ def main() -> None:
             mask = weakest_of_the_model(checkpoint, heads_for(percentage, num_heads))
             for compensation in COMPENSATIONS:
                 converted = original.with_name(f"{original.name}-{percentage}-{compensation}")
-                converter.convert(original, converted, mask, compensation=compensation)
+                s4convert.convert(original, converted, mask, compensation=compensation)
                 rows.append((f"{mask.num_pruned} of {num_heads}", compensation, converted))
 
         print(f"{'heads pruned':<14}{'compensation':<14}{'total':>8}{'image':>8}{'text':>8}")

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from converter.calibration.samples import Sample
-from converter.checkpoint import Checkpoint
-from converter.errors import CalibrationError
-from converter.front_end import open_front_end
-from converter.progress import sample_bar
+from ..checkpoint import Checkpoint
+from ..errors import CalibrationError
+from ..model.front_end import open_front_end
+from ..progress import sample_bar
+from .samples import Sample
 
 if TYPE_CHECKING:
     import torch

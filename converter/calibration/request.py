@@ -8,11 +8,11 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from converter.calibration.statistics import CalibrationData, Statistics
-from converter.checkpoint import Checkpoint
-from converter.compensation import IMAGE_WEIGHT
-from converter.device import check_device
-from converter.errors import StorageError, UsageError
+from ..checkpoint import Checkpoint
+from ..errors import StorageError, UsageError
+from ..model.device import check_device
+from .moments import IMAGE_WEIGHT
+from .statistics import CalibrationData, Statistics
 
 
 class MomentsRequest:

@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from converter import strict_json
-from converter.conversation import IMAGE_PLACEHOLDER, LETTER_INSTRUCTION, conversation
-from converter.errors import CalibrationError, StorageError, UsageError
+from .. import strict_json
+from ..errors import CalibrationError, StorageError, UsageError
+from ..model.conversation import IMAGE_PLACEHOLDER, LETTER_INSTRUCTION, conversation
 
 _TEXT_SUFFIX = ".txt"
 _HUMAN, _ASSISTANT = "human", "gpt"

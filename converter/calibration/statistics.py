@@ -15,16 +15,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from converter import strict_json
-from converter.calibration.inputs import Inputs, make_inputs
-from converter.calibration.samples import read_samples
-from converter.calibration.second_moments import SplitMoments
-from converter.calibration.stream import stream_layers
-from converter.checkpoint import Checkpoint
-from converter.compensation import IMAGE_WEIGHT, LayerMoments, Moments, mix_moments
-from converter.errors import CalibrationError, StorageError, UsageError
-from converter.progress import layer_bar
-from converter.version import __version__
+from .. import strict_json
+from ..checkpoint import Checkpoint
+from ..errors import CalibrationError, StorageError, UsageError
+from ..progress import layer_bar
+from ..version import __version__
+from .inputs import Inputs, make_inputs
+from .moments import IMAGE_WEIGHT, LayerMoments, Moments, SplitMoments, mix_moments
+from .samples import read_samples
+from .stream import stream_layers
 
 STATISTICS_FORMAT = "s4convert-statistics/1"
 _DESCRIPTION = "statistics.json"

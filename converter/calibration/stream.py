@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
-from converter.calibration.inputs import Inputs
-from converter.calibration.modalities import ModalityMean
-from converter.checkpoint import Checkpoint
-from converter.decoder import AttentionInput, LayerDecoder, full_float32, require_stock_code, stock_code
-from converter.errors import CheckpointError
+from ..checkpoint import Checkpoint
+from ..errors import CheckpointError
+from ..model.decoder import AttentionInput, LayerDecoder, full_float32, require_stock_code, stock_code
+from .inputs import Inputs
+from .moments import ModalityMean
 
 if TYPE_CHECKING:
     import torch

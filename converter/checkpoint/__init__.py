@@ -1,10 +1,10 @@
 """A checkpoint on disk, read-only: its layout, geometry, tensors and sidecars."""
 
-from converter.checkpoint.checkpoint import Checkpoint, Projection, StoredTensor
-from converter.checkpoint.file_names import CONFIG_FILE, INDEX_FILE, MANIFEST_FILE, SINGLE_FILE
-from converter.checkpoint.geometry import Geometry
-from converter.checkpoint.json_file import read_json_object
-from converter.checkpoint.layouts import Family
+from .checkpoint import Checkpoint, Repository
+from .families import Family
+from .files import CONFIG_FILE, INDEX_FILE, MANIFEST_FILE, SINGLE_FILE, read_json_object
+from .geometry import Geometry
+from .tensors import Projection, StoredTensor
 
 __all__ = [
     "CONFIG_FILE",
@@ -15,6 +15,7 @@ __all__ = [
     "Family",
     "Geometry",
     "Projection",
+    "Repository",
     "StoredTensor",
     "read_json_object",
 ]

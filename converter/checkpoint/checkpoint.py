@@ -13,64 +13,26 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from converter.checkpoint.dtypes import ITEM_BYTES, Float32Array, decode
-from converter.checkpoint.file_names import CONFIG_FILE, MANIFEST_FILE, TORCH_INDEX_FILE
-from converter.checkpoint.file_span import read_span
-from converter.checkpoint.geometry import Geometry, read_geometry
-from converter.checkpoint.json_file import read_json_object
-from converter.checkpoint.kind import check_entries, read_family
-from converter.checkpoint.language_models import LanguageModel
-from converter.checkpoint.layouts import Family
-from converter.checkpoint.other_files import other_files
-from converter.checkpoint.projections import PROJECTIONS, ProjectionRows, expected_shape, projections_in
-from converter.checkpoint.repository import Repository
-from converter.checkpoint.shards import open_shards
-from converter.checkpoint.weight_file import TensorEntry, WeightFile
-from converter.errors import CheckpointError, StorageError
+from ..errors import CheckpointError, StorageError
+from .dtypes import ITEM_BYTES, Float32Array, decode
+from .families import Family, LanguageModel, check_entries, read_family
+from .files import CONFIG_FILE, MANIFEST_FILE, TORCH_INDEX_FILE, read_json_object, read_span
+from .geometry import PROJECTIONS, Geometry, ProjectionRows, expected_shape, projections_in, read_geometry
+from .shards import open_shards
+from .sidecars import other_files
+from .tensors import Projection, StoredTensor, TensorEntry, WeightFile
 
 
 @dataclass(frozen=True)
-class StoredTensor:
-    """A tensor and the shard (a file name inside the checkpoint) that holds it."""
+class Repository:
+    """Where on the Hub a checkpoint came from: the *files* of *repo_id* at *commit*, a hash of 40 digits."""
 
-    entry: TensorEntry
-    shard: str
+    repo_id: str
+    commit: str
+    files: frozenset[str]
 
-    @property
-    def name(self) -> str:
-        return self.entry.name
-
-    @property
-    def is_contiguous(self) -> bool:
-        """Whether its rows follow each other in the shard."""
-        return self.entry.strides is None
-
-    @property
-    def dtype(self) -> str:
-        return self.entry.dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.entry.shape
-
-    @property
-    def num_rows(self) -> int:
-        """The size of the first axis; a scalar has one row."""
-        return self.shape[0] if self.shape else 1
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one index of the first axis; 0 for an empty tensor."""
-        return self.entry.num_bytes // self.num_rows if self.num_rows else 0
-
-
-@dataclass(frozen=True)
-class Projection:
-    """A ``weight`` or ``bias`` of projection ``q``/``k``/``v``/``o``: rows [*first*, *first* + *count*) of *tensor*."""
-
-    tensor: StoredTensor
-    first: int
-    count: int
+    def __str__(self) -> str:
+        return f"{self.repo_id}@{self.commit}"
 
 
 @dataclass(frozen=True)

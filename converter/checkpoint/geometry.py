@@ -1,13 +1,14 @@
-"""The shape of a language model's attention: how many layers, heads and kv heads, and how wide they are."""
+"""The sizes of a language model's attention, and which rows of which tensor each projection is."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from converter.checkpoint.language_models import LanguageModel
-from converter.errors import CheckpointError
+from ..errors import CheckpointError
+from .families import LanguageModel
 
 
 @dataclass(frozen=True)
@@ -71,3 +72,37 @@ def read_geometry(text_config: Mapping[str, Any], language_model: LanguageModel,
         head_dim=head_dim,
         hidden_size=hidden_size,
     )
+
+
+PROJECTIONS = ("q", "k", "v", "o")
+
+# Phi-3 keeps q, k and v in one tensor, one below the other.
+_PATTERN = re.compile(r"self_attn\.(q|k|v|o|qkv)_proj\.(weight|bias)")
+
+
+@dataclass(frozen=True)
+class ProjectionRows:
+    """Rows [first, first + count) of a tensor are the ``weight`` or ``bias`` (*kind*) of *projection*."""
+
+    projection: str
+    kind: str
+    first: int
+    count: int
+
+
+def projections_in(name_in_layer: str, geometry: Geometry) -> tuple[ProjectionRows, ...]:
+    """The projections that the tensor *name_in_layer* of a decoder layer holds, from its first row to its last."""
+    match = _PATTERN.fullmatch(name_in_layer)
+    held: list[ProjectionRows] = []
+    first = 0
+    for projection in match[1] if match else "":
+        count = geometry.num_rows(projection)
+        held.append(ProjectionRows(projection, match[2] if match else "", first, count))
+        first += count
+    return tuple(held)
+
+
+def expected_shape(held: tuple[ProjectionRows, ...], geometry: Geometry) -> tuple[int, ...]:
+    """The shape that a tensor with these projections must have."""
+    rows = sum(part.count for part in held)
+    return (rows, geometry.num_columns(held[0].projection)) if held[0].kind == "weight" else (rows,)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from converter.checkpoint.layouts import ORIGINAL, Family
-from converter.errors import UsageError
+from ..errors import UsageError
+from .families import ORIGINAL, Family
 
 _LLAMA, _MISTRAL, _QWEN = "LlavaLlamaForCausalLM", "LlavaMistralForCausalLM", "LlavaQwenForCausalLM"
 

@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from converter.errors import CheckpointError, UsageError
+from ..errors import CheckpointError, UsageError
 
 _MPT = "is MPT, which stock LLaVA cannot run any more; use a checkpoint with a Llama, Mistral or Qwen2 language model"
 _INTERNLM2 = (

@@ -16,9 +16,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from converter import strict_json
-from converter.checkpoint.weight_file import TensorEntry, WeightFile
-from converter.errors import CheckpointError, StorageError
+from .. import strict_json
+from ..errors import CheckpointError, StorageError
+from .tensors import TensorEntry, WeightFile
 
 MAX_HEADER_BYTES = 100_000_000  # the reference parser's limit
 MAX_INTEGER = 2**64 - 1

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from converter.checkpoint.file_names import INDEX_FILE, TORCH_INDEX_FILE, TORCH_SINGLE_FILE
-from converter.checkpoint.json_file import read_json_object
-from converter.checkpoint.kind import find_weights
-from converter.checkpoint.safetensors_header import read_header
-from converter.checkpoint.torch_file import read_torch_file, warn_of_old_torch
-from converter.checkpoint.weight_file import WeightFile
-from converter.errors import CheckpointError
+from ..errors import CheckpointError
+from .families import find_weights
+from .files import INDEX_FILE, TORCH_INDEX_FILE, TORCH_SINGLE_FILE, read_json_object
+from .safetensors_header import read_header
+from .tensors import WeightFile
+from .torch_file import read_torch_file, warn_of_old_torch
 
 
 def open_shards(path: Path, entries: Collection[str]) -> tuple[dict[str, WeightFile], str | None, bool]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from converter.checkpoint.checkpoint import Checkpoint
+from .checkpoint import Checkpoint
 
 PROBE_ROWS = 16  # a head that is silent in all rows is silent in these; few trained heads are
 BLOCK_BYTES = 4 << 20

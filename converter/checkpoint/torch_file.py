@@ -19,9 +19,9 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from converter.checkpoint.safetensors_header import check_name_and_shape
-from converter.checkpoint.weight_file import TensorEntry, WeightFile
-from converter.errors import CheckpointError, StorageError
+from ..errors import CheckpointError, StorageError
+from .safetensors_header import check_name_and_shape
+from .tensors import TensorEntry, WeightFile
 
 if TYPE_CHECKING:
     import torch

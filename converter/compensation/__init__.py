@@ -9,10 +9,10 @@ so it would change a config that is to stay as it is. And least squares makes it
 to it improved a perplexity of 26.16 to 26.15.
 """
 
-from converter.compensation.compensation import Compensation, FittedCompensation, MomentsSource
-from converter.compensation.head_mix import ROW_BLOCK, HeadMix
-from converter.compensation.modes import MODES
-from converter.compensation.moments import IMAGE_WEIGHT, LayerMoments, Moments, mix_moments
+from ..calibration.moments import IMAGE_WEIGHT, LayerMoments, Moments, mix_moments
+from .compensation import Compensation, FittedCompensation, MomentsSource
+from .head_mix import ROW_BLOCK, HeadMix
+from .modes import MODES
 
 __all__ = [
     "IMAGE_WEIGHT",

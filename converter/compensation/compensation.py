@@ -12,18 +12,18 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
-from converter.checkpoint import Checkpoint
-from converter.checkpoint.dtypes import Float64Array
-from converter.compensation.error import weight_error
-from converter.compensation.head_mix import HeadMix
-from converter.compensation.held_out import Choice, choose
-from converter.compensation.layer_fit import LayerFit, measure_fit
-from converter.compensation.least_squares import too_few_tokens
-from converter.compensation.modes import DEFAULT_DAMPING, MODES, Mode
-from converter.compensation.moments import LayerMoments
-from converter.compensation.pruned_layer import PrunedLayer
-from converter.errors import CheckpointError, CompensationError, UsageError
-from converter.mask import HeadMask
+from ..calibration.moments import LayerMoments
+from ..checkpoint import Checkpoint
+from ..checkpoint.dtypes import Float64Array
+from ..errors import CheckpointError, CompensationError, UsageError
+from ..mask import HeadMask
+from .error import weight_error
+from .head_mix import HeadMix
+from .held_out import Choice, choose
+from .layer_fit import LayerFit, measure_fit
+from .least_squares import too_few_tokens
+from .modes import DEFAULT_DAMPING, MODES, Mode
+from .pruned_layer import PrunedLayer
 
 _log = logging.getLogger(__name__)
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from converter.checkpoint.dtypes import Float64Array
-from converter.compensation.head_mix import ROW_BLOCK, HeadMix
-from converter.compensation.moments import Moments
-from converter.compensation.pruned_layer import PrunedLayer
+from ..calibration.moments import Moments
+from ..checkpoint.dtypes import Float64Array
+from .head_mix import ROW_BLOCK, HeadMix
+from .pruned_layer import PrunedLayer
 
 
 def weight_error(before: Float64Array, after: Float64Array, moments: Moments) -> float:

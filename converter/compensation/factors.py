@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from converter.compensation.error import best_uniform_factor, head_gram
-from converter.compensation.head_mix import HeadMix
-from converter.compensation.moments import Moments
-from converter.compensation.pruned_layer import PrunedLayer
+from ..calibration.moments import Moments
+from .error import best_uniform_factor, head_gram
+from .head_mix import HeadMix
+from .pruned_layer import PrunedLayer
 
 
 def none(layer: PrunedLayer) -> HeadMix:
@@ -21,7 +21,7 @@ def scale(layer: PrunedLayer) -> HeadMix:
 
 
 def uniform_least_squares(layer: PrunedLayer, moments: Moments) -> HeadMix:
-    """One factor for all kept heads, c* of :func:`~converter.compensation.error.best_uniform_factor`."""
+    """One factor for all kept heads, c* of :func:`~s4convert.compensation.error.best_uniform_factor`."""
     return layer.mix(best_uniform_factor(head_gram(layer.weight_gram, moments, layer.geometry.head_dim), layer))
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, overload
 import numpy as np
 import numpy.typing as npt
 
-from converter.checkpoint.dtypes import Float32Array, Float64Array
+from ..checkpoint.dtypes import Float32Array, Float64Array
 
 if TYPE_CHECKING:
     import torch

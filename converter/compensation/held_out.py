@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from converter.compensation.error import mix_error
-from converter.compensation.head_mix import HeadMix
-from converter.compensation.least_squares import least_squares
-from converter.compensation.modes import DEFAULT_DAMPING, FITTED_MODES, MODES
-from converter.compensation.moments import LayerMoments, Moments
-from converter.compensation.pruned_layer import PrunedLayer
+from ..calibration.moments import LayerMoments, Moments
+from .error import mix_error
+from .head_mix import HeadMix
+from .least_squares import least_squares
+from .modes import DEFAULT_DAMPING, FITTED_MODES, MODES
+from .pruned_layer import PrunedLayer
 
 DAMPINGS = (1e-3, 1e-2, 1e-1, 1.0)
 

@@ -7,12 +7,12 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from converter.compensation.error import best_uniform_factor, head_gram, mix_error
-from converter.compensation.head_mix import HeadMix
-from converter.compensation.held_out import Choice
-from converter.compensation.modes import DEFAULT_DAMPING, MODES
-from converter.compensation.moments import LayerMoments, Moments
-from converter.compensation.pruned_layer import PrunedLayer
+from ..calibration.moments import LayerMoments, Moments
+from .error import best_uniform_factor, head_gram, mix_error
+from .head_mix import HeadMix
+from .held_out import Choice
+from .modes import DEFAULT_DAMPING, MODES
+from .pruned_layer import PrunedLayer
 
 
 @dataclass(frozen=True)

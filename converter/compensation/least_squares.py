@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from converter.checkpoint.dtypes import Float64Array
-from converter.compensation.head_mix import HeadMix, Indices
-from converter.compensation.moments import Moments
-from converter.compensation.pruned_layer import PrunedLayer
-from converter.errors import CompensationError
+from ..calibration.moments import Moments
+from ..checkpoint.dtypes import Float64Array
+from ..errors import CompensationError
+from .head_mix import HeadMix, Indices
+from .pruned_layer import PrunedLayer
 
 TOKENS_PER_COLUMN = 10  # fewer tokens than this for each kept column, and the fit follows their noise
 

@@ -6,13 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from converter.compensation import factors
-from converter.compensation.head_mix import HeadMix
-from converter.compensation.least_squares import least_squares
-from converter.compensation.moments import Moments
-from converter.compensation.pruned_layer import PrunedLayer
-from converter.compensation.residual_transfer import residual_transfer
-from converter.compensation.similarity import similarity
+from ..calibration.moments import Moments
+from . import factors
+from .head_mix import HeadMix
+from .least_squares import least_squares
+from .pruned_layer import PrunedLayer
+from .similarity import residual_transfer, similarity
 
 DEFAULT_DAMPING = 1e-2
 

@@ -8,9 +8,9 @@ from functools import cached_property
 
 import numpy as np
 
-from converter.checkpoint import Geometry
-from converter.checkpoint.dtypes import Float64Array
-from converter.compensation.head_mix import HeadMix, Indices, columns_of
+from ..checkpoint import Geometry
+from ..checkpoint.dtypes import Float64Array
+from .head_mix import HeadMix, Indices, columns_of
 
 
 @dataclass(frozen=True, eq=False)

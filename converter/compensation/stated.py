@@ -11,13 +11,13 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from converter.checkpoint import Checkpoint
-from converter.checkpoint.dtypes import Float64Array, unit_in_last_place
-from converter.compensation.compensation import Compensation
-from converter.compensation.head_mix import HeadMix
-from converter.compensation.pruned_layer import PrunedLayer
-from converter.errors import VerificationError
-from converter.mask import HeadMask
+from ..checkpoint import Checkpoint
+from ..checkpoint.dtypes import Float64Array, unit_in_last_place
+from ..errors import VerificationError
+from ..mask import HeadMask
+from .compensation import Compensation
+from .head_mix import HeadMix
+from .pruned_layer import PrunedLayer
 
 SLACK = 1 + 1e-6  # for the arithmetic of the check itself
 

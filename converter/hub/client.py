@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from converter.version import __version__
+from ..version import __version__
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

@@ -1,4 +1,4 @@
-"""In from the Hub: what a conversion needs of a repository, through the cache of the Hub's client.
+"""In from the Hub: which files of a repository a conversion needs, and how they come through the client's cache.
 
 The cache belongs to the client: it writes there, resumes what was cut off, and is only read from here.
 """
@@ -8,26 +8,58 @@ from __future__ import annotations
 import glob
 import logging
 import os
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Protocol
 
-from converter.checkpoint import CONFIG_FILE, INDEX_FILE, read_json_object
-from converter.checkpoint.file_names import TORCH_INDEX_FILE
-from converter.checkpoint.kind import check_entries, find_weights, read_family
-from converter.checkpoint.layouts import Family
-from converter.checkpoint.other_files import holds_another_model
-from converter.checkpoint.repository import Repository
-from converter.checkpoint.shards import read_weight_map
-from converter.errors import CheckpointError, HubError, MaskError
-from converter.hub.choice import choose_files
-from converter.hub.client import hub_client
-from converter.hub.failures import hub_failures
-from converter.hub.names import HubName
-from converter.mask.mask_file import MAX_BYTES
+from ..checkpoint import CONFIG_FILE, INDEX_FILE, Repository, read_json_object
+from ..checkpoint.families import Family, check_entries, find_weights, read_family
+from ..checkpoint.files import GIT_ATTRIBUTES_FILE, TORCH_INDEX_FILE
+from ..checkpoint.refusals import TRAINING_FILES
+from ..checkpoint.shards import read_weight_map
+from ..checkpoint.sidecars import holds_another_model, is_weight_name
+from ..errors import CheckpointError, HubError, MaskError
+from ..mask.formats.content import MAX_BYTES
+from .client import hub_client
+from .failures import hub_failures
+from .names import HubName
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
+
+
+_TOP = PurePosixPath()
+
+
+def choose_files(
+    files: Collection[str], weights: Collection[str], holds_another_model: Callable[[str], bool]
+) -> frozenset[str]:
+    """*weights*, which stand at the top of the repository, and the sidecars among its *files*.
+
+    A folder with weights in it is a part of the checkpoint (a vision tower) where it *holds_another_model*, and
+    comes with weights of one kind; any other is another state or format of the same model, and stays behind with all
+    that is below it. So do hidden folders, what training leaves beside a model, and what is git's.
+    """
+    folders = {folder for file in files for folder in PurePosixPath(file).parents}
+    with_weights = {PurePosixPath(file).parent for file in files if is_weight_name(PurePosixPath(file).name)} - {_TOP}
+    parts = {folder for folder in with_weights if holds_another_model(folder.as_posix())}
+    left_out = (with_weights - parts) | {folder for folder in folders if folder.name.startswith(".")}
+    chosen = set(weights)
+    for file in map(PurePosixPath, files):
+        if left_out.intersection(file.parents) or file.name in (*TRAINING_FILES, GIT_ATTRIBUTES_FILE):
+            continue
+        if not is_weight_name(file.name) or (file.parent in parts and _is_read(file, files)):
+            chosen.add(file.as_posix())
+    return frozenset(chosen)
+
+
+def _is_read(weights: PurePosixPath, files: Iterable[str]) -> bool:
+    """Whether loaders read the file *weights* of a part: safetensors, or ``.bin`` where there are none."""
+    beside = {file.name for file in map(PurePosixPath, files) if file.parent == weights.parent}
+    kind = ".safetensors" if any(name.endswith(".safetensors") for name in beside) else ".bin"
+    return weights.name.endswith((kind, f"{kind}.index.json"))
+
 
 _log = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from converter.errors import HubError, S4ConvertError, StorageError
-from converter.redaction import redact
+from ..errors import HubError, S4ConvertError, StorageError
+from ..redaction import redact
 
 _MAX_SAID = 200  # characters of what the Hub says of itself
 

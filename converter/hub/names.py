@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from converter.errors import UsageError, shown
+from ..errors import UsageError, shown
 
 # A Path makes one slash of the two.
 _NAME = re.compile(

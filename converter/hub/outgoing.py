@@ -10,10 +10,10 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import Any
 
-from converter.checkpoint import MANIFEST_FILE, read_json_object
-from converter.errors import CheckpointError, StorageError, UsageError
-from converter.manifest import read_files
-from converter.progress import Progress, byte_bar
+from ..checkpoint import MANIFEST_FILE, read_json_object
+from ..errors import CheckpointError, StorageError, UsageError
+from ..output.manifest import read_files
+from ..progress import Progress, byte_bar
 
 _BLOCK_BYTES = 4 << 20
 

@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from converter.checkpoint import CONFIG_FILE, read_json_object
-from converter.checkpoint.file_names import GIT_ATTRIBUTES_FILE
-from converter.checkpoint.layouts import find_family
-from converter.checkpoint.loader_names import check_loader_name
-from converter.errors import HubError, StorageError, UsageError
-from converter.hub.client import hub_client
-from converter.hub.failures import hub_failures
-from converter.hub.names import check_branch, check_repo_id
-from converter.hub.outgoing import Outgoing, read_outgoing, sha256_of
-from converter.version import __version__
+from ..checkpoint import CONFIG_FILE, read_json_object
+from ..checkpoint.families import find_family
+from ..checkpoint.files import GIT_ATTRIBUTES_FILE
+from ..checkpoint.loader_names import check_loader_name
+from ..errors import HubError, StorageError, UsageError
+from ..version import __version__
+from .client import hub_client
+from .failures import hub_failures
+from .names import check_branch, check_repo_id
+from .outgoing import Outgoing, read_outgoing, sha256_of
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -129,7 +129,7 @@ def push(
 
     Raises:
         UsageError: *repo_id* or *revision* cannot be a name, or *directory* is not as a conversion left it.
-        CheckpointError, StorageError: as :func:`~converter.hub.outgoing.read_outgoing` says.
+        CheckpointError, StorageError: as :func:`~s4convert.hub.outgoing.read_outgoing` says.
         HubError: the Hub refused, holds other files there, or what arrived is not what was sent.
     """
     outgoing = plan_push(directory, repo_id, revision=revision, create_pr=create_pr, progress=progress)

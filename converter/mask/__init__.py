@@ -1,8 +1,8 @@
 """Masks: which heads are pruned, read from files or made from scores by a schedule."""
 
-from converter.mask.head_mask import HeadMask
-from converter.mask.making import make_mask
-from converter.mask.schedules import Schedule, parse_schedule
-from converter.mask.scores import HeadScores
+from .head_mask import HeadMask
+from .head_scores import HeadScores
+from .making import make_mask
+from .schedules import Schedule, parse_schedule
 
 __all__ = ["HeadMask", "HeadScores", "Schedule", "make_mask", "parse_schedule"]

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from numbers import Real
 from typing import Any
 
-from converter.errors import MaskError, shown
+from ..errors import MaskError, shown
 
 
 def check_provenance(provenance: Any) -> None:

@@ -7,16 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from converter.checkpoint.geometry import Geometry
-from converter.errors import MaskError, shown
-from converter.mask.checked_values import check_provenance
-from converter.mask.layer_lists import Polarity
-from converter.output_file import write_output
-
-if TYPE_CHECKING:
-    from converter.mask.schedules import Schedule
+from ..checkpoint.geometry import Geometry
+from ..disk import write_output
+from ..errors import MaskError, shown
+from .checked_values import check_provenance
 
 NATIVE_FORMAT = "s4convert-mask/1"
 MIN_FACTOR, MAX_FACTOR = 1e-6, 1e6  # beyond, a scale is a mistake, and float32 would make it 0 or infinite
@@ -29,6 +25,9 @@ class HeadMask:
     *pruned* has one sorted tuple of head numbers per layer. *scale*, where the mask carries it, maps a layer
     to the factor for its kept heads; numbers of other kinds (numpy's) become Python's. *provenance* is the mask's own
     account of where it came from. *how_read* says in words how a file was read; it is no part of the mask.
+
+    Raises:
+        MaskError: it prunes no head, or a whole layer, or a part of it is malformed.
     """
 
     num_heads: int
@@ -41,40 +40,9 @@ class HeadMask:
         if isinstance(self.scale, Mapping):
             plain = {_plain(layer): _plain(factor) for layer, factor in self.scale.items()}
             object.__setattr__(self, "scale", plain)
-
-    @classmethod
-    def load(
-        cls,
-        path: Path | str,
-        geometry: Geometry,
-        *,
-        polarity: Polarity | None = None,
-        schedule: Schedule | None = None,
-    ) -> HeadMask:
-        """Read the mask file *path*, in any format that the README lists, for a model of *geometry*.
-
-        *polarity* says what a 1 means where the file does not: ``keep`` or ``prune`` the head. *schedule* turns a file
-        of scores into a mask. How the file was read is in :attr:`how_read`.
-
-        Raises:
-            MaskError: there is no such file, or it is malformed, ambiguous, without effect or not of this geometry.
-            UsageError: *polarity* or *schedule* cannot be followed.
-            StorageError: the file cannot be read.
-        """
-        from converter.mask.reading import load_mask  # which makes HeadMasks
-
-        return load_mask(Path(path), geometry, polarity, schedule)
-
-    @classmethod
-    def from_json(cls, content: Any, geometry: Geometry) -> HeadMask:
-        """The mask of parsed JSON in the native format, what :meth:`to_json` gives.
-
-        Raises:
-            MaskError: malformed, without effect, or not of this geometry.
-        """
-        from converter.mask.json_formats import read_native
-
-        return read_native(content, geometry)
+        self._check_heads()
+        self._check_scale()
+        check_provenance(self.provenance)
 
     def save(self, path: Path | str, *, force: bool = False) -> None:
         """Write the native mask file *path*, whole or not at all; *force* replaces a file that stands there.
@@ -116,14 +84,16 @@ class HeadMask:
             kv for kv in range(geometry.num_kv_heads) if pruned.issuperset(range(kv * group, (kv + 1) * group))
         )
 
-    def check(self, geometry: Geometry | None = None) -> None:
-        """Raise MaskError unless the mask has an effect and can be applied, to a model of *geometry* if given."""
-        if geometry is not None and (self.num_layers, self.num_heads) != (geometry.num_layers, geometry.num_heads):
+    def check_fits(self, geometry: Geometry) -> None:
+        """Raise MaskError unless the mask is for a model of *geometry*."""
+        if (self.num_layers, self.num_heads) != (geometry.num_layers, geometry.num_heads):
             raise MaskError(
                 f"is for {self.num_layers} layers of {self.num_heads} heads, but the checkpoint has "
                 f"{geometry.num_layers} layers of {geometry.num_heads}"
             )
-        if not self.num_pruned:
+
+    def _check_heads(self) -> None:
+        if not any(self.pruned):
             raise MaskError("prunes no head, so a conversion would change nothing")
         for layer, heads in enumerate(self.pruned):
             numbers = all(type(head) is int and 0 <= head < self.num_heads for head in heads)
@@ -133,8 +103,6 @@ class HeadMask:
                 )
             if len(heads) == self.num_heads:
                 raise MaskError(f"layer {layer}: every head is pruned, and no kept head can make up for them; keep one")
-        self._check_scale()
-        check_provenance(self.provenance)
 
     def _check_scale(self) -> None:
         if self.scale is None:

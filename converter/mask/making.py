@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
-from converter.errors import UsageError, shown
-from converter.mask.head_mask import HeadMask
-from converter.mask.schedules import Adaptive, Global, Schedule
-from converter.mask.scores import NORMALISERS, HeadScores, check_normalisers
-from converter.version import __version__
+from ..errors import UsageError, shown
+from ..version import __version__
+from .head_mask import HeadMask
+from .head_scores import NORMALISERS, HeadScores, check_normalisers
+from .schedules import Adaptive, Global, Schedule
 
 _log = logging.getLogger(__name__)
 
@@ -51,9 +51,7 @@ def make_mask(
             tuple(head for unit in lowest for head in range(unit * heads_per_unit, (unit + 1) * heads_per_unit))
         )
     provenance = _provenance(scores, schedule, granularity, num_kv_heads, normalised=divisors is not None)
-    mask = HeadMask(scores.num_heads, tuple(pruned), provenance=provenance)
-    mask.check()
-    return mask
+    return HeadMask(scores.num_heads, tuple(pruned), provenance=provenance)
 
 
 def _heads_per_unit(scores: HeadScores, granularity: str, num_kv_heads: int | None) -> int:

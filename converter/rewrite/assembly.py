@@ -10,8 +10,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from converter.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint, StoredTensor
-from converter.checkpoint.safetensors_header import DTYPE_BITS, format_header
+from ..checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint, StoredTensor
+from ..checkpoint.safetensors_header import DTYPE_BITS, format_header
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from converter.checkpoint import Checkpoint, Projection, StoredTensor
-from converter.checkpoint.dtypes import Float32Array, Float64Array
-from converter.checkpoint.geometry import Geometry
-from converter.compensation import ROW_BLOCK, FittedCompensation, HeadMix, MomentsSource
-from converter.mask import HeadMask
-from converter.rewrite.assembly import OutputFile, Piece, assemble
+from ..checkpoint import Checkpoint, Projection, StoredTensor
+from ..checkpoint.dtypes import Float32Array, Float64Array
+from ..checkpoint.geometry import Geometry
+from ..compensation import ROW_BLOCK, FittedCompensation, HeadMix, MomentsSource
+from ..mask import HeadMask
+from .assembly import OutputFile, Piece, assemble
 
 # From rows of a tensor, as float32, to what they become, still to be rounded to the stored dtype.
 RowTransform: TypeAlias = Callable[[Float32Array], "Float32Array | Float64Array"]
@@ -169,7 +169,7 @@ def make_plan(
     """The edits that silence *mask*'s heads in *checkpoint* and fold *compensation* into its ``o_proj``.
 
     *moments* are those that the compensation is fitted to, when the plan is carried out. *shard_bytes* bounds the
-    shards that are built anew, see :func:`~converter.rewrite.assembly.assemble`.
+    shards that are built anew, see :func:`~s4convert.rewrite.assembly.assemble`.
 
     For a pruned head h with rows r(h) = [h * head_dim, (h + 1) * head_dim): rows r(h) of ``q``, rows of a kv
     head whose query heads are all pruned in ``k`` and ``v``, and columns r(h) of ``o`` become zero. Only the

@@ -20,10 +20,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from converter.checkpoint import MANIFEST_FILE, Checkpoint, read_json_object
-from converter.errors import S4ConvertError, StorageError, UsageError
-from converter.output_file import sync_directory
-from converter.rewrite.plan import Plan
+from ..checkpoint import MANIFEST_FILE, Checkpoint, read_json_object
+from ..disk import sync_directory
+from ..errors import S4ConvertError, StorageError, UsageError
+from .plan import Plan
 
 _log = logging.getLogger(__name__)
 

@@ -17,12 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
-from converter.checkpoint import Checkpoint
-from converter.checkpoint.dtypes import OVERFLOW, encode
-from converter.errors import CheckpointError, StorageError
-from converter.progress import Progress
-from converter.rewrite.assembly import Piece
-from converter.rewrite.plan import Edit, Plan
+from ..checkpoint import Checkpoint
+from ..checkpoint.dtypes import OVERFLOW, encode
+from ..errors import CheckpointError, StorageError
+from ..progress import Progress
+from .assembly import Piece
+from .plan import Edit, Plan
 
 COPY_BYTES = 64 << 20  # so that progress moves and an interrupt is heard
 EDIT_BYTES = 1 << 20  # stored bytes of a block of rows; its float32 working copies bound the memory of an edit

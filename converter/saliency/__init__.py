@@ -5,7 +5,7 @@ arguments one to one: ``CKPT`` (opened), ``--metric``, ``--calibration FILE``, `
 ``--gamma X``, ``--seed N``, ``--device cpu|cuda``, and ``progress`` unless ``--quiet``.
 """
 
-from converter.saliency.metrics import METRICS
-from converter.saliency.score import score_heads
+from .metrics import METRICS
+from .score import score_heads
 
 __all__ = ["METRICS", "score_heads"]

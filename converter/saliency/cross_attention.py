@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from converter.calibration.stream import LayerSample
-from converter.errors import CalibrationError
+from ..calibration.stream import LayerSample
+from ..errors import CalibrationError
 
 if TYPE_CHECKING:
     import torch

@@ -16,10 +16,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from converter.calibration.second_moments import SecondMoments
-from converter.checkpoint import Checkpoint
-from converter.errors import CalibrationError
-from converter.saliency.energy import output_weight
+from ..calibration.moments import SecondMoments
+from ..checkpoint import Checkpoint
+from ..errors import CalibrationError
 
 if TYPE_CHECKING:
     import torch
@@ -122,3 +121,10 @@ def _inverse(matrix: torch.Tensor) -> torch.Tensor:
     if bool(failed.any()) or not bool(factor.isfinite().all()):
         raise ArithmeticError("not positive definite")
     return torch.cholesky_inverse(factor).contiguous()  # CUDA's is column by column
+
+
+def output_weight(checkpoint: Checkpoint, layer: int, device: str) -> torch.Tensor:
+    """The weight of ``o_proj`` [hidden_size, num_heads * head_dim] in float64."""
+    import torch
+
+    return torch.from_numpy(checkpoint.read_rows(checkpoint.output_projection(layer))).to(device).double()

@@ -7,17 +7,17 @@ import math
 from pathlib import Path
 from typing import Any
 
-from converter.calibration.inputs import Inputs, make_inputs
-from converter.calibration.samples import read_samples
-from converter.calibration.stream import stream_layers
-from converter.checkpoint import Checkpoint
-from converter.compensation import IMAGE_WEIGHT
-from converter.device import check_device
-from converter.errors import CalibrationError, UsageError
-from converter.mask.scores import HeadScores
-from converter.progress import layer_bar
-from converter.saliency.metrics import METRICS, Settings
-from converter.version import __version__
+from ..calibration.inputs import Inputs, make_inputs
+from ..calibration.moments import IMAGE_WEIGHT
+from ..calibration.samples import read_samples
+from ..calibration.stream import stream_layers
+from ..checkpoint import Checkpoint
+from ..errors import CalibrationError, UsageError
+from ..mask.head_scores import HeadScores
+from ..model.device import check_device
+from ..progress import layer_bar
+from ..version import __version__
+from .metrics import METRICS, Settings
 
 _log = logging.getLogger(__name__)
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 
-from converter.checkpoint import Checkpoint
-from converter.compensation import Compensation
-from converter.mask import HeadMask
-from converter.progress import byte_bar, layer_bar
-from converter.verify.report import Report
-from converter.verify.structure import check_structure
+from ..checkpoint import Checkpoint
+from ..compensation import Compensation
+from ..mask import HeadMask
+from ..progress import byte_bar, layer_bar
+from .report import Report
+from .structure import check_structure
 
 
 def check_converted(
@@ -37,8 +37,8 @@ def check_converted(
     if not check_behaviour:
         return Report(mask, structure, None)
     # Imported here, because transformers takes seconds to import and --no-verify does without.
-    from converter.verify import behaviour
-    from converter.verify.probe import make_probe
+    from . import behaviour
+    from .probe import make_probe
 
     with layer_bar("probe", original.geometry.num_layers, shown=progress) as bar:
         figures = behaviour.check_behaviour(

@@ -6,10 +6,10 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from converter.checkpoint import Checkpoint
-from converter.checkpoint.layouts import LANGUAGE_MODEL, ORIGINAL
-from converter.errors import CheckpointError, StorageError
-from converter.front_end import HuggingFaceFrontEnd, TextFrontEnd, embed
+from ..checkpoint import Checkpoint
+from ..checkpoint.families import LANGUAGE_MODEL, ORIGINAL
+from ..errors import CheckpointError, StorageError
+from ..model.front_end import HuggingFaceFrontEnd, TextFrontEnd, embed
 
 if TYPE_CHECKING:
     import torch

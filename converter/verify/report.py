@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from converter.compensation.layer_fit import FIT_COLUMNS, LayerFit, advice
-from converter.mask import HeadMask
-from converter.verify.behaviour import BehaviourReport, LayerDelta
-from converter.verify.structure import StructureReport
+from ..compensation.layer_fit import FIT_COLUMNS, LayerFit, advice
+from ..mask import HeadMask
+from .behaviour import BehaviourReport, LayerDelta
+from .structure import StructureReport
 
 
 @dataclass(frozen=True)

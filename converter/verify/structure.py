@@ -16,14 +16,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from converter.checkpoint import INDEX_FILE, Checkpoint, StoredTensor, read_json_object
-from converter.checkpoint.dtypes import ITEM_BYTES, Float64Array, decode, encode, unit_in_last_place
-from converter.checkpoint.file_span import read_span
-from converter.checkpoint.safetensors_header import SafetensorsHeader
-from converter.compensation import Compensation, HeadMix
-from converter.errors import StorageError, VerificationError
-from converter.mask import HeadMask
-from converter.progress import Progress
+from ..checkpoint import INDEX_FILE, Checkpoint, StoredTensor, read_json_object
+from ..checkpoint.dtypes import ITEM_BYTES, Float64Array, decode, encode, unit_in_last_place
+from ..checkpoint.files import read_span
+from ..checkpoint.safetensors_header import SafetensorsHeader
+from ..compensation import Compensation, HeadMix
+from ..errors import StorageError, VerificationError
+from ..mask import HeadMask
+from ..progress import Progress
 
 BLOCK_BYTES = 256 << 10  # small enough to stay in the processor's cache between the comparison and the hash
 

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from converter.checkpoint import Checkpoint, Geometry
-from converter.errors import CheckpointError, StorageError
-from tests.synthetic import (
+from s4convert.checkpoint import Checkpoint, Geometry
+from s4convert.errors import CheckpointError, StorageError
+from tests.support.synthetic import (
     HUGGING_FACE,
     ORIGINAL,
     Spec,

@@ -8,7 +8,7 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from converter.checkpoint.dtypes import EPSILON, ITEM_BYTES, OVERFLOW, decode, encode, unit_in_last_place
+from s4convert.checkpoint.dtypes import EPSILON, ITEM_BYTES, OVERFLOW, decode, encode, unit_in_last_place
 
 TORCH = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 HALVES = ["F16", "BF16"]

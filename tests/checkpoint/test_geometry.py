@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 
-from converter.checkpoint import Geometry
-from converter.checkpoint.geometry import read_geometry
-from converter.checkpoint.language_models import find_language_model
-from converter.checkpoint.projections import expected_shape, projections_in
-from converter.errors import CheckpointError
+from s4convert.checkpoint import Geometry
+from s4convert.checkpoint.families import find_language_model
+from s4convert.checkpoint.geometry import expected_shape, projections_in, read_geometry
+from s4convert.errors import CheckpointError
 
 
 def geometry_of(text_config: dict[str, Any], model_type: str, where: str) -> Geometry:

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from converter.checkpoint.layouts import FAMILIES, ORIGINAL, Family
-from converter.checkpoint.loader_names import check_loader_name, suggest_name
-from converter.errors import UsageError
-from tests import synthetic
-from tests.command_line import run_here
-from tests.disk import snapshot
-from tests.synthetic import Spec, write_checkpoint
+from s4convert.checkpoint.families import FAMILIES, ORIGINAL, Family
+from s4convert.checkpoint.loader_names import check_loader_name, suggest_name
+from s4convert.errors import UsageError
+from tests.support import synthetic
+from tests.support.command_line import run_here
+from tests.support.disk import snapshot
+from tests.support.synthetic import Spec, write_checkpoint
 
 LLAMA, MISTRAL, QWEN = "LlavaLlamaForCausalLM", "LlavaMistralForCausalLM", "LlavaQwenForCausalLM"
 MPT, MIXTRAL = "LlavaMptForCausalLM", "LlavaMixtralForCausalLM"

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.command_line import run_here
-from tests.disk import snapshot
-from tests.synthetic import Spec, read_safetensors, write_checkpoint, write_safetensors
+from tests.support.command_line import run_here
+from tests.support.disk import snapshot
+from tests.support.synthetic import Spec, read_safetensors, write_checkpoint, write_safetensors
 
 Spoil = Callable[[Path], object]
 Tensors = dict[str, tuple[str, tuple[int, ...], bytes]]

@@ -14,8 +14,8 @@ import safetensors
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from converter.checkpoint.safetensors_header import DTYPE_BITS, SafetensorsHeader, read_header
-from converter.errors import CheckpointError, StorageError
+from s4convert.checkpoint.safetensors_header import DTYPE_BITS, SafetensorsHeader, read_header
+from s4convert.errors import CheckpointError, StorageError
 
 FUZZ_EXAMPLES = int(os.environ.get("S4CONVERT_FUZZ_EXAMPLES", "2000"))
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from converter.checkpoint import Checkpoint, silence
-from converter.checkpoint.silence import silent_heads
-from tests.synthetic import Spec, encode, read_safetensors, write_checkpoint, write_safetensors
+from s4convert.checkpoint import Checkpoint, silence
+from s4convert.checkpoint.silence import silent_heads
+from tests.support.synthetic import Spec, encode, read_safetensors, write_checkpoint, write_safetensors
 
 
 def write_output_projection(path: Path, weights: np.ndarray, dtype: str) -> Checkpoint:

@@ -21,9 +21,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from converter.checkpoint.torch_file import read_torch_file, torch_dtype, warn_of_old_torch
-from converter.checkpoint.weight_file import TensorEntry
-from converter.errors import CheckpointError, S4ConvertError, StorageError
+from s4convert.checkpoint.tensors import TensorEntry
+from s4convert.checkpoint.torch_file import read_torch_file, torch_dtype, warn_of_old_torch
+from s4convert.errors import CheckpointError, S4ConvertError, StorageError
 
 DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",

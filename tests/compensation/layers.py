@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from converter.checkpoint import Geometry
-from converter.compensation import Moments
-from converter.compensation.pruned_layer import PrunedLayer
+from s4convert.calibration.moments import Moments
+from s4convert.checkpoint import Geometry
+from s4convert.compensation.pruned_layer import PrunedLayer
 
 
 @dataclass(frozen=True, eq=False)

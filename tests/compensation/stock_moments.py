@@ -13,10 +13,10 @@ from PIL import Image
 from transformers import AutoConfig, AutoModel, LlavaForConditionalGeneration
 
 from benchmarks.mini.questions import write_scienceqa
-from converter.checkpoint import Checkpoint
-from converter.conversation import SYSTEM_PROMPT
-from converter.front_end import load_processor
-from tests.run_time_hooks import decoder_layers
+from s4convert.checkpoint import Checkpoint
+from s4convert.model.conversation import SYSTEM_PROMPT
+from s4convert.model.front_end import load_processor
+from tests.support.run_time_hooks import decoder_layers
 
 Inputs = Mapping[str, torch.Tensor]
 

@@ -14,14 +14,15 @@ import numpy as np
 import pytest
 import torch
 
-from converter import Checkpoint, HeadMask, convert, verify_conversion
-from converter import conversion as conversion_module
-from converter.compensation import MODES, LayerMoments, Moments, MomentsSource
-from converter.errors import CheckpointError, CompensationError, S4ConvertError, UsageError, VerificationError
-from converter.rewrite import writer
-from converter.rewrite.plan import ColumnEdit, Plan, ValueEdit, make_plan
+from s4convert import Checkpoint, HeadMask, convert, verify_conversion
+from s4convert.calibration.moments import LayerMoments, Moments
+from s4convert.compensation import MODES, MomentsSource
+from s4convert.errors import CheckpointError, CompensationError, S4ConvertError, UsageError, VerificationError
+from s4convert.jobs import convert as conversion_module
+from s4convert.rewrite import writer
+from s4convert.rewrite.plan import ColumnEdit, Plan, ValueEdit, make_plan
 from tests.compensation.stock_moments import language_model, output_projection_inputs
-from tests.synthetic import Spec, read_safetensors, write_checkpoint, write_safetensors
+from tests.support.synthetic import Spec, read_safetensors, write_checkpoint, write_safetensors
 
 SPEC = Spec(
     num_layers=3, num_kv_heads=4, head_dim=4, hidden_size=16, dtype="F32"
@@ -248,7 +249,7 @@ def test_a_layer_whose_fit_is_worse_than_a_simpler_one_steps_down_and_says_so(
         turned = np.where(np.isin(np.arange(16), [0, 1, 2, 3, 12, 13, 14, 15]), -1.0, 1.0)
         return LayerMoments(given.train, Moments(given.train.second * np.outer(turned, turned), given.train.mean, 400))
 
-    with caplog.at_level(logging.WARNING, "converter"):
+    with caplog.at_level(logging.WARNING, "s4convert"):
         convert(source, tmp_path / "out", MASK, compensation="least-squares", moments=misleading_in_layer_2)
     assert (
         sum("layer 2: on held-out tokens, the error of least-squares is" in message for message in caplog.messages) == 1
@@ -263,7 +264,7 @@ def test_too_few_tokens_and_a_scale_worse_than_nothing_are_told(
     source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     moments = calibrate(source, num_tokens=40)
-    with caplog.at_level(logging.WARNING, "converter"):
+    with caplog.at_level(logging.WARNING, "s4convert"):
         convert(source, tmp_path / "a", MASK, compensation="least-squares", moments=moments, check_behaviour=False)
         convert(source, tmp_path / "b", MASK, compensation="scale", moments=moments, check_behaviour=False)
     assert "layer 0: 40 calibration tokens are few for 12 kept columns; 120 are wanted" in caplog.messages
@@ -273,7 +274,7 @@ def test_too_few_tokens_and_a_scale_worse_than_nothing_are_told(
 def test_similarity_warns_of_its_total_factor_once_a_layer(
     source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.WARNING, "converter"):
+    with caplog.at_level(logging.WARNING, "s4convert"):
         convert(source, tmp_path / "out", MASK, compensation="similarity")
     told = [message for message in caplog.messages if "of its kept heads sum to" in message]
     assert len(told) == len({message.split(":")[0] for message in told}) >= 1

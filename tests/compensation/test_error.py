@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from converter.checkpoint.dtypes import decode, encode
-from converter.compensation import MODES, Moments, mix_moments
-from converter.compensation.error import best_uniform_factor, head_gram, mix_error, weight_error
-from converter.errors import CompensationError
+from s4convert.calibration.moments import Moments, mix_moments
+from s4convert.checkpoint.dtypes import decode, encode
+from s4convert.compensation import MODES
+from s4convert.compensation.error import best_uniform_factor, head_gram, mix_error, weight_error
+from s4convert.errors import CompensationError
 from tests.compensation.layers import example
 
 FROM_O = [mode for mode in MODES if mode != "residual-transfer"]

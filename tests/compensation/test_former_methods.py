@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from converter.compensation.residual_transfer import residual_transfer
-from converter.compensation.similarity import similarity
+from s4convert.compensation.similarity import residual_transfer, similarity
 from tests.compensation.layers import make_layer
 
 HEAD_DIM, HIDDEN = 3, 7

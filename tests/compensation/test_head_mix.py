@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from converter.compensation import ROW_BLOCK, HeadMix
+from s4convert.compensation import ROW_BLOCK, HeadMix
 
 HEAD_DIM, NUM_HEADS = 3, 5
 COLUMNS = HEAD_DIM * NUM_HEADS

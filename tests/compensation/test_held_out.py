@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from converter.compensation import LayerMoments, Moments
-from converter.compensation.error import mix_error
-from converter.compensation.held_out import DAMPINGS, Choice, choose, choose_damping
-from converter.compensation.layer_fit import advice, measure_fit
-from converter.compensation.least_squares import least_squares
+from s4convert.calibration.moments import LayerMoments, Moments
+from s4convert.compensation.error import mix_error
+from s4convert.compensation.held_out import DAMPINGS, Choice, choose, choose_damping
+from s4convert.compensation.layer_fit import advice, measure_fit
+from s4convert.compensation.least_squares import least_squares
 from tests.compensation.layers import example
 
 COLUMNS = 24

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from converter.compensation import MODES, HeadMix, Moments
-from converter.compensation.error import mix_error
-from converter.compensation.least_squares import fit_transfer, least_squares, too_few_tokens
-from converter.errors import CompensationError
+from s4convert.calibration.moments import Moments
+from s4convert.compensation import MODES, HeadMix
+from s4convert.compensation.error import mix_error
+from s4convert.compensation.least_squares import fit_transfer, least_squares, too_few_tokens
+from s4convert.errors import CompensationError
 from tests.compensation.layers import Example, example, make_layer
 
 NEARLY_NONE = 1e-9  # a damping that does not show

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-import converter
-from converter.checkpoint import Checkpoint
-from converter.compensation import MODES, LayerMoments, Moments, MomentsSource
-from converter.compensation.error import weight_error
-from converter.conversion import carry_out, prepare
-from converter.demo.demo import weakest_heads
+import s4convert
+from s4convert.calibration.moments import LayerMoments, Moments
+from s4convert.checkpoint import Checkpoint
+from s4convert.compensation import MODES, MomentsSource
+from s4convert.compensation.error import weight_error
+from s4convert.jobs.convert import carry_out, prepare
+from s4convert.jobs.demo import weakest_heads
 from tests.compensation.stock_moments import mini_llava as load
 from tests.compensation.stock_moments import mini_samples, output_projection_inputs
 from tests.conftest import MINI_LLAVA
@@ -45,7 +46,7 @@ def test_every_compensation_passes_verification(tmp_path: Path, moments: Moments
         if mode in ("uniform-ls", "head-ls", "least-squares"):
             assert fit.train.fit <= min(fit.train.none, fit.train.scale) * (1 + 1e-6)
     if mode == "residual-transfer":
-        converter.verify_conversion(MINI_LLAVA, tmp_path / "out")
+        s4convert.verify_conversion(MINI_LLAVA, tmp_path / "out")
 
 
 def test_least_squares_is_nearer_to_the_original_than_any_simpler_mode(tmp_path: Path, moments: MomentsSource) -> None:
@@ -56,7 +57,7 @@ def test_least_squares_is_nearer_to_the_original_than_any_simpler_mode(tmp_path:
         path = MINI_LLAVA
         if mode is not None:
             path = tmp_path / mode
-            converter.convert(MINI_LLAVA, path, MASK, compensation=mode, moments=moments, check_behaviour=False)
+            s4convert.convert(MINI_LLAVA, path, MASK, compensation=mode, moments=moments, check_behaviour=False)
         model = load(path)
         with torch.inference_mode():
             states = [model(**sample, output_hidden_states=True).hidden_states[1:] for sample in samples]

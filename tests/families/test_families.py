@@ -15,14 +15,14 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-import converter
-from converter.checkpoint import Checkpoint
-from converter.checkpoint.layouts import FAMILIES
-from converter.decoder import require_stock_code
-from converter.errors import UsageError
-from converter.mask import HeadMask
+import s4convert
+from s4convert.checkpoint import Checkpoint
+from s4convert.checkpoint.families import FAMILIES
+from s4convert.errors import UsageError
+from s4convert.mask import HeadMask
+from s4convert.model.decoder import require_stock_code
 from tests.families.fixtures import CLIP, FIXTURES, Fixture, Tensors
-from tests.run_time_hooks import hook_heads
+from tests.support.run_time_hooks import hook_heads
 
 FORMS = ("one file", "two shards", ".bin")
 RecordProperty = Callable[[str, object], None]
@@ -84,7 +84,7 @@ def test_every_tensor_is_what_the_mask_makes_of_it(
     source = fixture.write(tmp_path, dtype, form=form)
     before, mask = weights(source), mask_for(fixture)
     out = source.with_name(source.name + "-pruned")
-    converter.convert(source, out, mask, check_behaviour=False)
+    s4convert.convert(source, out, mask, check_behaviour=False)
     found = weights(out)
     wanted = expected(fixture, before, mask, scaled=True)
     assert sorted(found) == sorted(wanted)
@@ -163,7 +163,7 @@ def test_stock_code_loads_it_and_computes_what_hooks_would(
         require_stock_code(Checkpoint.open(source))
     except UsageError as error:
         pytest.skip(str(error))
-    report = converter.convert(source, out, mask, compensation=compensation)
+    report = s4convert.convert(source, out, mask, compensation=compensation)
     assert report.behaviour is not None
 
     original, reference, converted = load(fixture, source), load(fixture, source), load(fixture, out)

@@ -8,17 +8,21 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from converter import convert
-from tests.command_line import COMMAND, Outcome, run
-from tests.disk import digests
+from s4convert import convert
 from tests.hub.server import LoopbackHub
-from tests.synthetic import Spec, write_checkpoint
+from tests.support.command_line import COMMAND, Outcome, run
+from tests.support.disk import digests
+from tests.support.synthetic import Spec, write_checkpoint
 
 SPEC = Spec(num_layers=3, num_kv_heads=4, hidden_size=16, num_shards=2)
 PRUNED = {"pruned_heads": {"1": [0, 2]}}
 
 # The client waits up to 23 seconds between its tries; these waits are left out.
-WITHOUT_WAITS = (sys.executable, "-c", "import time; time.sleep = lambda seconds: None; import cli; cli.main()")
+WITHOUT_WAITS = (
+    sys.executable,
+    "-c",
+    "import time; time.sleep = lambda seconds: None; import s4convert.cli as cli; cli.main()",
+)
 
 
 def s4convert(environment: Mapping[str, str], *arguments: object, patient: bool = True) -> Outcome:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.command_line import run_here
 from tests.hub.test_loopback_hub import NEW_CLIENT
-from tests.synthetic import Spec, write_checkpoint
+from tests.support.command_line import run_here
+from tests.support.synthetic import Spec, write_checkpoint
 
 VALIDATE = "import sys; from huggingface_hub import ModelCard; ModelCard.load(sys.argv[1]).validate()"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from converter.hub.choice import choose_files
+from s4convert.hub.download import choose_files
 
 SHARDS = ("model.safetensors.index.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 SIDECARS = ("config.json", "tokenizer.model", "README.md", "additional_chat_templates/rag.jinja")

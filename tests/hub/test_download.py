@@ -12,13 +12,13 @@ from urllib.parse import unquote
 
 import pytest
 
-from converter.card import CARD_FILES
-from tests import synthetic
-from tests.command_line import ROOT, Outcome, run_here
-from tests.disk import digests, snapshot
+from s4convert.output.card import CARD_FILES
 from tests.hub.commands import PRUNED, SPEC, contents, s4convert, write_conversion
 from tests.hub.server import LoopbackHub
-from tests.synthetic import Spec, write_checkpoint
+from tests.support import synthetic
+from tests.support.command_line import ROOT, Outcome, run_here
+from tests.support.disk import digests, snapshot
+from tests.support.synthetic import Spec, write_checkpoint
 from tests.test_torch_checkpoints import write_torch_checkpoint
 
 
@@ -342,8 +342,8 @@ def test_python_takes_the_same_names(
     hub.create_repo("lab/original")
     commit = hub.commit("lab/original", files | {"mask.json": json.dumps(PRUNED).encode()})
     program = (
-        "import converter, sys; from pathlib import Path; "
-        "converter.convert(Path('lab/original'), sys.argv[1], 'lab/original:mask.json', check_behaviour=False)"
+        "import s4convert, sys; from pathlib import Path; "
+        "s4convert.convert(Path('lab/original'), sys.argv[1], 'lab/original:mask.json', check_behaviour=False)"
     )
     subprocess.run([sys.executable, "-c", program, tmp_path / "out"], cwd=ROOT, env=hub_environment, check=True)
     manifest = json.loads((tmp_path / "out" / "s4convert.json").read_text())

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.command_line import start
-from tests.disk import digests, hidden_siblings
 from tests.hub.commands import contents, digests_at, s4convert, write_conversion
 from tests.hub.conftest import TOKEN
 from tests.hub.faults import Answer, CutBody, CutRequest, Delay, Kind, LoseAnswer, ShortenBody
 from tests.hub.server import LoopbackHub
+from tests.support.command_line import start
+from tests.support.disk import digests, hidden_siblings
 
 STORED = "^/[0-9a-f]{16}/"  # in the Hub's storage of large files
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from converter.errors import UsageError
-from converter.hub.names import HubName, check_branch, check_repo_id, checkpoint_name, file_name
+from s4convert.errors import UsageError
+from s4convert.hub.names import HubName, check_branch, check_repo_id, checkpoint_name, file_name
 
 
 @pytest.fixture(autouse=True)

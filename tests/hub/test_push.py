@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import MINI_LLAVA
-from tests.disk import digests, snapshot
 from tests.hub.commands import contents, digests_at, s4convert, write_conversion
 from tests.hub.conftest import TOKEN
 from tests.hub.faults import Answer
 from tests.hub.server import LoopbackHub
+from tests.support.disk import digests, snapshot
 
 
 @pytest.fixture(scope="module")
@@ -275,9 +275,9 @@ def test_what_arrived_is_compared_with_the_manifest(
 def test_a_repository_that_stock_llava_would_load_as_another_class_is_told(
     tmp_path: Path, hub: LoopbackHub, hub_environment: dict[str, str], name: str
 ) -> None:
-    from converter import HeadMask, convert
-    from tests import synthetic
-    from tests.synthetic import Spec, write_checkpoint
+    from s4convert import HeadMask, convert
+    from tests.support import synthetic
+    from tests.support.synthetic import Spec, write_checkpoint
 
     source = write_checkpoint(tmp_path / "llava-in", Spec(layout=synthetic.ORIGINAL))
     mask = HeadMask(Spec().num_heads, ((0,), *((),) * (Spec().num_layers - 1)))

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from converter.redaction import RedactingFormatter, redact
+from s4convert.redaction import RedactingFormatter, redact
 
 TOKEN = "hf_AbCdEfGhIjKlMnOpQrStUvWxYz01234567"
 

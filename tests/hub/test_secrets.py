@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.command_line import Outcome
-from tests.disk import digests
 from tests.hub.commands import contents, s4convert, write_conversion
 from tests.hub.faults import Answer, CutRequest, Kind
 from tests.hub.server import LoopbackHub
+from tests.support.command_line import Outcome
+from tests.support.disk import digests
 
 TOKEN = "alices-own-token-4711"  # of no form that tokens usually have
 

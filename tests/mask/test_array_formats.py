@@ -18,10 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from converter.checkpoint import Geometry
-from converter.errors import MaskError
-from converter.mask import HeadMask, parse_schedule
-from tests.command_line import ROOT
+from s4convert.checkpoint import Geometry
+from s4convert.errors import MaskError
+from s4convert.mask import HeadMask, parse_schedule
+from s4convert.mask.files import load_mask
+from tests.support.command_line import ROOT
 
 GEOMETRY = Geometry(num_layers=3, num_heads=4, num_kv_heads=2, head_dim=2, hidden_size=8)
 PRUNED = ((1, 2), (), (0,))
@@ -51,7 +52,7 @@ def write(path: Path, content: bytes) -> Path:
 @pytest.mark.parametrize("polarity", ["keep", "prune"])
 def test_numpy_arrays(tmp_path: Path, dtype: str, order: Any, polarity: Any) -> None:
     array = np.asarray(FLAGS if polarity == "prune" else 1 - FLAGS, dtype, order=order)
-    mask = HeadMask.load(write(tmp_path / "mask.NPY", npy(array)), GEOMETRY, polarity=polarity)
+    mask = load_mask(write(tmp_path / "mask.NPY", npy(array)), GEOMETRY, polarity=polarity)
     assert mask.pruned == PRUNED
     assert mask.how_read == f"NumPy array, 1 = {'pruned' if polarity == 'prune' else 'keep'}, 3 of 12 heads"
 
@@ -64,14 +65,14 @@ def test_torch_and_safetensors_files(tmp_path: Path, dtype: torch.dtype, polarit
     torch.save({"head_mask": tensor}, tmp_path / "mask.pth")
     save_file({"any name": tensor}, tmp_path / "mask.safetensors")
     for name in ("mask.pt", "mask.pth", "mask.safetensors"):
-        assert HeadMask.load(tmp_path / name, GEOMETRY, polarity=polarity) == HeadMask(4, PRUNED)
+        assert load_mask(tmp_path / name, GEOMETRY, polarity=polarity) == HeadMask(4, PRUNED)
 
 
 def test_a_trained_tensor_and_a_transposed_view_are_read(tmp_path: Path) -> None:
     torch.save(torch.nn.Parameter(TENSOR.float()), tmp_path / "trained.pt")
     torch.save(TENSOR.t().contiguous().t(), tmp_path / "view.pt")
     for name in ("trained.pt", "view.pt"):
-        assert HeadMask.load(tmp_path / name, GEOMETRY, polarity="prune").pruned == PRUNED
+        assert load_mask(tmp_path / name, GEOMETRY, polarity="prune").pruned == PRUNED
 
 
 class Shell:
@@ -197,14 +198,14 @@ REFUSED: dict[str, tuple[str, bytes, str]] = {
 @pytest.mark.parametrize(("name", "content", "message"), REFUSED.values(), ids=REFUSED)
 def test_is_refused_with_the_reason(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     with pytest.raises(MaskError, match=re.escape(message)) as caught:
-        HeadMask.load(write(tmp_path / name, content), GEOMETRY, polarity=None)
+        load_mask(write(tmp_path / name, content), GEOMETRY, polarity=None)
     assert str(caught.value).startswith(f"{tmp_path / name}: ")
     assert "\n" not in str(caught.value)
 
 
 def test_an_array_is_no_file_of_scores(tmp_path: Path) -> None:
     with pytest.raises(MaskError, match="holds 0/1 flags, not scores; leave --rate and --schedule out"):
-        HeadMask.load(write(tmp_path / "mask.npy", npy(FLAGS)), GEOMETRY, schedule=parse_schedule("uniform", 0.3))
+        load_mask(write(tmp_path / "mask.npy", npy(FLAGS)), GEOMETRY, schedule=parse_schedule("uniform", 0.3))
 
 
 @pytest.mark.parametrize("name", ["mask.npy", "mask.safetensors"])
@@ -212,8 +213,8 @@ def test_torch_is_imported_for_its_own_files_only(tmp_path: Path, name: str) -> 
     np.save(tmp_path / "mask.npy", FLAGS)
     save_file({"m": TENSOR}, tmp_path / "mask.safetensors")
     code = (
-        "import sys; from converter import Geometry, HeadMask; "
-        f"HeadMask.load({str(tmp_path / name)!r}, Geometry(3, 4, 2, 2, 8), polarity='prune'); "
+        "import sys; from s4convert.checkpoint import Geometry; from s4convert.mask.files import load_mask; "
+        f"load_mask({str(tmp_path / name)!r}, Geometry(3, 4, 2, 2, 8), polarity='prune'); "
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
@@ -239,6 +240,6 @@ def test_a_damaged_file_is_refused_or_read_and_nothing_else(
         damaged[position % len(damaged)] = byte
     path = write(tmp_path_factory.getbasetemp() / name, bytes(damaged[: None if end is None else end % len(damaged)]))
     try:
-        HeadMask.load(path, GEOMETRY, polarity="prune")
+        load_mask(path, GEOMETRY, polarity="prune")
     except MaskError as error:
         assert "\n" not in str(error)

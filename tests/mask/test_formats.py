@@ -14,10 +14,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from converter.checkpoint import Geometry
-from converter.errors import MaskError, StorageError, UsageError
-from converter.mask import HeadMask, Schedule, mask_file, parse_schedule
-from tests.command_line import ROOT
+from s4convert.checkpoint import Geometry
+from s4convert.errors import MaskError, StorageError, UsageError
+from s4convert.mask import HeadMask, Schedule, parse_schedule
+from s4convert.mask.files import load_mask
+from s4convert.mask.formats import content as mask_file
+from s4convert.mask.formats.json_masks import read_native
+from tests.support.command_line import ROOT
 
 # Three layers of four heads on two kv heads.
 GEOMETRY = Geometry(num_layers=3, num_heads=4, num_kv_heads=2, head_dim=2, hidden_size=8)
@@ -52,7 +55,7 @@ def load(
         path.write_bytes(content)
     else:
         path.write_text(content if isinstance(content, str) else json.dumps(content))
-    mask = HeadMask.load(path, geometry, polarity=polarity, schedule=schedule)
+    mask = load_mask(path, geometry, polarity=polarity, schedule=schedule)
     return mask, mask.how_read
 
 
@@ -116,7 +119,7 @@ def test_a_calibration_file_has_flags_even_where_they_look_like_head_numbers(tmp
 def test_notes_in_a_calibration_file_are_named_and_not_read(tmp_path: Path) -> None:
     path = tmp_path / "mask.json"
     path.write_text(json.dumps(calibration(gamma=0.4, pruning_rate=0.3)))
-    mask = HeadMask.load(path, GEOMETRY)
+    mask = load_mask(path, GEOMETRY)
     assert "not read: " in mask.how_read
     assert "gamma, pruning_rate" in mask.how_read
 
@@ -147,7 +150,7 @@ def masks(draw: st.DrawFn) -> tuple[HeadMask, Geometry]:
 @given(masks())
 def test_what_is_written_in_the_native_format_is_read_back(drawn: tuple[HeadMask, Geometry]) -> None:
     mask, geometry = drawn
-    assert HeadMask.from_json(json.loads(json.dumps(mask.to_json())), geometry) == mask
+    assert read_native(json.loads(json.dumps(mask.to_json())), geometry) == mask
 
 
 # --- what is refused ----------------------------------------------------------------------------------------
@@ -494,14 +497,14 @@ def test_kept_lists_are_head_numbers_as_soon_as_one_of_them_cannot_be_flags(tmp_
 
 def test_a_mask_that_is_missing_is_an_error_of_the_request(tmp_path: Path) -> None:
     with pytest.raises(MaskError, match=r"mask\.json: no such file"):
-        HeadMask.load(tmp_path / "mask.json", GEOMETRY)
+        load_mask(tmp_path / "mask.json", GEOMETRY)
 
 
 def test_a_directory_and_a_pipe_are_no_masks(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path, tmp_path / "pipe"):
         with pytest.raises(MaskError, match="is not a file"):
-            HeadMask.load(path, GEOMETRY)
+            load_mask(path, GEOMETRY)
 
 
 def test_a_mask_that_the_disk_refuses_is_an_error_of_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -511,7 +514,7 @@ def test_a_mask_that_the_disk_refuses_is_an_error_of_the_disk(tmp_path: Path, mo
     (tmp_path / "mask.json").write_text(json.dumps(NATIVE))
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(StorageError, match="cannot be read: Permission denied"):
-        HeadMask.load(tmp_path / "mask.json", GEOMETRY)
+        load_mask(tmp_path / "mask.json", GEOMETRY)
 
 
 def test_a_file_larger_than_64_mb_is_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -520,7 +523,7 @@ def test_a_file_larger_than_64_mb_is_refused_unread(tmp_path: Path, monkeypatch:
     os.truncate(path, 64 * 2**20 + 1)
     monkeypatch.setattr(Path, "open", lambda *args: pytest.fail("it was read"))
     with pytest.raises(MaskError, match="67,108,865 bytes are too many for a mask, at most 67,108,864 are read"):
-        HeadMask.load(path, GEOMETRY)
+        load_mask(path, GEOMETRY)
     assert mask_file.MAX_BYTES == 64 * 2**20
 
 
@@ -534,8 +537,8 @@ def test_how_a_file_was_read_is_no_part_of_the_mask(tmp_path: Path) -> None:
 def test_json_is_read_without_torch(tmp_path: Path) -> None:
     (tmp_path / "mask.json").write_text(json.dumps(NATIVE))
     code = (
-        "import sys; from converter import Geometry, HeadMask; "
-        f"HeadMask.load({str(tmp_path / 'mask.json')!r}, Geometry(3, 4, 2, 2, 8)); "
+        "import sys; from s4convert.checkpoint import Geometry; from s4convert.mask.files import load_mask; "
+        f"load_mask({str(tmp_path / 'mask.json')!r}, Geometry(3, 4, 2, 2, 8)); "
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -10,14 +10,15 @@ from typing import Any
 import jsonschema
 import pytest
 
-import converter.mask
-from converter.checkpoint import Geometry
-from converter.mask import HeadMask, HeadScores, parse_schedule
-from converter.masking import write_mask
-from converter.version import __version__
-from tests.command_line import run, run_here
+import s4convert.mask
+from s4convert.checkpoint import Geometry
+from s4convert.jobs.mask import write_mask
+from s4convert.mask import HeadMask, HeadScores, parse_schedule
+from s4convert.mask.files import load_mask
+from s4convert.version import __version__
+from tests.support.command_line import run, run_here
 
-SCHEMA = json.loads((Path(converter.mask.__file__).parent / "mask.schema.json").read_text())
+SCHEMA = json.loads((Path(s4convert.mask.__file__).parent / "mask.schema.json").read_text())
 GEOMETRY = Geometry(32, 32, 8, 4, 128)
 PROVENANCE = {
     "source": "llava-v1.5-7b",
@@ -72,7 +73,7 @@ def test_the_command_writes_a_native_mask_with_its_provenance(
     outcome = run_here("mask", "--scores", scores, "-o", out, "--schedule", *options)
     assert outcome.exit_code == 0, outcome.stderr
     assert f"{total} of 1024\nwritten: {out}\n" in outcome.stdout
-    mask = HeadMask.load(out, GEOMETRY)
+    mask = load_mask(out, GEOMETRY)
     assert mask.num_pruned == total
     inherited = {name: value for name, value in PROVENANCE.items() if name != "residual_energy"}
     assert mask.provenance == inherited | {"granularity": "head"} | made_by | {"tool_version": __version__}
@@ -127,7 +128,7 @@ def test_a_file_that_stands_there_is_replaced_with_force_only(scores: Path, out:
     assert "exists; choose another name, or replace it with --force" in outcome.error
     assert out.read_text() == "the only copy"
     assert run_here(*common, "--force").exit_code == 0
-    assert HeadMask.load(out, GEOMETRY).num_pruned == 320
+    assert load_mask(out, GEOMETRY).num_pruned == 320
 
 
 def test_the_scores_themselves_are_never_replaced(scores: Path) -> None:
@@ -142,7 +143,7 @@ def test_a_mask_made_by_a_library_call_is_the_commands(scores: Path, tmp_path: P
     mask = write_mask(tmp_path / "library.json", parse_schedule("adaptive", 0.3), scores=scores).mask
     run_here("mask", "--scores", scores, "-o", tmp_path / "cli.json", "--schedule", "adaptive", "--rate", "0.3")
     assert (tmp_path / "library.json").read_bytes() == (tmp_path / "cli.json").read_bytes()
-    assert HeadMask.load(tmp_path / "cli.json", GEOMETRY) == mask
+    assert load_mask(tmp_path / "cli.json", GEOMETRY) == mask
 
 
 # --- the schema ---------------------------------------------------------------------------------------------

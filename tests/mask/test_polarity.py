@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from converter.checkpoint import Geometry
-from converter.errors import MaskError
-from converter.mask import HeadMask, parse_schedule
+from s4convert.checkpoint import Geometry
+from s4convert.errors import MaskError
+from s4convert.mask import parse_schedule
+from s4convert.mask.files import load_mask
 
 Flags = list[list[int]]
 
@@ -96,7 +97,7 @@ def read(path: Path, flags: Flags, **hints: Any) -> tuple[tuple[int, ...], ...] 
     """The pruned heads, or None where the file is refused."""
     geometry = Geometry(len(flags), len(flags[0]), len(flags[0]), 2, 8)
     try:
-        return HeadMask.load(path, geometry, **hints).pruned
+        return load_mask(path, geometry, **hints).pruned
     except MaskError:
         return None
 

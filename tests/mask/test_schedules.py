@@ -13,10 +13,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from converter.errors import MaskError, UsageError
-from converter.mask import HeadMask, HeadScores, make_mask, parse_schedule
-from converter.mask.rates import exact_rate, rate_text, round_half_up
-from converter.mask.schedules import parse_layers
+from s4convert.errors import MaskError, UsageError
+from s4convert.mask import HeadMask, HeadScores, make_mask, parse_schedule
+from s4convert.mask.schedules import exact_rate, parse_layers, rate_text, round_half_up
 
 EARLY = range(6)
 

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from converter.checkpoint import Checkpoint
-from converter.mask import HeadMask
-from converter.rewrite.plan import ColumnEdit, Plan, RowEdit, make_plan
-from tests.synthetic import HUGGING_FACE, ORIGINAL, Spec, read_safetensors, write_checkpoint, write_safetensors
+from s4convert.checkpoint import Checkpoint
+from s4convert.mask import HeadMask
+from s4convert.rewrite.plan import ColumnEdit, Plan, RowEdit, make_plan
+from tests.support.synthetic import HUGGING_FACE, ORIGINAL, Spec, read_safetensors, write_checkpoint, write_safetensors
 
 WEIGHTS = "model.safetensors"
 # Six heads of width 3 on three kv heads; with biases.

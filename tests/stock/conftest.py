@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-import converter
-from converter.demo.demo import MINI_LLAVA
-from converter.demo.original_layout import write_original_layout
-from converter.mask import HeadMask
+import s4convert
+from s4convert.demo import MINI_LLAVA
+from s4convert.mask import HeadMask
 from tests.conftest import MINI_PRUNED
+from tests.support.original_layout import write_original_layout
 
 collect_ignore_glob = [] if find_spec("llava") else ["test_*.py"]
 
@@ -33,5 +33,5 @@ def compensation(request: pytest.FixtureRequest) -> str:
 def converted(original: Path, compensation: str) -> Path:
     """*original* without the heads of ``mini_mask``, for reading only; every check passed."""
     out = original.with_name(f"llava-mini-{compensation}")
-    converter.convert(original, out, HeadMask(8, MINI_PRUNED), compensation=compensation)
+    s4convert.convert(original, out, HeadMask(8, MINI_PRUNED), compensation=compensation)
     return out

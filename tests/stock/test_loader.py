@@ -15,8 +15,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from benchmarks.mini.questions import IMAGE_SIZE
-from converter.mask import HeadMask
-from tests.run_time_hooks import decoder_layers, hook_heads
+from s4convert.mask import HeadMask
+from tests.support.run_time_hooks import decoder_layers, hook_heads
 
 # The relative norm of the difference, computed in float32. `none` only writes zeros, `scale` rounds to fp16 once.
 TOLERANCE = {"none": 1e-5, "scale": 2.0**-10}

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from benchmarks.mini.questions import HELD_OUT_SEED, write_scienceqa
-from converter.mask import HeadMask
-from tests.run_time_hooks import hook_heads
+from s4convert.mask import HeadMask
 from tests.stock.scripts import ANSWERING_SCRIPT, answering_arguments, ask, score, texts
+from tests.support.run_time_hooks import hook_heads
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,74 @@
+"""The one door to mask and scores files: a file's ending says what kind it is, its content which format."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint.geometry import Geometry
+from ..errors import MaskError, UsageError, shown
+from .formats.arrays import ARRAY_READERS
+from .formats.content import interpret_json, read_bytes
+from .formats.flags import Hints, read_flag_rows
+from .formats.json_masks import read_json
+from .formats.layer_lists import POLARITIES, Polarity
+from .formats.scores import are_scores, read_scores
+from .head_mask import HeadMask
+from .head_scores import HeadScores
+from .schedules import Schedule
+
+
+def load_mask(
+    path: Path | str, geometry: Geometry, *, polarity: Polarity | None = None, schedule: Schedule | None = None
+) -> HeadMask:
+    """Read the mask file *path*, in any format that docs/masks.md lists, for a model of *geometry*.
+
+    *polarity* says what a 1 means where the file does not: ``keep`` or ``prune`` the head. *schedule* turns a file
+    of scores into a mask. Endings other than those of arrays are read as JSON. How the file was read is in the mask's
+    ``how_read``.
+
+    Raises:
+        MaskError: there is no such file, or it is malformed, ambiguous, without effect or not of this geometry.
+        UsageError: *polarity* or *schedule* cannot be followed.
+        StorageError: the file cannot be read.
+    """
+    path = Path(path)
+    if polarity is not None and polarity not in POLARITIES:
+        raise UsageError(f"mask polarity {shown(polarity)} is none of {', '.join(POLARITIES)}")
+    content = read_bytes(path)
+    try:
+        mask, how_read = _read_mask(path, content, Hints(geometry, polarity, schedule))
+        mask.check_fits(geometry)
+    except MaskError as error:
+        raise MaskError(f"{path}: {error}") from error
+    return replace(mask, how_read=f"{how_read}, {mask.num_pruned} of {mask.num_layers * mask.num_heads} heads")
+
+
+def load_scores(path: Path | str, geometry: Geometry | None = None) -> HeadScores:
+    """Read the scores file *path*, in any spelling that docs/masks.md lists, for a model of *geometry* if given.
+
+    Raises:
+        MaskError: there is no such file, it holds no scores, or they are malformed or of another geometry.
+        StorageError: the file cannot be read.
+    """
+    path = Path(path)
+    content = read_bytes(path)
+    try:
+        return interpret_json(content, lambda parsed: _scores(parsed, geometry))
+    except MaskError as error:
+        raise MaskError(f"{path}: {error}") from error
+
+
+def _read_mask(path: Path, content: bytes, hints: Hints) -> tuple[HeadMask, str]:
+    array = ARRAY_READERS.get(path.suffix.lower())
+    if array is None:
+        return interpret_json(content, lambda parsed: read_json(parsed, hints))
+    rows, what = array(content, (hints.geometry.num_layers, hints.geometry.num_heads))
+    return read_flag_rows(rows, hints, what)
+
+
+def _scores(content: Any, geometry: Geometry | None) -> HeadScores:
+    if not are_scores(content):
+        raise MaskError("holds no scores; docs/masks.md lists the formats of scores files")
+    return read_scores(content, geometry)

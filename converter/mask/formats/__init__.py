@@ -1,0 +1,1 @@
+"""A module per kind of mask and scores file. ``mask.files`` is the one door to them."""

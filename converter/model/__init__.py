@@ -1,0 +1,1 @@
+"""Running a checkpoint's language model, by stock code."""

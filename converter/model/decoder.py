@@ -1,0 +1,255 @@
+"""Runs a checkpoint's language model through stock transformers code, one decoder layer in memory at a time.
+
+The stock model class (``LlamaModel``, ``MistralModel``, ``Qwen2Model``) is built with a single decoder layer,
+without vocabulary, and with the identity as its final norm. For each layer that layer's weights are loaded and
+the hidden states are fed through the model's own ``forward``, so that the installed version's code handles
+positions, masks and caches. The result is bit-identical to the full model's ``output_hidden_states`` in
+float32, except that the last entry of those is taken after the final norm.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from ..checkpoint import CONFIG_FILE, Checkpoint
+from ..errors import CheckpointError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+
+# Called with the input of o_proj [1, tokens, heads * head_dim]; what it returns goes in instead.
+HeadsHook: TypeAlias = "Callable[[torch.Tensor], torch.Tensor]"
+
+# Entries of a config that say how it is run or stored, or that do not hold for a single layer.
+_NOT_THE_MODELS = (
+    *("architectures", "model_type", "torch_dtype", "dtype", "layer_types", "quantization_config"),
+    *("attn_implementation", "_attn_implementation", "_attn_implementation_internal", "_flash_attn_2_enabled"),
+)
+# Called with what the attention kernel is given.
+AttentionHook: TypeAlias = "Callable[[AttentionInput], object]"
+
+LOAD_BYTES = 16 << 20  # stored bytes read at a time, so that loading takes no second copy of a tensor
+
+
+@dataclass(frozen=True)
+class AttentionInput:
+    """What stock code hands to the attention kernel of one layer: after projections and rotary embedding.
+
+    *query* is [num_heads, tokens, head_dim]; *key* is the same, or [num_kv_heads, tokens, head_dim] where the
+    kernel shares kv heads itself. *mask* [1 or num_heads, tokens, tokens] is boolean (True = may look) or added
+    to the scores; None means causal.
+    """
+
+    query: torch.Tensor
+    key: torch.Tensor
+    mask: torch.Tensor | None
+    scale: float
+
+    def weights(self, rows: torch.Tensor) -> torch.Tensor:
+        """The attention weights [num_heads, len(rows), tokens] of the queries at the token positions *rows*."""
+        import torch
+
+        heads, tokens, _ = self.query.shape
+        key = self.key.repeat_interleave(heads // len(self.key), dim=0)
+        scores = (self.query[:, rows] * self.scale) @ key.transpose(1, 2)
+        if self.mask is None:
+            positions = torch.arange(tokens, device=rows.device)
+            scores = scores.masked_fill(positions > rows[:, None], float("-inf"))
+        elif self.mask.dtype == torch.bool:
+            scores = scores.masked_fill(~self.mask[:, rows], float("-inf"))
+        else:
+            scores = scores + self.mask[:, rows]
+        return scores.softmax(-1)
+
+
+class LayerDecoder:
+    """One decoder layer of stock code on *device*, whose weights are those of the layer loaded last; float32."""
+
+    def __init__(self, checkpoint: Checkpoint, device: str = "cpu") -> None:
+        import torch
+
+        self._model = _build(checkpoint).float().eval().to(device)
+        self._model.norm = torch.nn.Identity()
+        self._layer = self._model.layers[0]
+
+    def load(self, checkpoint: Checkpoint, layer: int) -> None:
+        """Put the weights of *checkpoint*'s decoder layer *layer* in place, tensor by tensor.
+
+        Raises:
+            CheckpointError: the stock layer and the checkpoint's differ in tensors or shapes.
+        """
+        import torch
+
+        stored = checkpoint.layers[layer]
+        with torch.no_grad():
+            for name, parameter in self._layer.named_parameters():
+                tensor = stored.get(name)
+                if tensor is None or tensor.shape != tuple(parameter.shape):
+                    state = "is missing" if tensor is None else f"has shape {list(tensor.shape)}"
+                    raise CheckpointError(
+                        f"{checkpoint.path}: layer {layer}: {name} {state}; "
+                        f"stock {type(self._model).__name__} wants {list(parameter.shape)}"
+                    )
+                block = max(1, LOAD_BYTES // tensor.row_bytes) if tensor.is_contiguous else tensor.num_rows
+                for first in range(0, tensor.shape[0], block):
+                    count = min(block, tensor.shape[0] - first)
+                    parameter[first : first + count] = torch.from_numpy(checkpoint.read_rows(tensor, first, count))
+
+    @property
+    def output_weight(self) -> torch.Tensor:
+        """The loaded layer's ``o_proj`` [hidden_size, num_heads * head_dim]."""
+        weight: torch.Tensor = self._layer.self_attn.o_proj.weight.detach()
+        return weight
+
+    def forward(
+        self, hidden: torch.Tensor, heads_hook: HeadsHook | None = None, attention_hook: AttentionHook | None = None
+    ) -> torch.Tensor:
+        """The residual stream [1, tokens, hidden_size] after the loaded layer, for *hidden* before it.
+
+        Raises:
+            UsageError: *attention_hook* is given, and the installed stock code does not call torch's kernel.
+        """
+        import torch
+
+        with contextlib.ExitStack() as hooks:
+            if heads_hook is not None:
+                handle = self._layer.self_attn.o_proj.register_forward_pre_hook(
+                    lambda module, inputs: (heads_hook(inputs[0]),)
+                )
+                hooks.callback(handle.remove)
+            if attention_hook is not None:
+                hooks.enter_context(_attention_watched(attention_hook))
+            hooks.enter_context(torch.inference_mode())
+            output: torch.Tensor = self._model(inputs_embeds=hidden, use_cache=False).last_hidden_state
+        return output
+
+
+@contextlib.contextmanager
+def _attention_watched(hook: AttentionHook) -> Iterator[None]:
+    """Show *hook* what torch's attention kernel is given; nothing of the computation changes.
+
+    Queries and keys are taken where every version and family of stock code has them ready, behind its own rotary
+    embedding, instead of being computed a second time by code that would have to follow every version.
+    """
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    kernel = torch.nn.functional.scaled_dot_product_attention
+    calls = 0
+
+    def show(
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attn_mask: torch.Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> None:
+        nonlocal calls
+        calls += 1
+        mask = None if attn_mask is None else attn_mask[0]
+        hook(AttentionInput(query[0], key[0], mask, query.shape[-1] ** -0.5 if scale is None else scale))
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if function is kernel:
+                show(*args, **(kwargs or {}))
+            return function(*args, **(kwargs or {}))
+
+    with Watch():
+        yield
+    if not calls:
+        import transformers
+
+        raise UsageError(
+            f"transformers {transformers.__version__} does not compute this model's attention with torch's kernel, so "
+            "attention weights cannot be had; use another version, or a metric that needs none"
+        )
+
+
+@contextlib.contextmanager
+def full_float32() -> Iterator[None]:
+    """Matrix products and convolutions of float32 in float32, whatever TF32 setting the process has."""
+    import torch
+
+    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(products)
+        torch.backends.cudnn.allow_tf32 = convolutions
+
+
+def require_stock_code(checkpoint: Checkpoint, otherwise: str = "--no-verify to check the bytes alone") -> None:
+    """Raise where the installed transformers cannot run *checkpoint*'s language model.
+
+    *otherwise* says in the message what can be done without running it.
+
+    Raises:
+        UsageError: it is older than the model.
+        CheckpointError: the config does not suit the model.
+    """
+    import torch
+    import transformers
+
+    stock_type = checkpoint.language_model.stock_type
+    if stock_type not in transformers.models.auto.configuration_auto.CONFIG_MAPPING:
+        raise UsageError(
+            f"{checkpoint.path}: transformers {transformers.__version__} has no {stock_type}, so the language "
+            f"model cannot be run; use a newer transformers, or {otherwise}"
+        )
+    with torch.device("meta"):  # takes no memory and no time
+        _build(checkpoint)
+
+
+def _build(checkpoint: Checkpoint) -> Any:
+    """The stock model with one decoder layer and no vocabulary; its weights are not set."""
+    from transformers import AutoConfig, AutoModel
+
+    config = {**checkpoint.language_model.settings, **checkpoint.text_config}
+    for name in _NOT_THE_MODELS:
+        config.pop(name, None)
+    geometry = checkpoint.geometry
+    config |= {
+        "num_hidden_layers": 1,
+        "hidden_size": geometry.hidden_size,
+        "num_attention_heads": geometry.num_heads,
+        "num_key_value_heads": geometry.num_kv_heads,
+        "head_dim": geometry.head_dim,
+        "vocab_size": 1,
+        "pad_token_id": None,
+    }
+    try:
+        with stock_code():
+            return AutoModel.from_config(AutoConfig.for_model(checkpoint.language_model.stock_type, **config))
+    except Exception as error:  # stock code fails in its own ways on a config that makes no sense
+        raise CheckpointError(
+            f"{checkpoint.path / CONFIG_FILE}: stock transformers cannot build the language model from it "
+            f"({type(error).__name__}: {error}); mend the config"
+        ) from error
+
+
+@contextlib.contextmanager
+def stock_code() -> Iterator[None]:
+    """Keep transformers from writing to the terminal: what matters is told by us."""
+    from transformers.utils import logging as transformers_logging
+
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        transformers_logging.enable_progress_bar()

@@ -1,0 +1,318 @@
+"""From text and images to the language model's input, through stock code: tokenizer, vision tower, projector.
+
+Nothing of the vocabulary is ever in memory: of the token embeddings, only the rows that are asked for are read,
+and ``lm_head`` not at all. The towers compute in float32.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+from ..checkpoint import CONFIG_FILE, Checkpoint, StoredTensor, read_json_object
+from ..checkpoint.families import HUGGING_FACE, ORIGINAL
+from ..checkpoint.torch_file import torch_dtype
+from ..errors import CheckpointError, S4ConvertError
+from .conversation import IMAGE_PLACEHOLDER
+from .decoder import full_float32, stock_code
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+
+# (input of the language model [1, tokens, hidden_size] in float32, whether a position is an image's [tokens])
+Embedded: TypeAlias = "tuple[torch.Tensor, torch.Tensor]"
+
+_CLIP_TYPES = ("clip", "clip_vision_model")
+
+
+class FrontEnd(Protocol):
+    """What makes the language model's input; a text with an image has one ``<image>`` where the image stands."""
+
+    def __call__(self, text: str, image: Image.Image | None = None) -> Embedded: ...
+
+
+def open_front_end(checkpoint: Checkpoint, *, with_images: bool, device: str = "cpu") -> FrontEnd:
+    """The front end of *checkpoint*; its vision tower is loaded, to *device*, only where *with_images* asks for it.
+
+    Raises:
+        CheckpointError: a part of it cannot be had; the message says which.
+    """
+    if not with_images:
+        return _or_refuse(lambda: TextFrontEnd(checkpoint), checkpoint, "the tokenizer")
+    if checkpoint.family.lineage == HUGGING_FACE:
+        return _or_refuse(lambda: HuggingFaceFrontEnd(checkpoint, device), checkpoint, "the vision tower")
+    if checkpoint.family.lineage == ORIGINAL:
+        return _or_refuse(lambda: OriginalFrontEnd(checkpoint, device), checkpoint, "the vision tower")
+    raise CheckpointError(f"{checkpoint.path}: is a language model and takes no images; use text samples alone")
+
+
+def _or_refuse(load: Callable[[], FrontEnd], checkpoint: Checkpoint, part: str) -> FrontEnd:
+    try:
+        return load()
+    except (S4ConvertError, MemoryError):
+        raise
+    except Exception as error:  # stock code fails in its own ways on an incomplete checkpoint
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"{checkpoint.path}: {part} cannot be loaded by stock code ({reason}); restore its files, "
+            "or use a metric that needs no calibration data"
+        ) from error
+
+
+def embed(checkpoint: Checkpoint, token_ids: Sequence[int]) -> torch.Tensor:
+    """The rows of the embedding table that *token_ids* name, [1, tokens, hidden_size]; no other row is read.
+
+    Raises:
+        CheckpointError: an id is not in the table.
+    """
+    import numpy as np
+    import torch
+
+    table = checkpoint.embedding
+    for token in token_ids:
+        if not 0 <= token < table.num_rows:
+            raise CheckpointError(
+                f"{checkpoint.path}: token {token} is beyond {table.name}, which has {table.num_rows} rows; "
+                "the tokenizer is not this checkpoint's"
+            )
+    distinct = {token: checkpoint.read_rows(table, token, 1) for token in sorted(set(token_ids))}
+    return torch.from_numpy(np.concatenate([distinct[token] for token in token_ids])[None])
+
+
+class TextFrontEnd:
+    """The checkpoint's tokenizer and token embeddings."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        from transformers import AutoTokenizer
+
+        self._checkpoint = checkpoint
+        with stock_code():
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint.path)
+
+    def token_ids(self, text: str) -> list[int]:
+        with stock_code():
+            return [int(token) for token in self.tokenizer(text)["input_ids"]]
+
+    def __call__(self, text: str, image: Image.Image | None = None) -> Embedded:
+        import torch
+
+        if image is not None:
+            raise ValueError("a text front end takes no images")
+        embedded = embed(self._checkpoint, self.token_ids(text))
+        return embedded, torch.zeros(embedded.shape[1], dtype=torch.bool)
+
+
+class HuggingFaceFrontEnd:
+    """The checkpoint's own stock class without its decoder layers and its vocabulary.
+
+    It runs as usual; a hook notes the input of its language model.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, device: str = "cpu") -> None:
+        self._checkpoint, self._device = checkpoint, device
+        self._captured: list[torch.Tensor] = []
+        with stock_code():
+            self._processor = load_processor(checkpoint.path)
+            self._model = _without_decoder(checkpoint).to(device)
+        self._model.set_input_embeddings(_embedding_module(checkpoint, device))
+        config = self._model.config
+        self._image_token_id = int(getattr(config, "image_token_id", None) or config.image_token_index)
+        self._image_token = str(getattr(self._processor, "image_token", None) or IMAGE_PLACEHOLDER)
+        language_model = next(
+            module for name, module in self._model.named_modules() if name.rpartition(".")[2] == "language_model"
+        )
+        language_model.register_forward_pre_hook(
+            lambda module, args, kwargs: self._captured.append(kwargs["inputs_embeds"]), with_kwargs=True
+        )
+
+    def __call__(self, text: str, image: Image.Image | None = None) -> Embedded:
+        import torch
+
+        text = text.replace(IMAGE_PLACEHOLDER, self._image_token)
+        self._captured.clear()
+        with stock_code(), full_float32(), torch.inference_mode():
+            if image is None:
+                token_ids = self._processor.tokenizer(text)["input_ids"]
+                embedded = embed(self._checkpoint, token_ids)
+                return embedded, torch.zeros(len(token_ids), dtype=torch.bool)
+            inputs = self._processor(text=text, images=image, return_tensors="pt").to(self._device)
+            self._model(**inputs, use_cache=False)
+        embedded = self._captured.pop().cpu()
+        is_image = (inputs["input_ids"][0] == self._image_token_id).cpu()
+        # Up to transformers 4.4x an image is one token until the model itself puts its features there.
+        features = embedded.shape[1] - len(is_image) + 1
+        if features > 1:
+            is_image = is_image.repeat_interleave(torch.where(is_image, features, 1))
+        return embedded, is_image
+
+
+class OriginalFrontEnd:
+    """What original LLaVA does: a CLIP tower from the directory in ``mm_vision_tower``, a projector of its own.
+
+    Source: ``llava/model/llava_arch.py``, ``llava/mm_utils.py`` and ``llava/model/multimodal_encoder``.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, device: str = "cpu") -> None:
+        from transformers import AutoImageProcessor, CLIPVisionModel
+
+        self._text = TextFrontEnd(checkpoint)
+        self._checkpoint, self._device, self._config = checkpoint, device, checkpoint.config
+        directory = _tower_directory(checkpoint)
+        self._projector = _read_projector(checkpoint, device)
+        with stock_code():
+            self._image_processor = AutoImageProcessor.from_pretrained(directory)
+            self._tower = CLIPVisionModel.from_pretrained(directory).float().eval().to(device)
+
+    def __call__(self, text: str, image: Image.Image | None = None) -> Embedded:
+        import torch
+
+        if image is None:
+            return self._text(text)
+        before, after = (self._text.token_ids(part) for part in text.split(IMAGE_PLACEHOLDER))
+        if after and after[0] == self._text.tokenizer.bos_token_id:
+            after = after[1:]
+        features = self._features(image).cpu()
+        parts = [embed(self._checkpoint, before), features]
+        if after:
+            parts.append(embed(self._checkpoint, after))
+        is_image = torch.zeros(sum(part.shape[1] for part in parts), dtype=torch.bool)
+        is_image[len(before) : len(before) + features.shape[1]] = True
+        return torch.cat(parts, dim=1), is_image
+
+    def _features(self, image: Image.Image) -> torch.Tensor:
+        """The projected patches of *image*, [1, patches, hidden_size]."""
+        import torch
+
+        if self._config.get("image_aspect_ratio") == "pad":
+            image = _padded_to_square(image, tuple(int(mean * 255) for mean in self._image_processor.image_mean))
+        with stock_code(), full_float32(), torch.inference_mode():
+            pixels = self._image_processor(images=image, return_tensors="pt")["pixel_values"].to(self._device)
+            states = self._tower(pixels.float(), output_hidden_states=True).hidden_states
+            features: torch.Tensor = states[int(self._config["mm_vision_select_layer"])]
+            if self._config.get("mm_vision_select_feature") in (None, "patch"):
+                features = features[:, 1:]  # without the class token
+            for number, (weight, bias) in enumerate(self._projector):
+                if number:
+                    features = torch.nn.functional.gelu(features)
+                features = torch.nn.functional.linear(features, weight, bias)
+        return features
+
+
+def load_processor(path: Path) -> Any:
+    """The checkpoint's stock processor: its image processor and tokenizer."""
+    from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, LlavaProcessor
+
+    try:
+        return AutoProcessor.from_pretrained(path)
+    except TypeError:  # transformers 4.37 does not know what newer ones wrote into processor_config.json
+        return LlavaProcessor(AutoImageProcessor.from_pretrained(path), AutoTokenizer.from_pretrained(path))
+
+
+def _without_decoder(checkpoint: Checkpoint) -> Any:
+    """The checkpoint's stock model class with tower and projector, no decoder layer and a vocabulary of one token."""
+    import torch
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(checkpoint.path)
+    config.text_config.num_hidden_layers = 0
+    config.text_config.vocab_size = 1
+    config.text_config.pad_token_id = None
+    weights = {}
+    for name, tensor in checkpoint.tensors.items():
+        if checkpoint.family.layer_key(name) is not None:
+            continue
+        is_vocabulary = tensor is checkpoint.embedding or name.endswith("lm_head.weight")
+        weights[name] = _read(checkpoint, tensor, 1 if is_vocabulary else None)
+    model_class = getattr(transformers, config.architectures[0])
+    model, loading = model_class.from_pretrained(None, config=config, state_dict=weights, output_loading_info=True)
+    if loading["missing_keys"]:
+        raise ValueError(f"no weights for {sorted(loading['missing_keys'])[0]}")
+    weights.clear()  # before the cast, which then frees every stored tensor as it goes
+    with torch.no_grad():
+        return model.float().eval()
+
+
+def _read(checkpoint: Checkpoint, tensor: StoredTensor, rows: int | None) -> torch.Tensor:
+    """The first *rows* of *tensor*, or all of it, in its stored dtype."""
+    import torch
+
+    data = bytearray(checkpoint.read_bytes(tensor, 0, rows))
+    shape = tensor.shape if rows is None else (rows, *tensor.shape[1:])
+    return torch.frombuffer(data, dtype=torch_dtype(tensor.dtype)).reshape(shape)
+
+
+def _embedding_module(checkpoint: Checkpoint, device: str) -> torch.nn.Module:
+    """Takes the place of the embedding table in a stock model."""
+    import torch
+
+    class EmbeddingRows(torch.nn.Module):
+        def forward(self, token_ids: torch.Tensor) -> torch.Tensor:
+            return torch.cat([embed(checkpoint, sequence.tolist()) for sequence in token_ids]).to(device)
+
+    return EmbeddingRows()
+
+
+def _tower_directory(checkpoint: Checkpoint) -> Path:
+    """The local directory of the checkpoint's CLIP tower; whatever stock LLaVA would do otherwise is refused."""
+    config, where = checkpoint.config, checkpoint.path / CONFIG_FILE
+    way_out = "use text samples alone, or the checkpoint in the Hugging Face layout"
+    name = config.get("mm_vision_tower") or config.get("vision_tower")
+    if not isinstance(name, str) or not Path(name).is_dir():
+        raise CheckpointError(
+            f"{where}: mm_vision_tower names {name!r}, which is no directory here, and images need it; "
+            f"download the tower and name its directory there, or {way_out}"
+        )
+    for setting, supported in (
+        ("image_aspect_ratio", (None, "pad", "square")),
+        ("mm_vision_select_feature", (None, "patch", "cls_patch")),
+        ("mm_use_im_start_end", (None, False)),
+        ("unfreeze_mm_vision_tower", (None, False)),
+    ):
+        if config.get(setting) not in supported:
+            raise CheckpointError(f"{where}: images with {setting} {config[setting]!r} are not supported; {way_out}")
+    if not isinstance(config.get("mm_vision_select_layer"), int):
+        raise CheckpointError(f"{where}: has no mm_vision_select_layer, and images need it; mend the config")
+    tower_type = read_json_object(Path(name) / CONFIG_FILE).get("model_type")
+    if tower_type not in _CLIP_TYPES:
+        raise CheckpointError(f"{name}: is a {tower_type} tower, and only CLIP towers are supported; {way_out}")
+    return Path(name)
+
+
+def _read_projector(checkpoint: Checkpoint, device: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """(weight, bias) of the projector's linear maps in float32, between which there is a GELU."""
+    import torch
+
+    kind = checkpoint.config.get("mm_projector_type", "linear")
+    match = re.fullmatch(r"mlp([1-9])x_gelu", str(kind))
+    if kind != "linear" and match is None:
+        raise CheckpointError(
+            f"{checkpoint.path / CONFIG_FILE}: projector {kind!r} is not supported (linear and mlpNx_gelu are); "
+            "use text samples alone"
+        )
+    names = [f"{2 * number}." for number in range(int(match[1]))] if match else [""]
+    maps = []
+    for name in names:
+        pair = []
+        for part in ("weight", "bias"):
+            tensor = checkpoint.tensors.get(f"model.mm_projector.{name}{part}")
+            if tensor is None:
+                raise CheckpointError(
+                    f"{checkpoint.path}: has no model.mm_projector.{name}{part}; its weights are incomplete"
+                )
+            pair.append(torch.from_numpy(checkpoint.read_rows(tensor)).to(device))
+        maps.append((pair[0], pair[1]))
+    return maps
+
+
+def _padded_to_square(image: Image.Image, color: tuple[int, ...]) -> Image.Image:
+    """*image* in the middle of a square of *color*."""
+    from PIL import Image as Images
+
+    side = max(image.size)
+    square = Images.new(image.mode, (side, side), color)
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return square

@@ -1,0 +1,242 @@
+"""OUT's model card: what was pruned, how it was checked and how to load it, above what IN's card says."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..checkpoint import CONFIG_FILE, MANIFEST_FILE, Checkpoint, read_json_object
+from ..checkpoint.families import LANGUAGE_MODEL, ORIGINAL
+from ..errors import CheckpointError, StorageError
+from ..mask import HeadMask
+from ..rewrite.plan import Plan
+from ..verify.report import Report
+from ..version import __version__
+from .heatmap import plot_heatmap, text_heatmap
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCardData
+
+
+CARD_FILE = "README.md"
+PICTURE_FILE = "s4convert-heads.png"
+# Around what is generated, so that the card of a converted checkpoint that is converted again has one such part.
+BEGIN, END = "<!-- s4convert: generated, begin -->", "<!-- s4convert: generated, end -->"
+_WAY_OUT = "mend it, or leave it as it is with --no-card"
+
+
+@dataclass(frozen=True)
+class BaseCard:
+    """The *metadata* (the YAML block at the top) of a card and the *text* below, without what s4convert generated."""
+
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    text: str = ""
+
+
+def read_base_card(checkpoint: Checkpoint) -> BaseCard:
+    """*checkpoint*'s README.md; an empty card where it has none.
+
+    Raises:
+        CheckpointError: the file is not UTF-8, its metadata is no YAML mapping, or a file stands where the card's
+            picture goes.
+        StorageError: it cannot be read.
+    """
+    if PICTURE_FILE in checkpoint.sidecars and checkpoint.manifest is None:
+        raise CheckpointError(
+            f"{checkpoint.path / PICTURE_FILE}: stands where the model card's picture goes; rename it, or use --no-card"
+        )
+    if CARD_FILE not in checkpoint.sidecars:
+        return BaseCard()
+    path = checkpoint.path / CARD_FILE
+    try:
+        content = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path}: is not UTF-8 at byte {error.start}; {_WAY_OUT}") from error
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read: {error.strerror}") from error
+    from huggingface_hub.repocard import REGEX_YAML_BLOCK
+
+    text = REGEX_YAML_BLOCK.sub("", content, count=1)
+    text = re.sub(f"{re.escape(BEGIN)}.*?{re.escape(END)}", "", text, flags=re.DOTALL)
+    return BaseCard(_metadata(path), text.strip())
+
+
+def _metadata(path: Path) -> dict[str, Any]:
+    from huggingface_hub import metadata_load
+
+    try:
+        found = metadata_load(path) or {}
+    except Exception as error:  # what PyYAML and the Hub's client raise on a text that is no mapping
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{path}: its metadata is not a YAML mapping ({reason}); {_WAY_OUT}") from error
+    return {str(name): value for name, value in found.items()}
+
+
+TAGS = ("s4convert", "pruned", "attention-head-pruning")
+# What the base's card says of the unpruned model, or of what that was made from.
+_NOT_OF_THE_PRUNED = ("base_model", "base_model_relation", "eval_results", "model-index", "model_name", "widget")
+
+
+def card_metadata(checkpoint: Checkpoint, base: BaseCard) -> ModelCardData:
+    """The metadata of a card for *checkpoint*'s conversion: licence, languages, data and the like are the base's."""
+    from huggingface_hub import ModelCardData
+
+    kept: dict[str, Any] = {name: value for name, value in base.metadata.items() if name not in _NOT_OF_THE_PRUNED}
+    lineage = checkpoint.family.lineage
+    kept.setdefault("library_name", "llava" if lineage == ORIGINAL else "transformers")
+    kept.setdefault("pipeline_tag", "text-generation" if lineage == LANGUAGE_MODEL else "image-text-to-text")
+    tags = kept.pop("tags", None) or []
+    kept["tags"] = [*(tags if isinstance(tags, list) else [tags]), *(tag for tag in TAGS if tag not in tags)]
+    name = base_model(checkpoint)
+    if name is not None:
+        # Of the Hub's relations (adapter, merge, quantized, finetune) this is what whole weights with other numbers
+        # in them are; pruning has none of its own.
+        kept |= {"base_model": name, "base_model_relation": "finetune"}
+    return ModelCardData(**kept)
+
+
+def base_model(checkpoint: Checkpoint) -> str | None:
+    """*checkpoint*'s name on the Hub, where it came from there, be it by way of the client's cache; else None."""
+    if checkpoint.repository is not None:
+        return checkpoint.repository.repo_id
+    parts = checkpoint.path.absolute().parts
+    if len(parts) > 2 and parts[-2] == "snapshots":
+        cached = re.fullmatch(r"models--([^-].*?)--(.+)", parts[-3])
+        return f"{cached[1]}/{cached[2]}" if cached else None
+    return None
+
+
+_log = logging.getLogger(__name__)
+
+CARD_FILES = frozenset({CARD_FILE, PICTURE_FILE})
+_LIBRARIES = ("torch", "transformers", "safetensors", "numpy")
+
+
+def write_card(
+    checkpoint: Checkpoint, plan: Plan, report: Report, base: BaseCard, command: str, directory: Path
+) -> dict[str, tuple[int, str]]:
+    """Write the card of *checkpoint*'s conversion into *directory*, in place of a copy of the base's.
+
+    *command* is what made the conversion. The picture needs matplotlib; without it, the heatmap is text. There is no
+    time, path or host in the card, so the same inputs and libraries give the same bytes. The result maps the files'
+    names to their (size, sha256).
+
+    Raises:
+        StorageError: the disk refused.
+    """
+    from huggingface_hub import ModelCard
+
+    if base_model(checkpoint) is None:
+        _log.debug("%s: is a local directory, so the model card names no base_model", checkpoint.path)
+    has_picture = find_spec("matplotlib") is not None
+    (directory / PICTURE_FILE).unlink(missing_ok=True)  # the base's own
+    if has_picture:
+        plot_heatmap(directory / PICTURE_FILE, plan.mask.num_heads, plan.mask.pruned, None, "pruned heads")
+    body = _body(checkpoint, plan, report, command, has_picture=has_picture)
+    below = f"\n\n# The card of the original\n\n{base.text}" if base.text else ""
+    card = ModelCard(f"---\n{card_metadata(checkpoint, base)}\n---\n\n{BEGIN}\n{body}\n{END}{below}\n")
+    try:
+        (directory / CARD_FILE).write_bytes(str(card).encode("utf-8", "backslashreplace"))
+        return {name: _settle(directory / name) for name in sorted(CARD_FILES) if (directory / name).is_file()}
+    except OSError as error:
+        raise StorageError(f"{error.filename}: cannot be written: {error.strerror}") from error
+
+
+def _settle(path: Path) -> tuple[int, str]:
+    """Bring *path* to the disk; its (size, sha256)."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        content = file.read()
+    return len(content), sha256(content).hexdigest()
+
+
+def _body(checkpoint: Checkpoint, plan: Plan, report: Report, command: str, *, has_picture: bool) -> str:
+    mask, name = plan.mask, checkpoint.known_as.name
+    heads = mask.num_layers * mask.num_heads
+    heatmap = f"```\n{text_heatmap(mask.num_heads, mask.pruned)}\n```"
+    return "\n\n".join(
+        [
+            f"# {name}, with {mask.num_pruned} of {heads} attention heads pruned",
+            f"s4convert {__version__} silenced {mask.num_pruned} of {heads} "
+            f"attention heads in the weights of `{checkpoint.source}`: they are zero, and compute nothing. Tensors, "
+            "shapes and head counts are the original's. "
+            f"`{MANIFEST_FILE}` holds the mask and the sha256 of every file.",
+            "## What was pruned",
+            f"![Pruned heads by layer and head]({PICTURE_FILE})" if has_picture else heatmap,
+            _provenance(mask),
+            "## Compensation",
+            f"`{plan.compensation.mode}`: of the layers that lose heads, the kept columns of `o_proj` "
+            f"{plan.compensation.description.change}.",
+            "## Verification",
+            _verification(report),
+            "## Loading it",
+            _loading(checkpoint),
+            "## How it was made",
+            f"```console\n$ {command}\n```",
+            _versions(),
+            "| file | sha256 |\n| --- | --- |\n"
+            + "\n".join(f"| `{file}` | `{sha}` |" for file, sha in _hashes(report)),
+        ]
+    )
+
+
+def _provenance(mask: HeadMask) -> str:
+    layers = f"{len(mask.touched_layers)} of {mask.num_layers} layers lose heads."
+    digest = sha256(json.dumps(mask.to_json(), sort_keys=True).encode()).hexdigest()
+    said = mask.to_json().get("provenance") or {}
+    from_where = ", ".join(f"{name} {value}" for name, value in said.items() if isinstance(value, (str, int, float)))
+    return f"{layers} Mask: sha256 `{digest}`" + (f" ({from_where})." if from_where else ".")
+
+
+def _verification(report: Report) -> str:
+    if report.behaviour is None:
+        return "Every byte was compared with the original's; hidden states were not looked at (`--no-verify`)."
+    return (
+        "Every byte was compared with the original's, and hidden states, by stock code, with those of the original and "
+        f"of the original with hooks that prune at run time:\n\n```\n{report.to_text()}\n```"
+    )
+
+
+def _loading(checkpoint: Checkpoint) -> str:
+    if checkpoint.family.lineage == ORIGINAL:
+        return (
+            "With LLaVA's own code, which goes by the directory's name (keep it near the original's):\n\n```python\n"
+            "from llava.mm_utils import get_model_name_from_path\n"
+            "from llava.model.builder import load_pretrained_model\n"
+            '\npath = "OUT"  # this directory\n'
+            "tokenizer, model, image_processor, context_len = load_pretrained_model(\n"
+            "    path, None, get_model_name_from_path(path)\n)\n```"
+        )
+    named = read_json_object(checkpoint.path / CONFIG_FILE).get("architectures")
+    is_text = checkpoint.family.lineage == LANGUAGE_MODEL
+    model = named[0] if isinstance(named, list) and named and str(named[0]).isidentifier() else "AutoModel"
+    reader = "AutoTokenizer" if is_text else "AutoProcessor"
+    return (
+        f"With stock transformers:\n\n```python\nfrom transformers import {reader}, {model}\n\n"
+        f'path = "OUT"  # this directory, or its name on the Hub\nmodel = {model}.from_pretrained(path)\n'
+        f"{reader.removeprefix('Auto').lower()} = {reader}.from_pretrained(path)\n```"
+    )
+
+
+def _versions() -> str:
+    found = [f"s4convert {__version__}"]
+    for library in _LIBRARIES:
+        try:
+            found.append(f"{library} {version(library)}")
+        except PackageNotFoundError:  # as in a tree that was never installed
+            continue
+    return "Versions: " + ", ".join(found) + "."
+
+
+def _hashes(report: Report) -> list[tuple[str, str]]:
+    digests = report.structure.digests
+    return [(name, sha) for name, (_, sha) in digests.items() if name.endswith(".safetensors")]

@@ -1,0 +1,169 @@
+"""Compensations fitted to calibration data, from the command line to what stands in OUT."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.mini.questions import write_scienceqa
+from s4convert.calibration.inputs import make_inputs
+from s4convert.calibration.samples import read_samples
+from s4convert.calibration.statistics import CalibrationData, Statistics
+from s4convert.checkpoint import Checkpoint
+from s4convert.model.decoder import LayerDecoder
+from tests.conftest import MINI_LLAVA
+from tests.support.command_line import Outcome, run_here
+from tests.support.disk import digests
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("questions")
+    write_scienceqa(directory, num_image=15, num_text=15, seed=3)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def statistics(tmp_path_factory: pytest.TempPathFactory, questions: Path) -> Path:
+    directory = tmp_path_factory.mktemp("statistics") / "mini"
+    data = CalibrationData(questions / "questions.json", questions / "images")
+    Statistics(directory).gather(Checkpoint.open(MINI_LLAVA), data, range(8))
+    return directory
+
+
+def convert(out: Path, mask: Path, *options: object) -> Outcome:
+    return run_here(MINI_LLAVA, out, "--mask", mask, *options)
+
+
+def calibration(questions: Path) -> tuple[object, ...]:
+    return ("--calibration", questions / "questions.json", "--images", questions / "images")
+
+
+def test_moments_are_those_of_the_stored_activations(statistics: Path, questions: Path) -> None:
+    checkpoint = Checkpoint.open(MINI_LLAVA)
+    inputs = make_inputs(checkpoint, read_samples(questions / "questions.json", questions / "images").samples)
+    held_out = [number % 5 == 4 for number in range(30)]  # a fifth of them, spread evenly
+    decoder = LayerDecoder(checkpoint)
+    decoder.load(checkpoint, 0)
+    for part, chosen in (("train", False), ("held_out", True)):
+        seen: list[torch.Tensor] = []
+
+        def keep(heads: torch.Tensor, seen: list[torch.Tensor] = seen) -> torch.Tensor:
+            seen.append(heads[0].double())
+            return heads
+
+        own = [sample for sample, out in zip(inputs, held_out, strict=True) if out is chosen]
+        for sample in own:
+            decoder.forward(sample.hidden, keep)
+        heads = torch.cat(seen).numpy()
+        is_image = torch.cat([sample.is_image for sample in own]).numpy()
+        expected = sum(
+            0.5 * heads[is_image == image].T @ heads[is_image == image] / (is_image == image).sum()
+            for image in (False, True)
+        )
+        found = getattr(Statistics(statistics)(0), part)
+        assert found.num_tokens == len(is_image)
+        np.testing.assert_allclose(found.second, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_the_image_weight_says_how_much_image_tokens_count(
+    tmp_path: Path, mini_mask_file: Path, statistics: Path
+) -> None:
+    only_image, only_text = (Statistics(statistics, image_weight=weight)(2).train.second for weight in (1.0, 0.0))
+    mixed = Statistics(statistics, image_weight=0.25)(2).train.second
+    np.testing.assert_allclose(mixed, 0.25 * only_image + 0.75 * only_text, rtol=1e-12)
+    outs = [tmp_path / name for name in ("even", "text")]
+    for out, options in zip(outs, ((), ("--image-weight", "0.1")), strict=True):
+        fit = ("--compensate", "least-squares", "--no-verify", "--statistics", statistics, *options)
+        assert convert(out, mini_mask_file, *fit).exit_code == 0
+    even, text = (Checkpoint.open(out) for out in outs)
+    output = even.output_projection(2)
+    assert (even.read_rows(output) != text.read_rows(text.output_projection(2))).any()
+
+
+def test_least_squares_is_fitted_and_its_errors_are_reported(
+    tmp_path: Path, mini_mask_file: Path, questions: Path
+) -> None:
+    options = ("--compensate", "least-squares", *calibration(questions), "--json")
+    outcome = convert(tmp_path / "out", mini_mask_file, *options)
+    assert outcome.exit_code == 0, outcome.stderr
+    layers = json.loads(outcome.stdout)["compensation"]
+    assert set(layers) == {"2", "4", "5", "7"}
+    for fit in layers.values():
+        assert fit["error"]["fit"] < fit["error"]["none"]
+        assert fit["held_out_error"]["fit"] < fit["held_out_error"]["none"]
+        assert fit["stored_error"] == pytest.approx(fit["error"]["fit"], rel=0.02)  # fp16 rounds little
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mask.json", "out"]
+    assert run_here("verify", MINI_LLAVA, tmp_path / "out").exit_code == 0
+
+
+def test_kept_statistics_give_the_same_conversion_without_a_second_pass(
+    tmp_path: Path, mini_mask_file: Path, questions: Path
+) -> None:
+    head_ls, kept = ("--compensate", "head-ls", "--no-verify", "--no-card"), tmp_path / "kept"
+    first = convert(tmp_path / "first", mini_mask_file, *head_ls, *calibration(questions), "--save-statistics", kept)
+    assert first.exit_code == 0, first.stderr
+    second = convert(tmp_path / "second", mini_mask_file, *head_ls, "--statistics", kept)
+    assert second.exit_code == 0, second.stderr
+    assert digests(tmp_path / "first") == digests(tmp_path / "second")
+
+
+def test_the_scale_is_advised_against_where_it_is_worse_than_nothing(
+    tmp_path: Path, mini_mask_file: Path, statistics: Path
+) -> None:
+    outcome = convert(tmp_path / "out", mini_mask_file, "--statistics", statistics, "--no-verify")
+    assert outcome.exit_code == 0
+    assert "on calibration data, the scale makes the error larger than no compensation" in outcome.stderr
+    assert "--compensate least-squares is better" in outcome.stderr
+
+
+def test_the_probe_alone_gives_the_advice_as_well(tmp_path: Path, mini_mask_file: Path) -> None:
+    outcome = convert(tmp_path / "out", mini_mask_file)
+    assert "on the probe, the scale makes the error larger than no compensation" in outcome.stderr
+    assert "c*" in outcome.stdout
+    uncompensated = convert(tmp_path / "none", mini_mask_file, "--compensate", "none")
+    assert "larger than" not in uncompensated.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "exit_code", "message"),
+    [
+        (("--compensate", "least-squares"), 2, "give it with --calibration"),
+        (("--images", "x"), 2, "--images is about calibration data; give it with --calibration"),
+        (("--save-statistics", "x"), 2, "--save-statistics is about calibration data"),
+        (("--image-weight", "0.1"), 2, "--image-weight is about calibration data; give it with --calibration"),
+        (("--statistics", "s", "--image-weight", "1.5"), 2, "--image-weight 1.5: give a share from 0 to 1"),
+        (("--statistics", "s", "--device", "abacus"), 2, "--device abacus"),
+        (("--calibration", "nowhere.json"), 3, "nowhere.json"),
+        (("--statistics", "nowhere"), 2, "is no description of statistics"),
+        (("--calibration", "q.json", "--statistics", "s"), 2, "one of the two"),
+    ],
+)
+def test_what_cannot_be_calibrated_is_refused_before_anything_is_written(
+    tmp_path: Path, mini_mask_file: Path, options: tuple[str, ...], exit_code: int, message: str
+) -> None:
+    outcome = convert(tmp_path / "out", mini_mask_file, *options)
+    assert outcome.exit_code == exit_code
+    assert message in outcome.error
+    assert [path.name for path in tmp_path.iterdir()] == ["mask.json"]
+
+
+def test_a_holdout_of_everything_is_refused(tmp_path: Path, mini_mask_file: Path, questions: Path) -> None:
+    options = ("--compensate", "least-squares", *calibration(questions), "--holdout", "1")
+    outcome = convert(tmp_path / "out", mini_mask_file, *options)
+    assert outcome.exit_code == 2
+    assert "--holdout 1.0: give a share from 0 to below 1" in outcome.error
+
+
+def test_statistics_of_another_geometry_are_refused(tmp_path: Path, mini_mask_file: Path, statistics: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    content = json.loads((statistics / "statistics.json").read_text())
+    (other / "statistics.json").write_text(json.dumps(content | {"head_dim": 64}))
+    outcome = convert(tmp_path / "out", mini_mask_file, "--compensate", "least-squares", "--statistics", other)
+    assert outcome.exit_code == 2
+    assert "head_dim is 64, but 16 is needed" in outcome.error

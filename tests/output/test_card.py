@@ -1,0 +1,183 @@
+"""The model card of OUT: its metadata, its text, and what becomes of the card that IN has."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+
+from s4convert.output.card import BEGIN, CARD_FILES, END
+from tests.support.command_line import Outcome, run_here
+from tests.support.disk import digests
+from tests.support.synthetic import Spec, write_checkpoint
+
+BASE = """---
+license: other
+license_name: llama3
+license_link: https://example.com/licence
+language:
+- en
+tags:
+- vision
+pipeline_tag: image-text-to-text
+base_model: someone/older
+model-index:
+- name: unpruned
+  results: []
+arxiv: 2304.08485
+---
+
+# The base
+
+It answers questions. Größe: 7B.
+"""
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return write_checkpoint(tmp_path / "base-7b", Spec(num_layers=2, num_kv_heads=4, hidden_size=16))
+
+
+@pytest.fixture
+def mask(tmp_path: Path) -> Path:
+    path = tmp_path / "mask.json"
+    path.write_text(json.dumps({"pruned_heads": {"1": [0, 2]}}))
+    return path
+
+
+def convert(source: Path, out: Path, mask: Path, *options: object) -> Outcome:
+    return run_here(source, out, "--mask", mask, "--no-verify", *options)
+
+
+def card_of(source: Path, tmp_path: Path, mask: Path, base: str | None = None) -> str:
+    if base is not None:
+        (source / "README.md").write_bytes(base.encode())
+    outcome = convert(source, tmp_path / "out", mask)
+    assert outcome.exit_code == 0, outcome.stderr
+    return (tmp_path / "out" / "README.md").read_bytes().decode()
+
+
+def test_the_card_tells_what_was_pruned_and_by_what_command(source: Path, tmp_path: Path, mask: Path) -> None:
+    card = card_of(source, tmp_path, mask)
+    assert "# base-7b, with 2 of 8 attention heads pruned" in card
+    assert "$ s4convert base-7b OUT --mask mask.json --no-verify" in card
+    assert str(tmp_path) not in card
+    stated = json.loads((tmp_path / "out" / "s4convert.json").read_text())
+    for name, entry in stated["files"].items():
+        assert (entry["sha256"] in card) is name.endswith(".safetensors")
+    assert stated["card"] == sorted(CARD_FILES)
+    assert "![Pruned heads by layer and head](s4convert-heads.png)" in card
+    assert (tmp_path / "out" / "s4convert-heads.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_licence_language_and_tags_are_the_bases_but_not_its_results(source: Path, tmp_path: Path, mask: Path) -> None:
+    card = ModelCard(card_of(source, tmp_path, mask, BASE))
+    data = card.data.to_dict()
+    assert (data["license"], data["license_name"], data["language"]) == ("other", "llama3", ["en"])
+    assert data["tags"] == ["vision", "s4convert", "pruned", "attention-head-pruning"]
+    assert data["arxiv"] == 2304.08485
+    assert not {"model-index", "base_model"} & data.keys()  # the base is what IN is, which has no name on the Hub here
+    assert card.text.rstrip().endswith("# The base\n\nIt answers questions. Größe: 7B.")
+
+
+def test_a_checkpoint_in_the_hubs_cache_is_named_as_the_base_model(tmp_path: Path, mask: Path) -> None:
+    snapshot = tmp_path / "models--lab--llava-mini" / "snapshots" / ("0" * 40)
+    snapshot.parent.mkdir(parents=True)
+    source = write_checkpoint(snapshot, Spec(num_layers=2, num_kv_heads=4, hidden_size=16))
+    data = ModelCard(card_of(source, tmp_path, mask, BASE)).data.to_dict()
+    assert (data["base_model"], data["base_model_relation"]) == ("lab/llava-mini", "finetune")
+
+
+def test_a_card_of_a_card_has_one_generated_part(source: Path, tmp_path: Path, mask: Path) -> None:
+    card_of(source, tmp_path, mask, BASE)
+    again = tmp_path / "again"
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps({"pruned_heads": {"0": [1]}}))
+    outcome = convert(tmp_path / "out", again, other, "--allow-converted")
+    assert outcome.exit_code == 0, outcome.stderr
+    card = (again / "README.md").read_text()
+    assert (card.count(BEGIN), card.count(END), card.count("# The base")) == (1, 1, 1)
+    assert "# out, with 1 of 8 attention heads pruned" in card
+
+
+@pytest.mark.parametrize("base", ["", "# No metadata\n", "---\n---\ntext", BASE.replace("\n", "\r\n"), "\ufeff" + BASE])
+def test_a_card_of_any_base_can_be_read_again(source: Path, tmp_path: Path, mask: Path, base: str) -> None:
+    card = ModelCard(card_of(source, tmp_path, mask, base))
+    assert "s4convert" in card.data.tags
+    assert "license: other" not in card.text
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        (b"\xff\xfe", "is not UTF-8 at byte 0"),
+        (b"---\n- a\n- b\n---\n", "its metadata is not a YAML mapping"),
+        (b"---\na: [1\n---\n", "its metadata is not a YAML mapping"),
+    ],
+)
+def test_a_base_card_that_cannot_be_read_is_refused_before_anything_is_written(
+    source: Path, tmp_path: Path, mask: Path, base: bytes, message: str
+) -> None:
+    (source / "README.md").write_bytes(base)
+    refused = convert(source, tmp_path / "out", mask)
+    assert refused.exit_code == 2
+    assert f"README.md: {message}" in refused.error
+    assert "--no-card" in refused.error
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base-7b", "mask.json"]
+    assert convert(source, tmp_path / "out", mask, "--no-card").exit_code == 0
+
+
+def test_no_card_leaves_the_readme_as_it_is(source: Path, tmp_path: Path, mask: Path) -> None:
+    (source / "README.md").write_text(BASE)
+    assert convert(source, tmp_path / "out", mask, "--no-card").exit_code == 0
+    assert (tmp_path / "out" / "README.md").read_text() == BASE
+    assert set(digests(tmp_path / "out")) == set(digests(source)) | {"s4convert.json"}
+
+
+def test_a_picture_of_the_users_own_is_not_replaced(source: Path, tmp_path: Path, mask: Path) -> None:
+    (source / "s4convert-heads.png").write_bytes(b"mine")
+    refused = convert(source, tmp_path / "out", mask)
+    assert refused.exit_code == 2
+    assert "s4convert-heads.png: stands where the model card's picture goes" in refused.error
+
+
+@pytest.mark.parametrize("name", sorted(CARD_FILES))
+def test_verify_notices_a_card_that_was_changed_or_removed(source: Path, tmp_path: Path, mask: Path, name: str) -> None:
+    card_of(source, tmp_path, mask, BASE)
+    verify = ("verify", source, tmp_path / "out")
+    assert run_here(*verify).exit_code == 0
+    (tmp_path / "out" / name).write_bytes(b"something else")
+    assert f"{name}: is not what s4convert.json says of it" in run_here(*verify).error
+    (tmp_path / "out" / name).unlink()
+    assert run_here(*verify).exit_code == 1
+
+
+def test_a_manifest_cannot_exempt_other_files_from_the_comparison(source: Path, tmp_path: Path, mask: Path) -> None:
+    card_of(source, tmp_path, mask)
+    path = tmp_path / "out" / "s4convert.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"card": ["config.json"]}))
+    refused = run_here("verify", source, tmp_path / "out")
+    assert refused.exit_code == 2
+    assert "card is ['config.json'], not files of a model card" in refused.error
+
+
+def test_without_matplotlib_the_heatmap_is_text(
+    source: Path, tmp_path: Path, mask: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("s4convert.output.card.find_spec", lambda name: None)
+    card = card_of(source, tmp_path, mask)
+    assert "    1 |x.x.|   2 ==" in card
+    assert not (tmp_path / "out" / "s4convert-heads.png").exists()
+
+
+def test_the_same_inputs_give_the_same_card(source: Path, tmp_path: Path, mask: Path) -> None:
+    for name in ("one", "two"):
+        assert convert(source, tmp_path / name, mask, "--jobs", {"one": 1, "two": 8}[name]).exit_code == 0
+    one, two = (digests(tmp_path / name) for name in ("one", "two"))
+    assert {name: one[name] for name in one if name not in ("README.md", "s4convert.json")} == {
+        name: two[name] for name in two if name not in ("README.md", "s4convert.json")
+    }
+    cards = [(tmp_path / name / "README.md").read_text() for name in ("one", "two")]
+    assert cards[0].replace("--jobs 1", "--jobs 8") == cards[1]
