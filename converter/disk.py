@@ -1,12 +1,16 @@
-"""Write one file whole or not at all: under another name, to the disk, then renamed."""
+"""What reaches the disk: files written whole or not at all, what is brought to the disk at once, and hashes."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 from pathlib import Path
 
 from .errors import StorageError, UsageError
+from .progress import Advance
+
+_BLOCK_BYTES = 1 << 20
 
 
 def check_output(path: Path, *, force: bool) -> None:
@@ -21,7 +25,7 @@ def check_output(path: Path, *, force: bool) -> None:
     if path.exists() and not path.is_file():
         raise UsageError(f"{path}: is not a file; choose another name")
     if path.exists() and not force:
-        raise UsageError(f"{path}: exists; choose another name, or replace it with --force")
+        raise UsageError(f"{path}: exists; choose another name, or replace it with `force=True`")
     if not path.parent.is_dir():
         raise StorageError(f"{path.parent}: no such directory; create it first")
 
@@ -36,10 +40,7 @@ def write_output(path: Path, text: str, *, force: bool) -> None:
     unfinished = path.parent / f".s4convert-{os.getpid()}-{secrets.token_hex(4)}"
     try:
         try:
-            with unfinished.open("x", encoding="ascii", newline="") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
+            write_synced(unfinished, text.encode("ascii"))
             check_output(path, force=force)  # something may have been put there meanwhile
             unfinished.rename(path)
         finally:
@@ -49,10 +50,45 @@ def write_output(path: Path, text: str, *, force: bool) -> None:
         raise StorageError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
+def write_synced(path: Path, content: bytes) -> None:
+    """Write the new file *path* and bring it to the disk; OSError where the disk refuses."""
+    with path.open("xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_file(path: Path) -> None:
+    """Bring the content of *path* to the disk; StorageError where the disk refuses."""
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        raise StorageError(f"{path.name}: cannot be brought to the disk: {error.strerror}; OUT is as it was") from error
+    finally:
+        os.close(descriptor)
+
+
 def sync_directory(directory: Path) -> None:
-    """Bring the entries of *directory* to the disk."""
+    """Bring the entries of *directory* to the disk; OSError where the disk refuses."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sha256_of(path: Path, advance: Advance = lambda _: None) -> str:
+    """The sha256 of the file *path*; *advance* is told the bytes of every block."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+            advance(len(block))
+    return digest.hexdigest()
+
+
+def free_bytes(path: Path) -> int:
+    """What the file system that *path* will stand on has left for this user."""
+    status = os.statvfs(path.absolute().parent)
+    return status.f_bavail * status.f_frsize

@@ -9,7 +9,7 @@ from typing import NoReturn
 from tqdm import tqdm
 
 # Told how much more is done.
-Progress = Callable[[int], object]
+Advance = Callable[[int], object]
 
 
 def byte_bar(description: str, total: int, *, shown: bool) -> tqdm[NoReturn]:

@@ -6,10 +6,11 @@ import logging
 from pathlib import Path
 
 from .checkpoint import Checkpoint, Geometry, Repository
+from .errors import UsageError, shown
 from .hub.names import checkpoint_name, file_name
 from .mask import HeadMask, Schedule
-from .mask.files import load_mask as load_mask_file
-from .mask.formats.layer_lists import Polarity
+from .mask.files import load_mask
+from .mask.schedules import Rate, schedule_of
 
 _log = logging.getLogger(__name__)
 
@@ -27,9 +28,11 @@ def locate_checkpoint(given: Path | str, *, progress: bool = False) -> tuple[Pat
     """(the directory of the checkpoint *given*, the repository that it was downloaded from, if it was).
 
     Raises:
-        UsageError: *given* begins with ``hf://`` and names no repository.
+        UsageError: *given* is no path or name, or begins with ``hf://`` and names no repository.
         CheckpointError, HubError, StorageError: as :func:`~s4convert.hub.download.fetch_checkpoint` says.
     """
+    if not isinstance(given, str | Path):
+        raise UsageError(f"{shown(given)} is neither a directory nor a name on the Hub")
     name = checkpoint_name(given)
     if name is None:
         return Path(given), None
@@ -39,24 +42,36 @@ def locate_checkpoint(given: Path | str, *, progress: bool = False) -> tuple[Pat
     return fetched.path, fetched.repository
 
 
-def load_mask(
-    given: Path | str,
+def open_mask(
+    given: Path | str | HeadMask,
     geometry: Geometry,
     *,
-    polarity: Polarity | None = None,
-    schedule: Schedule | None = None,
+    polarity: str | None = None,
+    schedule: str | Schedule | None = None,
+    rate: Rate | None = None,
     progress: bool = False,
 ) -> HeadMask:
-    """The mask in the file *given*, a path or ``org/name[@revision]:path`` on the Hub; how it was read is told.
+    """The mask *given*: a mask, a file, or ``org/name[@revision]:path`` on the Hub; how a file was read is told.
 
     Raises:
-        S4ConvertError: as :func:`~s4convert.hub.download.fetch_mask` and :func:`s4convert.mask.files.load_mask` say.
+        UsageError: *given* is no such thing, or the other arguments are not for it.
+        S4ConvertError: as :func:`~s4convert.hub.download.fetch_mask` and :func:`~s4convert.mask.files.load_mask` say.
     """
+    if not isinstance(given, HeadMask | str | Path):
+        raise UsageError(f"`mask` is {shown(given)}, not a mask, a file or a name on the Hub")
+    if isinstance(given, HeadMask):
+        if polarity is not None or schedule is not None or rate is not None:
+            raise UsageError(
+                "`mask_polarity`, `schedule` and `rate` are about a mask file, and this mask is none; leave them out"
+            )
+        given.check_fits(geometry)
+        return given
+    parsed = schedule_of(schedule, rate)
     name, path = file_name(given), Path(given)
     if name is not None:
         from .hub.download import fetch_mask
 
         path, name = fetch_mask(name, progress=progress)
-    mask = load_mask_file(path, geometry, polarity=polarity, schedule=schedule)
+    mask = load_mask(path, geometry, polarity=polarity, schedule=parsed)
     _log.info("%s: %s", given if name is None else name, mask.how_read)
     return mask

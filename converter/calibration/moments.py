@@ -12,15 +12,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..checkpoint.dtypes import Float64Array
+from ..choices import IMAGE_WEIGHT
 from ..errors import CompensationError
 
 if TYPE_CHECKING:
     import torch
 
     from .stream import LayerSample
-
-
-IMAGE_WEIGHT = 0.5  # the share of the image tokens in mixed moments, however many they are
 
 
 @dataclass(frozen=True, eq=False)

@@ -39,7 +39,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class CalibrationData:
+class Samples:
     """The samples taken from a file, how many it holds, and the *sha256* of the file."""
 
     samples: tuple[Sample, ...]
@@ -47,7 +47,7 @@ class CalibrationData:
     sha256: str
 
 
-def read_samples(path: Path | str, images: Path | str | None = None, num_samples: int | None = None) -> CalibrationData:
+def read_samples(path: Path | str, images: Path | str | None = None, num_samples: int | None = None) -> Samples:
     """The first *num_samples* samples (all where None, or where there are fewer) of the file *path*.
 
     *images* is the directory that its entries' images are in.
@@ -59,7 +59,7 @@ def read_samples(path: Path | str, images: Path | str | None = None, num_samples
     """
     path, images = Path(path), None if images is None else Path(images)
     if num_samples is not None and num_samples < 1:
-        raise UsageError(f"--num-samples {num_samples}: take at least one sample")
+        raise UsageError(f"`num_samples` {num_samples}: take at least one sample")
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -78,7 +78,7 @@ def read_samples(path: Path | str, images: Path | str | None = None, num_samples
         available = len(entries)
     if not samples:
         raise CalibrationError(f"{path}: holds no samples; give a file of questions or texts")
-    return CalibrationData(tuple(samples), available, hashlib.sha256(content).hexdigest())
+    return Samples(tuple(samples), available, hashlib.sha256(content).hexdigest())
 
 
 def _texts(text: str) -> list[str]:
@@ -170,7 +170,7 @@ def _image(name: Any, images: Path | None, where: str) -> Path | None:
     if not isinstance(name, str) or not name:
         raise CalibrationError(f"{where}: image is {name!r}, not the name of one file; one image an entry is supported")
     if images is None:
-        raise UsageError(f"{where}: names the image {name}; say with --images which directory it is in")
+        raise UsageError(f"{where}: names the image {name}; say with `images` which directory it is in")
     if not (images / name).is_file():
-        raise CalibrationError(f"{where}: there is no image {images / name}; check --images")
+        raise CalibrationError(f"{where}: there is no image {images / name}; check `images`")
     return images / name

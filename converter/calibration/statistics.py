@@ -7,6 +7,7 @@ kept, in float64; text and image tokens stand apart, so that they can be weighed
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,16 +18,17 @@ import numpy.typing as npt
 
 from .. import strict_json
 from ..checkpoint import Checkpoint
+from ..choices import HOLDOUT, IMAGE_WEIGHT
 from ..errors import CalibrationError, StorageError, UsageError
 from ..progress import layer_bar
 from ..version import __version__
 from .inputs import Inputs, make_inputs
-from .moments import IMAGE_WEIGHT, LayerMoments, Moments, SplitMoments, mix_moments
+from .moments import LayerMoments, Moments, SplitMoments, mix_moments
 from .samples import read_samples
 from .stream import stream_layers
 
 STATISTICS_FORMAT = "s4convert-statistics/1"
-_DESCRIPTION = "statistics.json"
+DESCRIPTION_FILE = "statistics.json"
 _MODALITIES = {"text": False, "image": True}
 
 Float64Array = npt.NDArray[np.float64]
@@ -42,13 +44,13 @@ class CalibrationData:
     file: Path
     images: Path | None = None
     num_samples: int | None = None
-    holdout: float = 0.2
+    holdout: float = HOLDOUT
     device: str = "cpu"
 
     def check(self) -> None:
         """Raise, before any work, what can be seen to be wrong: UsageError, CalibrationError, StorageError."""
         if not 0 <= self.holdout < 1:
-            raise UsageError(f"--holdout {self.holdout}: give a share from 0 to below 1")
+            raise UsageError(f"`holdout` {self.holdout}: give a share from 0 to below 1")
         read_samples(self.file, self.images, self.num_samples)
 
 
@@ -59,6 +61,9 @@ class Statistics:
     """
 
     def __init__(self, directory: Path, *, image_weight: float = IMAGE_WEIGHT, device: str = "cpu") -> None:
+        """Raises UsageError where the weight is not from 0 to 1."""
+        if not 0 <= image_weight <= 1:
+            raise UsageError(f"`image_weight` {image_weight}: give a share from 0 to 1")
         self.directory = directory
         self.image_weight = image_weight
         self.device = device
@@ -89,21 +94,28 @@ class Statistics:
         Raises:
             CalibrationError: they are not, or do.
         """
-        path = self.directory / _DESCRIPTION
-        try:
-            stated = strict_json.parse(path.read_bytes())
-        except (OSError, ValueError) as error:
-            raise CalibrationError(f"{path}: is no description of statistics ({error}); gather them again") from error
-        expected = _description(checkpoint)
-        for name in ("format", *_SIZES):
-            if not isinstance(stated, dict) or stated.get(name) != expected[name]:
-                found = stated.get(name) if isinstance(stated, dict) else None
+        stated, expected = read_description(self.directory), _description(checkpoint)
+        for name in _SIZES:
+            if stated.get(name) != expected[name]:
                 raise CalibrationError(
-                    f"{path}: {name} is {found!r}, but {expected[name]!r} is needed; gather them again"
+                    f"{self.directory / DESCRIPTION_FILE}: {name} is {stated.get(name)!r}, but {expected[name]!r} is "
+                    "needed; gather them again"
                 )
         for layer in layers:
             if not self._path(layer).is_file():
                 raise CalibrationError(f"{self.directory}: has no layer {layer}; gather the statistics again")
+
+    def check_new(self) -> None:
+        """Refuse a directory that holds anything but what a gathering that was killed has left, if it exists.
+
+        Raises:
+            UsageError: it does.
+        """
+        if not self.directory.exists():
+            return
+        names = [path.name for path in self.directory.iterdir()] if self.directory.is_dir() else ["a file"]
+        if not all(_LAYER_FILE.fullmatch(name) for name in names):
+            raise UsageError(f"{self.directory}: exists and is no empty directory; choose another for the statistics")
 
     def gather(
         self, checkpoint: Checkpoint, data: CalibrationData, layers: Collection[int], *, progress: bool = False
@@ -149,7 +161,7 @@ class Statistics:
                     if seen.layer == max(layers):
                         break
             description = _description(checkpoint) | {"calibration": dict(provenance), "holdout": holdout}
-            (self.directory / _DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n", encoding="ascii")
+            (self.directory / DESCRIPTION_FILE).write_text(json.dumps(description, indent=1) + "\n", encoding="ascii")
         except OSError as error:
             raise StorageError(f"{self.directory}: cannot be written: {error.strerror or error}") from error
 
@@ -175,7 +187,31 @@ class Statistics:
         save_file(tensors, self._path(layer))
 
 
+_LAYER_FILE = re.compile(r"layer-[0-9]{5}\.safetensors")
 _SIZES = ("num_layers", "num_heads", "num_kv_heads", "head_dim", "hidden_size")
+
+
+def read_description(directory: Path) -> Mapping[str, Any]:
+    """What the statistics in *directory* say of themselves.
+
+    Raises:
+        CalibrationError: nothing, or it is malformed or of another version.
+    """
+    path = directory / DESCRIPTION_FILE
+    try:
+        stated = strict_json.parse(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise CalibrationError(f"{path}: is no description of statistics ({error}); gather them again") from error
+    if not isinstance(stated, dict) or stated.get("format") != STATISTICS_FORMAT:
+        found = stated.get("format") if isinstance(stated, dict) else None
+        raise CalibrationError(f"{path}: format is {found!r}, but {STATISTICS_FORMAT!r} is needed; gather them again")
+    return stated
+
+
+def scratch_bytes(checkpoint: Checkpoint, num_layers: int) -> int:
+    """What the moments of *num_layers* layers take on the disk, at the most."""
+    columns = checkpoint.geometry.num_columns("o")
+    return num_layers * 2 * len(_MODALITIES) * 8 * (columns * (columns + 1) // 2 + columns)
 
 
 def _description(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -22,6 +22,10 @@ from .shards import open_shards
 from .sidecars import other_files
 from .tensors import Projection, StoredTensor, TensorEntry, WeightFile
 
+# Of a silent head: one that is silent in all rows is silent in these; few trained heads are.
+PROBE_ROWS = 16
+BLOCK_BYTES = 4 << 20
+
 
 @dataclass(frozen=True)
 class Repository:
@@ -84,7 +88,6 @@ class Checkpoint:
         path = Path(path)
         if not path.is_dir():
             raise CheckpointError(f"{path}: no such directory; give the directory that holds {CONFIG_FILE}")
-        among = None if repository is None else repository.files
         among = None if repository is None else repository.files
         try:
             entries = {entry.name for entry in path.iterdir() if entry.exists()}
@@ -232,6 +235,23 @@ class Checkpoint:
         except OSError as error:
             raise StorageError(f"{path}: cannot be read: {error.strerror}") from error
         return data if entry.strides is None else _gather(data, entry)[first : first + count].tobytes()
+
+    def silent_heads(self, layer: int) -> tuple[int, ...]:
+        """The heads of *layer* whose ``o_proj`` columns are zero in every row, sorted.
+
+        Raises:
+            StorageError: the weights cannot be read.
+        """
+        output = self.output_projection(layer)
+        geometry = self.geometry
+        silent = np.ones(geometry.num_heads, dtype=bool)
+        first, count = 0, PROBE_ROWS
+        while first < output.shape[0] and silent.any():
+            rows = self.read_rows(output, first, min(count, output.shape[0] - first))
+            silent &= ~rows.reshape(len(rows), geometry.num_heads, geometry.head_dim).any(axis=(0, 2))
+            first += len(rows)
+            count = max(1, BLOCK_BYTES // output.row_bytes)
+        return tuple(int(head) for head in np.flatnonzero(silent))
 
     def check_unchanged(self) -> None:
         """Raise StorageError if a file of the checkpoint changed since it was opened."""

@@ -63,7 +63,7 @@ def check_loader_name(family: Family, source: Path, out: Path) -> None:
     if found != wanted:
         raise UsageError(
             f"{out}: stock LLaVA goes by a directory's name and would load this one as {found}, not as {wanted}; "
-            f"name it {suggest_name(family, source)}, or insist with --allow-name"
+            f"name it {suggest_name(family, source)}, or insist with `allow_name=True`"
         )
 
 

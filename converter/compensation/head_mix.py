@@ -56,6 +56,11 @@ class HeadMix:
         return len(self.factors) // self.head_dim
 
     @property
+    def head_factors(self) -> list[float]:
+        """The factor of each head [num_heads]."""
+        return [float(factor) for factor in self.factors[:: self.head_dim]]
+
+    @property
     def is_diagonal(self) -> bool:
         """Whether each column of ``o_proj`` is merely multiplied by its factor."""
         return self.transfer is None

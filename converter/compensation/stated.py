@@ -1,4 +1,4 @@
-"""The compensation that a manifest states, checked without the calibration data that it was fitted to.
+"""The fits that a manifest states, checked without the calibration data that they were made of.
 
 Factors stand in the manifest. A least-squares map does not: it is too large. But W'_K - W_K = W_P A, so it can be read
 off the two weights, and only a mix of the pruned heads can be read off so without a remainder. That shows that the
@@ -8,6 +8,7 @@ converted columns are such a mix, not that it was the best one for the data; for
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 
@@ -15,41 +16,42 @@ from ..checkpoint import Checkpoint
 from ..checkpoint.dtypes import Float64Array, unit_in_last_place
 from ..errors import VerificationError
 from ..mask import HeadMask
-from .compensation import Compensation
+from .fitting import Fits, check_mode, keep, pruned_layer
 from .head_mix import HeadMix
 from .pruned_layer import PrunedLayer
 
 SLACK = 1 + 1e-6  # for the arithmetic of the check itself
 
 
-class StatedCompensation(Compensation):
-    """A compensation of a mode that needs moments, in their absence.
+def stated_fits(
+    mode: str,
+    original: Checkpoint,
+    converted: Checkpoint,
+    mask: HeadMask,
+    factors: Mapping[int, tuple[float, ...]],
+    scratch: Path,
+) -> Fits:
+    """The fits of a *mode* that needs moments, in their absence.
 
-    *factors*, one for each head, are those of the layers that have some; the other layers' maps are read off
-    *converted*.
+    *factors*, one for each head, are those of the layers that have some; the maps of the others are read off
+    *converted*, and kept in the directory *scratch*.
+
+    Raises:
+        VerificationError: a map cannot be read off the converted weights.
+        CheckpointError, StorageError: a weight is not finite, or cannot be read.
     """
-
-    def __init__(
-        self,
-        mode: str,
-        original: Checkpoint,
-        converted: Checkpoint,
-        mask: HeadMask,
-        factors: Mapping[int, tuple[float, ...]],
-    ) -> None:
-        super().__init__(mode, original, mask)
-        self._converted = converted
-        self._stated = factors
-
-    def is_recovered(self, layer: int) -> bool:
-        return layer not in self._stated
-
-    def _make(self, layer: PrunedLayer) -> HeadMix:
-        if layer.number in self._stated:
-            return layer.mix(np.array([self._stated[layer.number][head] for head in layer.kept]))
-        output = self._converted.output_projection(layer.number)
-        after = self._converted.read_rows(output).astype(np.float64)
-        return recover_mix(layer, after, output.dtype, f"{self._converted.path / output.shard}: {output.name}")
+    check_mode(mode, original, mask, has_moments=True)
+    mixes = {}
+    for number in mask.touched_layers:
+        layer = pruned_layer(original, mask, number)
+        if number in factors:
+            mixes[number] = layer.mix(np.array([factors[number][head] for head in layer.kept]))
+            continue
+        output = converted.output_projection(number)
+        after = converted.read_rows(output).astype(np.float64)
+        mix = recover_mix(layer, after, output.dtype, f"{converted.path / output.shard}: {output.name}")
+        mixes[number] = keep(mix, number, scratch)
+    return Fits(mode, mixes, recovered=frozenset(mixes.keys() - factors.keys()))
 
 
 def recover_mix(layer: PrunedLayer, after: Float64Array, dtype: str, where: str) -> HeadMix:

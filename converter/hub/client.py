@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 from ..version import __version__
@@ -14,16 +15,25 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 
+# What a transfer runs in: told how things stand if it is interrupted. The client lets a transfer end only when every
+# file that it is at has ended, so the command line puts in here what ends the process at once.
+interruptible: ContextVar[Callable[[str], AbstractContextManager[None]]] = ContextVar(
+    "interruptible", default=lambda then: nullcontext()
+)
+
+
 @contextmanager
-def hub_client(*, progress: bool) -> Iterator[HfApi]:
+def hub_client(*, progress: bool, then: str) -> Iterator[HfApi]:
     """The client; its bars show only where *progress* asks for them and stderr is a terminal.
 
-    Where, the token, offline mode and the cache are as its own environment variables say.
+    *then* says how things stand if it is interrupted.
+
+    Its own environment variables (HF_ENDPOINT, HF_TOKEN, HF_HOME, HF_HUB_OFFLINE) hold for it.
     """
     from huggingface_hub import HfApi
 
     _hand_over_messages()
-    with _bars(shown=progress and sys.stderr is not None and sys.stderr.isatty()):
+    with interruptible.get()(then), _bars(shown=progress and sys.stderr is not None and sys.stderr.isatty()):
         yield HfApi(library_name="s4convert", library_version=__version__)
 
 

@@ -64,6 +64,7 @@ def _is_read(weights: PurePosixPath, files: Iterable[str]) -> bool:
 _log = logging.getLogger(__name__)
 
 _KEPT = "what has arrived is kept"
+_INTERRUPTED = "nothing was written; what was downloaded is kept"
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def fetch_checkpoint(name: HubName, *, progress: bool = False) -> FetchedCheckpo
     """
     from huggingface_hub import constants
 
-    with hub_client(progress=progress) as hub:
+    with hub_client(progress=progress, then=_INTERRUPTED) as hub:
         is_offline = constants.HF_HUB_OFFLINE
         snapshot: _Snapshot = _Cached(hub, name) if is_offline else _Remote(hub, name)
         chosen = _choose(name, snapshot)
@@ -124,7 +125,7 @@ def fetch_mask(name: HubName, *, progress: bool = False) -> tuple[Path, HubName]
     from huggingface_hub import constants
 
     assert name.file is not None
-    with hub_client(progress=progress) as hub, hub_failures(str(name)):
+    with hub_client(progress=progress, then=_INTERRUPTED) as hub, hub_failures(str(name)):
         if not constants.HF_HUB_OFFLINE:
             entries = hub.get_paths_info(name.repo_id, [name.file], revision=name.revision)
             size = sum(getattr(entry, "size", 0) for entry in entries)

@@ -64,7 +64,7 @@ def check_branch(text: str) -> None:
         or not all(parts)
         or any(part.startswith((".", "-")) or part.endswith((".lock", ".")) for part in parts)
     ):
-        raise UsageError(f"--revision {shown(text)}: cannot be the name of a branch; choose another")
+        raise UsageError(f"`revision` {shown(text)}: cannot be the name of a branch; choose another")
 
 
 def _parse(given: Path | str, *, with_file: bool) -> HubName | None:

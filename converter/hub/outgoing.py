@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,11 +10,10 @@ from stat import S_ISREG
 from typing import Any
 
 from ..checkpoint import MANIFEST_FILE, read_json_object
+from ..disk import sha256_of
 from ..errors import CheckpointError, StorageError, UsageError
 from ..output.manifest import read_files
-from ..progress import Progress, byte_bar
-
-_BLOCK_BYTES = 4 << 20
+from ..progress import byte_bar
 
 
 @dataclass(frozen=True)
@@ -79,16 +77,6 @@ def read_outgoing(directory: Path, *, progress: bool = False) -> Outgoing:
     except OSError as error:
         raise StorageError(f"{error.filename}: cannot be read: {error.strerror}") from error
     return Outgoing(directory, str(content.get("source")), files, tuple(sorted(standing.keys() - files.keys())))
-
-
-def sha256_of(path: Path, progress: Progress = lambda _: None) -> str:
-    """The sha256 of the file *path*; *progress* is told of every block of it."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            digest.update(block)
-            progress(len(block))
-    return digest.hexdigest()
 
 
 def _regular_files(directory: Path) -> dict[str, int]:

@@ -13,12 +13,13 @@ from ..checkpoint import CONFIG_FILE, read_json_object
 from ..checkpoint.families import find_family
 from ..checkpoint.files import GIT_ATTRIBUTES_FILE
 from ..checkpoint.loader_names import check_loader_name
+from ..disk import sha256_of
 from ..errors import HubError, StorageError, UsageError
 from ..version import __version__
 from .client import hub_client
 from .failures import hub_failures
 from .names import check_branch, check_repo_id
-from .outgoing import Outgoing, read_outgoing, sha256_of
+from .outgoing import Outgoing, read_outgoing
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -68,7 +69,7 @@ def check_access(repo_id: str) -> None:
         HubError: there is no token, it may not write, or not into that organisation; or the Hub cannot be reached.
     """
     check_repo_id(repo_id)
-    with hub_client(progress=False) as hub, hub_failures(repo_id):
+    with hub_client(progress=False, then="nothing was written") as hub, hub_failures(repo_id):
         _require_token(repo_id)
         me = hub.whoami()
     token = (me.get("auth") or {}).get("accessToken") or {}
@@ -106,8 +107,8 @@ def plan_push(
     _advise_on_name(outgoing.directory, repo_id)
     if revision in (None, "main") and not create_pr and outgoing.source.partition("@")[0] == repo_id:
         raise UsageError(
-            f"{repo_id}: is what {directory} was converted from; push to another repository, or with --revision or "
-            "--create-pr"
+            f"{repo_id}: is what {directory} was converted from; push to another repository, or with `revision` or "
+            "`create_pr=True`"
         )
     return outgoing
 
@@ -137,7 +138,7 @@ def push(
     kept = f"{directory} is whole"
     again = f"run again: {push_command(directory, repo_id, private, revision, create_pr)}"
     with (
-        hub_client(progress=progress) as hub,
+        hub_client(progress=progress, then=f"{kept}; {again}") as hub,
         hub_failures(_place(repo_id, revision), kept=kept, again=again),
     ):
         _require_token(repo_id)
@@ -184,7 +185,7 @@ def _prepare(
         hub.create_repo(repo_id, private=private, exist_ok=True)
         info = hub.model_info(repo_id)
     if private and not info.private:
-        raise HubError(f"{repo_id}: exists and is public; make it private in its settings, or leave --private out")
+        raise HubError(f"{repo_id}: exists and is public; make it private in its settings, or leave `private` out")
     try:
         head = _read_head(hub, repo_id, revision)
     except RevisionNotFoundError:

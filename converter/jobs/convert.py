@@ -3,227 +3,345 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..calibration.statistics import CalibrationData, Statistics
+from ..calibration.statistics import scratch_bytes as statistics_bytes
 from ..checkpoint import Checkpoint
 from ..checkpoint.loader_names import check_loader_name
 from ..checkpoint.refusals import refuse_delta_name
-from ..checkpoint.silence import silent_heads
-from ..compensation import MomentsSource
-from ..errors import CheckpointError, S4ConvertError, UsageError, VerificationError
+from ..choices import COMPENSATIONS, HOLDOUT, IMAGE_WEIGHT
+from ..compensation import MomentsSource, fit
+from ..compensation.fitting import check_mode, known_before_fitting, scratch_bytes
+from ..disk import free_bytes
+from ..errors import CheckpointError, S4ConvertError, UsageError, VerificationError, shown
 from ..mask import HeadMask, Schedule
-from ..mask.formats.layer_lists import Polarity
+from ..mask.schedules import Rate
 from ..model.decoder import require_stock_code
-from ..output.card import BaseCard, read_base_card, write_card
+from ..model.device import check_device
+from ..output.card import CARD_FILES, BaseCard, public_command, read_base_card, write_card
 from ..output.manifest import manifest, write_manifest
 from ..progress import byte_bar
+from ..rewrite.assembly import OutputFile, assemble
 from ..rewrite.plan import Plan, make_plan
-from ..rewrite.staging import bytes_needed, check_destination, commit, free_bytes, open_staging
+from ..rewrite.staging import (
+    SPARE_BYTES,
+    Staging,
+    check_destination,
+    check_replaceable,
+    check_space,
+    commit,
+    open_staging,
+)
 from ..rewrite.writer import disk_flusher, stage
-from ..sources import load_mask, open_checkpoint
-from ..verify.checks import check_converted, default_jobs
+from ..sources import open_checkpoint, open_mask
+from ..verify.checks import check_claim, default_jobs
+from ..verify.claim import Claim
 from ..verify.report import Report
+from .options import Options, as_path, options_of
 
 _log = logging.getLogger(__name__)
 
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertOptions(Options):
+    """How a checkpoint is converted.
+
+    The mask file: *mask_polarity* (``keep`` or ``prune``) says what a 1 means where a file of bare 0/1 flags does not.
+    *schedule* (``uniform``, ``adaptive``, ``global``, ``bands:...``) and *rate* make a mask of a file of scores.
+
+    Compensation: *compensation* is a row of :data:`~s4convert.compensation.modes.MODES`. What is fitted to data takes
+    *calibration*, a file of questions or plain text, with *images*, the directory of its images; the first
+    *num_samples* (all) are used, and the share *holdout* (0.2) of them judges the fit. *image_weight* (0.5) is the
+    share of image tokens in a fit; *device* (``cpu``) runs the model and the fits. *save_statistics* keeps what was
+    measured in a directory, which *statistics* takes instead of data.
+
+    Output: *check_behaviour* compares hidden states, bytes are always compared. *shard_size* (bytes, or ``"5GB"``)
+    bounds the shards that are built from ``.bin`` files. *force* replaces the conversion that stands at OUT;
+    *allow_converted* accepts an IN that was converted before; *allow_name* an OUT that stock LLaVA loads as another
+    class. *card* writes a model card, README.md; without it, README.md is IN's. *jobs* is the number of threads.
+
+    Raises:
+        UsageError: an option is of the wrong type, out of range, or means nothing without another.
+    """
+
+    mask_polarity: str | None = None
+    schedule: str | Schedule | None = None
+    rate: Rate | None = None
+    compensation: str = COMPENSATIONS[0]
+    calibration: str | Path | None = None
+    images: str | Path | None = None
+    num_samples: int | None = None
+    holdout: float | None = None
+    image_weight: float | None = None
+    device: str | None = None
+    statistics: str | Path | Callable[..., Any] | None = None
+    save_statistics: str | Path | None = None
+    check_behaviour: bool = True
+    shard_size: int | str | None = None
+    force: bool = False
+    allow_converted: bool = False
+    allow_name: bool = False
+    card: bool = True
+    jobs: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.jobs is not None and self.jobs < 1:
+            raise UsageError(f"{self.jobs} `jobs` can do nothing; give one or more")
+        object.__setattr__(self, "shard_size", _num_bytes(self.shard_size))
+        about_data = ("images", "num_samples", "holdout", "save_statistics")
+        about_fits = ("image_weight", "device")
+        if self.calibration is None:
+            of_no_use = about_data if self.statistics is not None else (*about_data, *about_fits)
+            for name in of_no_use:
+                if getattr(self, name) is not None:
+                    raise UsageError(f"`{name}` is about calibration data; give it with `calibration`")
+        elif self.statistics is not None:
+            raise UsageError("give `calibration` data, or `statistics` kept before, one of the two")
+
+    @property
+    def kept_statistics(self) -> Statistics | None:
+        """The moments of :attr:`statistics`, where that is a directory."""
+        if self.statistics is None or callable(self.statistics):
+            return None
+        return Statistics(Path(self.statistics), image_weight=self._image_weight, device=self.device or "cpu")
+
+    @property
+    def calibration_data(self) -> CalibrationData | None:
+        """The data to calibrate on, if any."""
+        if self.calibration is None:
+            return None
+        holdout = HOLDOUT if self.holdout is None else self.holdout
+        file, images = Path(self.calibration), as_path(self.images)
+        return CalibrationData(file, images, self.num_samples, holdout, self.device or "cpu")
+
+    def statistics_in(self, directory: Path) -> Statistics:
+        """Statistics to be gathered in *directory*."""
+        return Statistics(directory, image_weight=self._image_weight, device=self.device or "cpu")
+
+    @property
+    def _image_weight(self) -> float:
+        return IMAGE_WEIGHT if self.image_weight is None else self.image_weight
+
 
 @dataclass(frozen=True)
-class Conversion:
-    """A conversion that has been checked against the disk and not been carried out yet.
+class PlannedConversion:
+    """A conversion that has been checked against the disk, and not been carried out.
 
-    *replace* says that a checkpoint may stand at *out*, to be replaced. *base_card* is the model card that OUT's is
-    built on; None where IN's README.md is to stay as it is.
+    *base_card* is the model card that OUT's is built on; None where IN's README.md is to stay as it is.
     """
 
     checkpoint: Checkpoint
+    mask: HeadMask
     out: Path
-    plan: Plan
-    replace: bool
+    options: ConvertOptions
+    files: tuple[OutputFile, ...]
     base_card: BaseCard | None
 
     @property
-    def bytes_needed(self) -> int:
-        """Bytes that OUT will take at the most."""
-        return bytes_needed(self.plan)
+    def plan(self) -> Plan:
+        """The edits, without the maps that are still to be fitted."""
+        fits = known_before_fitting(self.options.compensation, self.checkpoint, self.mask)
+        return make_plan(self.checkpoint, self.mask, fits, self.files)
 
     @property
-    def bytes_free(self) -> int:
-        """Bytes that are free where OUT will stand."""
-        return free_bytes(self.out)
+    def own_files(self) -> frozenset[str]:
+        """The files of OUT that are not IN's, but say what was done."""
+        return frozenset() if self.base_card is None else CARD_FILES
+
+    @property
+    def bytes_needed(self) -> int:
+        """Bytes that OUT, and the scratch of its fits, will take at the most."""
+        options, layers = self.options, len(self.mask.touched_layers)
+        scratch = scratch_bytes(options.compensation, self.checkpoint, self.mask)
+        if options.calibration is not None and options.save_statistics is None:
+            scratch += statistics_bytes(self.checkpoint, layers)
+        return sum(file.size for file in self.files) + scratch + SPARE_BYTES
 
     def to_json(self) -> dict[str, Any]:
         """The plan, and the space it takes, for a script to read."""
-        return self.plan.to_json() | {"needed_bytes": self.bytes_needed, "free_bytes": self.bytes_free}
+        return self.plan.to_json() | {"needed_bytes": self.bytes_needed, "free_bytes": free_bytes(self.out)}
 
-    def to_text(self) -> str:
-        """The plan, and the space it takes, for a person to read."""
+    def to_text(self, *, edits: bool = True) -> str:
+        """The heads by layer, the plan (its *edits* tensor by tensor), and the space it takes, for a person to read."""
         plan = self.plan
-        lines = [f"{edit.tensor.name}  {edit.describe()}  [{edit.tensor.shard}]" for edit in plan.edits]
+        lines = [self.mask.to_text(), ""]
+        if edits:
+            lines += [f"{edit.tensor.name}  {edit.describe()}  [{edit.tensor.shard}]" for edit in plan.edits]
+            lines.append("")
         lines += [
-            "",
-            f"{plan.mask.num_pruned} heads in {len(plan.mask.touched_layers)} layers, "
-            f"compensation {plan.compensation.mode}",
+            f"{plan.mask.num_pruned} heads in {len(plan.mask.touched_layers)} layers, compensation {plan.fits.mode}",
             f"{len(plan.edits)} edits in spans of {plan.num_bytes:,} bytes",
-            f"{self.bytes_needed:,} bytes needed, {self.bytes_free:,} free",
-            "nothing was written, and no weight was looked at (--dry-run)",
+            f"{self.bytes_needed:,} bytes needed, {free_bytes(self.out):,} free",
+            "nothing was written, and no weight was looked at",
         ]
         return "\n".join(lines)
 
 
-def prepare(
+def plan_conversion(
     source: Path | str,
     out: Path | str,
     mask: Path | str | HeadMask,
-    *,
-    polarity: Polarity | None = None,
-    schedule: Schedule | None = None,
-    compensation: str = "scale",
-    moments: MomentsSource | None = None,
-    shard_bytes: int | None = None,
-    force: bool = False,
-    allow_converted: bool = False,
-    allow_name: bool = False,
-    card: bool = True,
-    progress: bool = False,
-) -> Conversion:
-    """Open IN, read the mask, make the plan, and refuse what cannot be done; nothing is written.
+    options: ConvertOptions | None = None,
+    **settings: Any,
+) -> PlannedConversion:
+    """What :func:`convert` would do with the same arguments; what cannot be done is refused, and nothing is written.
 
-    A *source* or a *mask* on the Hub is downloaded into its client's cache; *progress* shows bars for that.
+    A *source* or a *mask* on the Hub is downloaded into its client's cache.
 
     Raises:
-        CheckpointError, MaskError, UsageError, HubError, StorageError: as the class says.
+        S4ConvertError: the subclass says what kind.
     """
-    checkpoint, out = open_checkpoint(source, progress=progress), Path(out)
-    if isinstance(mask, HeadMask):
-        if polarity is not None or schedule is not None:
-            raise UsageError("a polarity or a schedule is about a mask file, and this mask is none; leave them out")
-        mask.check_fits(checkpoint.geometry)
-    else:
-        mask = load_mask(mask, checkpoint.geometry, polarity=polarity, schedule=schedule, progress=progress)
-    if shard_bytes is not None and not checkpoint.is_torch:
-        raise UsageError(f"{checkpoint.path}: its shards are safetensors and stay as they are; leave --shard-size out")
-    plan = make_plan(checkpoint, mask, compensation, moments=moments, shard_bytes=shard_bytes)
-    check_destination(checkpoint, out, plan, force=force)
-    refuse_delta_name(out)
-    if not allow_name:
-        check_loader_name(checkpoint.family, checkpoint.known_as, out)
-    if not allow_converted:
-        _refuse_converted(checkpoint)
-    for name in checkpoint.left_behind:
-        _log.warning("%s: left behind, it may hold unpruned weights", checkpoint.path / name)
-    return Conversion(checkpoint, out, plan, force, read_base_card(checkpoint) if card else None)
-
-
-def carry_out(
-    conversion: Conversion,
-    *,
-    check_behaviour: bool = True,
-    jobs: int | None = None,
-    command: str | None = None,
-    progress: bool = False,
-) -> Report:
-    """Stage, verify and commit *conversion*; OUT exists if and only if this returns.
-
-    *command* is what the model card says it was made by; by default, a call of :func:`convert`.
-    With *check_behaviour* off, the byte-by-byte check is still made. *progress* shows bars on stderr.
-
-    Raises:
-        VerificationError: the staged checkpoint is not what the mask asks for.
-        CheckpointError, StorageError: as the class says.
-    """
-    checkpoint, plan = conversion.checkpoint, conversion.plan
-    if jobs is None:
-        jobs = default_jobs()
-    if jobs < 1:
-        raise UsageError(f"{jobs} jobs can do nothing; give one or more")
-    if check_behaviour:
-        require_stock_code(checkpoint)
-    with open_staging(conversion.out, replace=conversion.replace) as staging, disk_flusher() as flusher:
-        with byte_bar("write", plan.file_bytes, shown=progress) as bar:
-            staged = stage(checkpoint, plan, staging.directory, flusher, jobs=jobs, progress=bar.update)
-        try:
-            staged_at = _open_staged(staged.directory)
-            report = check_converted(
-                checkpoint,
-                staged_at,
-                plan.mask,
-                plan.compensation,
-                check_behaviour=check_behaviour,
-                jobs=jobs,
-                progress=progress,
-            )
-        except S4ConvertError:
-            checkpoint.check_unchanged()  # where IN changed, that is what is wrong
-            raise
-        checkpoint.check_unchanged()
-        report = replace(report, fits=plan.compensation.fits, stored_errors=plan.compensation.stored_errors(staged_at))
-        advised = report.advice(plan.compensation.mode)
-        if advised is not None:
-            _log.warning("%s", advised)
-        if conversion.base_card is not None:
-            made_by = command or f's4convert.convert("{checkpoint.source}", "OUT", mask, "{plan.compensation.mode}")'
-            written = write_card(checkpoint, plan, report, conversion.base_card, made_by, staging.directory)
-            report = report.with_card(written)
-        write_manifest(manifest(checkpoint, plan, report), staging.directory)
-        flusher.wait()
-        commit(staging, replace=conversion.replace)
-    return report
+    planned = _prepare(source, out, mask, options_of(ConvertOptions, options, settings))
+    check_replaceable(planned.out, force=planned.options.force)
+    return planned
 
 
 def convert(
     source: Path | str,
     out: Path | str,
     mask: Path | str | HeadMask,
+    options: ConvertOptions | None = None,
     *,
-    polarity: Polarity | None = None,
-    schedule: Schedule | None = None,
-    compensation: str = "scale",
-    moments: MomentsSource | None = None,
-    check_behaviour: bool = True,
-    shard_bytes: int | None = None,
-    force: bool = False,
-    allow_converted: bool = False,
-    allow_name: bool = False,
-    card: bool = True,
-    jobs: int | None = None,
-    progress: bool = False,
+    command: Sequence[str] | None = None,
+    **settings: Any,
 ) -> Report:
     """Silence *mask*'s heads in the checkpoint *source* and write the result to *out*.
 
     *source* is a directory, or ``org/name``, ``org/name@revision`` on the Hub; *mask* a mask, a file, or
-    ``org/name:file`` on the Hub. A file may need *polarity* (0/1 flags) or *schedule* (scores), as
-    :func:`~s4convert.mask.files.load_mask` says.
+    ``org/name:file`` on the Hub. *options* may be given one by one as keywords, too: *settings* are fields of
+    :class:`ConvertOptions`. *command* are the arguments of the command line that the model card names; by default,
+    this call.
 
-    *compensation* is a row of :data:`~s4convert.compensation.modes.MODES`: ``scale`` (kept heads times num_heads /
-    kept), ``none``, and so on. *moments* gives, for a layer's number, the moments of that layer's head outputs over
-    calibration data: ``uniform-ls``, ``head-ls`` and ``least-squares`` are fitted to them, and with any other mode
-    they serve to measure its error. It is called one layer at a time, from any thread, and more than once for a layer.
-
-    *shard_bytes* bounds the shards that are built anew from ``.bin`` files. *force* replaces a checkpoint that stands
-    at *out*; *allow_converted* accepts a *source* that was converted before; *allow_name* an *out* that stock LLaVA
-    would load as another class. *card* writes a model card (README.md) into *out*; without it, README.md is *source*'s.
+    OUT exists if this returns. If it raises, OUT is as it was.
 
     Raises:
-        S4ConvertError: the subclass says what kind; nothing was written under *out*.
+        S4ConvertError: the subclass says what kind.
+        VerificationError: what was written is not what the mask asks for.
     """
-    conversion = prepare(
-        source,
-        out,
+    planned = _prepare(source, out, mask, options_of(ConvertOptions, options, settings))
+    origin, mode = planned.checkpoint.source, planned.options.compensation
+    made_by = f's4convert.convert("{origin}", "OUT", mask, compensation="{mode}")'
+    if command is not None:
+        made_by = public_command(command, {str(source): origin, str(out): "OUT"})
+    return _carry_out(planned, made_by)
+
+
+def _prepare(
+    source: Path | str, out: Path | str, mask: Path | str | HeadMask, options: ConvertOptions
+) -> PlannedConversion:
+    """Open IN, read the mask, and refuse what cannot be done, all but what depends on what stands at OUT."""
+    checkpoint, out = open_checkpoint(source, progress=options.progress), Path(out)
+    mask = open_mask(
         mask,
-        polarity=polarity,
-        schedule=schedule,
-        compensation=compensation,
-        moments=moments,
-        shard_bytes=shard_bytes,
-        force=force,
-        allow_converted=allow_converted,
-        allow_name=allow_name,
-        card=card,
-        progress=progress,
+        checkpoint.geometry,
+        polarity=options.mask_polarity,
+        schedule=options.schedule,
+        rate=options.rate,
+        progress=options.progress,
     )
-    return carry_out(conversion, check_behaviour=check_behaviour, jobs=jobs, progress=progress)
+    if options.shard_size is not None and not checkpoint.is_torch:
+        raise UsageError(f"{checkpoint.path}: its shards are safetensors and stay as they are; leave `shard_size` out")
+    has_moments = options.calibration is not None or options.statistics is not None
+    check_mode(options.compensation, checkpoint, mask, has_moments=has_moments)
+    base_card = read_base_card(checkpoint) if options.card else None
+    own_files = CARD_FILES if options.card else frozenset()
+    assert options.shard_size is None or isinstance(options.shard_size, int)  # ConvertOptions made it a number
+    files = assemble(checkpoint, options.shard_size, own_files=own_files)
+    planned = PlannedConversion(checkpoint, mask, out, options, files, base_card)
+    check_destination(checkpoint, out, planned.bytes_needed)
+    refuse_delta_name(out)
+    if not options.allow_name:
+        check_loader_name(checkpoint.family, checkpoint.known_as, out)
+    if not options.allow_converted:
+        _refuse_converted(checkpoint)
+    _check_data(planned)
+    for name in checkpoint.left_behind:
+        _log.warning("%s: left behind, it may hold unpruned weights", checkpoint.path / name)
+    return planned
+
+
+def _check_data(planned: PlannedConversion) -> None:
+    """Refuse, before any work, what can be seen to be wrong with calibration data or statistics."""
+    options, layers = planned.options, planned.mask.touched_layers
+    data, kept = options.calibration_data, options.kept_statistics
+    if data is not None or kept is not None:
+        check_device(options.device or "cpu")
+    if data is not None:
+        options.statistics_in(planned.out)  # refuses an image weight
+        data.check()
+    if kept is not None:
+        kept.check(planned.checkpoint, layers)
+    if options.save_statistics is not None:
+        save = Path(options.save_statistics)
+        options.statistics_in(save).check_new()
+        check_space(save, statistics_bytes(planned.checkpoint, planned.checkpoint.geometry.num_layers))
+
+
+def _carry_out(planned: PlannedConversion, made_by: str) -> Report:
+    """Fit, stage, verify and commit; OUT exists if and only if this returns."""
+    checkpoint, mask, options = planned.checkpoint, planned.mask, planned.options
+    if options.check_behaviour:
+        require_stock_code(checkpoint)
+    jobs = options.jobs or default_jobs()
+    with open_staging(planned.out, replace=options.force) as staging, disk_flusher() as flusher:
+        moments = _moments(planned, staging)
+        fits = fit(options.compensation, checkpoint, mask, staging.scratch, moments=moments, progress=options.progress)
+        plan = make_plan(checkpoint, mask, fits, planned.files)
+        with byte_bar("write", plan.file_bytes, shown=options.progress) as bar:
+            stage(checkpoint, plan, staging.checkpoint, flusher, jobs=jobs, advance=bar.update)
+        with _blaming_a_changed_input(checkpoint):
+            claim = Claim(checkpoint, _open_staged(staging.checkpoint), mask, fits, planned.own_files)
+            report = check_claim(
+                claim,
+                check_behaviour=options.check_behaviour,
+                moments=moments,
+                jobs=jobs,
+                progress=options.progress,
+            )
+        advised = report.advice
+        if advised is not None:
+            _log.warning("%s", advised)
+        card = {}
+        if planned.base_card is not None:
+            card = write_card(checkpoint, plan, report, planned.base_card, made_by, staging.checkpoint)
+        write_manifest(manifest(checkpoint, plan, report, card), staging.checkpoint)
+        flusher.wait()
+        commit(staging, replace=options.force)
+    return report
+
+
+def _moments(planned: PlannedConversion, staging: Staging) -> MomentsSource | None:
+    """Where a fit gets the moments of a layer, gathered first where there is calibration data; None without any."""
+    options, data = planned.options, planned.options.calibration_data
+    if data is None:
+        return options.statistics if callable(options.statistics) else options.kept_statistics
+    geometry, layers = planned.checkpoint.geometry, planned.mask.touched_layers
+    save = as_path(options.save_statistics)
+    statistics = options.statistics_in(save or staging.scratch / "statistics")
+    # What is kept is for other masks as well, and so of every layer.
+    wanted = layers if save is None else range(geometry.num_layers)
+    statistics.gather(planned.checkpoint, data, wanted, progress=options.progress)
+    return statistics
+
+
+@contextmanager
+def _blaming_a_changed_input(checkpoint: Checkpoint) -> Iterator[None]:
+    """Where IN changed during the run, that is what is wrong, whatever else fails."""
+    try:
+        yield
+    except S4ConvertError:
+        checkpoint.check_unchanged()
+        raise
+    checkpoint.check_unchanged()
 
 
 def _open_staged(directory: Path) -> Checkpoint:
@@ -234,12 +352,22 @@ def _open_staged(directory: Path) -> Checkpoint:
 
 
 def _refuse_converted(checkpoint: Checkpoint) -> None:
-    hint = "convert the original instead, or insist with --allow-converted"
+    hint = "convert the original instead, or insist with `allow_converted=True`"
     if checkpoint.manifest is not None:
         raise UsageError(
             f"{checkpoint.known_as}: was converted before, and its compensation would be folded in twice; {hint}"
         )
     for layer in range(checkpoint.geometry.num_layers):
-        silent = silent_heads(checkpoint, layer)
+        silent = checkpoint.silent_heads(layer)
         if silent:
             raise UsageError(f"{checkpoint.known_as}: layer {layer}: head {silent[0]} is zero already; {hint}")
+
+
+def _num_bytes(size: int | str | None) -> int | None:
+    """*size* in bytes; text is as the Hub writes sizes, in powers of ten."""
+    if isinstance(size, str):
+        match = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)([KMG]B)", size.upper())
+        size = int(float(match[1]) * _UNITS[match[2]]) if match else 0
+    if size is not None and size < 1:
+        raise UsageError(f"`shard_size` {shown(size)} is not a size such as 500MB or 5GB")
+    return size

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -46,8 +45,6 @@ class Chat:
         return str(self._processor.tokenizer.decode(new_tokens, skip_special_tokens=True)).strip()
 
 
-_log = logging.getLogger(__name__)
-
 PRUNED_PER_LAYER = 2
 
 
@@ -88,13 +85,14 @@ class Demonstration:
         return "\n".join(lines)
 
 
-def demonstrate(directory: Path, *, progress: bool = False) -> Demonstration:
+def demonstrate(directory: Path | str = "s4convert-demo", *, progress: bool = False) -> Demonstration:
     """Copy the mini LLaVA into *directory*, make a mask, convert, load both with stock code, and ask both.
 
     Raises:
         UsageError: *directory* is not empty.
         StorageError: it cannot be written.
     """
+    directory = Path(directory)
     original, mask_file, converted = directory / "mini-llava", directory / "mask.json", directory / "mini-llava-pruned"
     try:
         if directory.exists() and any(directory.iterdir()):

@@ -6,13 +6,66 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..choices import GAMMA, GRANULARITIES, SCHEDULES
 from ..disk import check_output
 from ..errors import UsageError
-from ..mask import HeadMask, HeadScores, Schedule
+from ..mask import HeadMask, HeadScores, Schedule, parse_schedule
 from ..mask.files import load_scores
-from ..mask.making import make_mask
+from ..mask.making import prune_lowest
+from ..mask.schedules import Rate
 from ..output.heatmap import plot_heatmap, require_plots, text_heatmap
 from ..sources import open_checkpoint
+from .options import Options, as_path, options_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskOptions(Options):
+    """How a mask is made.
+
+    *schedule* (``uniform``, ``adaptive``, ``global``, ``bands:0-5:0,6-31:0.3``) says how many heads each layer loses,
+    at a *rate* of all; bands have their own. *protect* lists layers (``0-5,31``) that lose no head, or under
+    ``adaptive`` fewer, *protect_rate*. *granularity* ``group`` prunes whole kv groups.
+
+    A checkpoint is scored by *metric*, a row of :data:`~s4convert.saliency.metrics.METRICS`, on *calibration*, a file
+    of questions or plain text, with *images*, the directory of its images, of which the first *num_samples* (all) are
+    used. *gamma* is the weight of the mean in ``cross-attention``, *seed* that of ``random``, *device* runs the model.
+    Or *scores* are a file made before; for groups these need *num_kv_heads*.
+
+    *save_scores* and *plot*, a picture, are further files to write; *force* replaces files that stand there.
+
+    Raises:
+        UsageError: an option is of the wrong type, or means nothing.
+    """
+
+    schedule: str | Schedule | None = None
+    rate: Rate | None = None
+    protect: str | None = None
+    protect_rate: Rate | None = None
+    granularity: str = GRANULARITIES[0]
+    metric: str | None = None
+    calibration: str | Path | None = None
+    images: str | Path | None = None
+    num_samples: int | None = None
+    gamma: float = GAMMA
+    seed: int = 0
+    device: str = "cpu"
+    scores: str | Path | None = None
+    num_kv_heads: int | None = None
+    save_scores: str | Path | None = None
+    plot: str | Path | None = None
+    force: bool = False
+
+    @property
+    def parsed_schedule(self) -> Schedule:
+        """The schedule, from text where it is text."""
+        if isinstance(self.schedule, str):
+            return parse_schedule(self.schedule, self.rate, protect=self.protect, protect_rate=self.protect_rate)
+        if self.schedule is None:
+            raise UsageError(f"say with `schedule` how many heads each layer loses: {SCHEDULES}")
+        for name in ("rate", "protect", "protect_rate"):
+            if getattr(self, name) is not None:
+                raise UsageError(f"this `schedule` says that itself; leave `{name}` out")
+        return self.schedule
 
 
 @dataclass(frozen=True)
@@ -31,82 +84,73 @@ class MadeMask:
         return f"{text_heatmap(self.mask.num_heads, self.mask.pruned, self.scores.scores)}\n\n{self.mask.to_text()}"
 
 
-def write_mask(
-    out: Path | str,
-    schedule: Schedule,
-    *,
+def make_mask(
     checkpoint: Path | str | None = None,
-    scores: Path | str | None = None,
-    metric: str | None = None,
-    calibration: Path | str | None = None,
-    images: Path | str | None = None,
-    num_samples: int | None = None,
-    gamma: float = 0.4,
-    seed: int = 0,
-    device: str = "cpu",
-    granularity: str = "head",
-    num_kv_heads: int | None = None,
-    save_scores: Path | str | None = None,
-    plot: Path | str | None = None,
-    force: bool = False,
-    progress: bool = False,
+    out: Path | str | None = None,
+    options: MaskOptions | None = None,
+    **settings: Any,
 ) -> MadeMask:
-    """Score the heads of *checkpoint* by *metric*, or read *scores*, and write the mask that *schedule* makes of them.
+    """Score the heads of *checkpoint*, or read scores made before, and make the mask that the schedule asks for.
 
-    *checkpoint* is a directory, or ``org/name[@revision]`` on the Hub. The arguments from *metric* to *device* are
-    those of :func:`s4convert.saliency.score_heads`, and belong to a checkpoint. *granularity* ``group`` prunes whole kv
-    groups; a checkpoint states how many there are, *scores* need *num_kv_heads*. *save_scores* and *plot* name further
-    files to write; *force* replaces files that stand there.
+    *checkpoint* is a directory, or ``org/name[@revision]`` on the Hub. The mask is written to the file *out*, if
+    given. *settings* are fields of :class:`MaskOptions`.
 
     Raises:
         S4ConvertError: the subclass says what kind; what could be seen at the beginning was refused then.
     """
-    out = Path(out)
-    extra = [Path(path) for path in (save_scores, plot) if path is not None]
-    _check_arguments(out, extra, checkpoint, scores, metric)
-    for path in (out, *extra):
-        check_output(path, force=force)
+    options = options_of(MaskOptions, options, settings)
+    out, schedule = as_path(out), options.parsed_schedule
+    scores, plot, save_scores = as_path(options.scores), as_path(options.plot), as_path(options.save_scores)
+    outputs = [path for path in (out, save_scores, plot) if path is not None]
+    _check_arguments(outputs, checkpoint, options)
+    for path in outputs:
+        check_output(path, force=options.force)
     if plot is not None:
-        require_plots(Path(plot))
+        require_plots(plot)
     if scores is not None:
-        if out.exists() and Path(scores).exists() and out.samefile(scores):
-            raise UsageError(f"{out}: is the scores file itself; choose another name for the mask")
-        found = load_scores(scores)
+        for path in outputs:
+            if path.exists() and scores.exists() and path.samefile(scores):
+                raise UsageError(f"{path}: is the scores file itself; choose another name")
+        found, num_kv_heads = load_scores(scores), options.num_kv_heads
     else:
-        from ..saliency import score_heads
-
-        assert checkpoint is not None and metric is not None  # _check_arguments
-        opened = open_checkpoint(checkpoint, progress=progress)
-        num_kv_heads = opened.geometry.num_kv_heads if granularity == "group" else None
-        found = score_heads(
-            opened,
-            metric,
-            calibration=calibration,
-            images=images,
-            num_samples=num_samples,
-            gamma=gamma,
-            seed=seed,
-            device=device,
-            progress=progress,
-        )
+        found, num_kv_heads = _score(checkpoint, options)
         if save_scores is not None:
-            found.save(save_scores, force=force)  # first: they took long
-    mask = make_mask(found, schedule, granularity=granularity, num_kv_heads=num_kv_heads)
-    mask.save(out, force=force)
+            found.save(save_scores, force=options.force)  # first: they took long
+    mask = prune_lowest(found, schedule, granularity=options.granularity, num_kv_heads=num_kv_heads)
+    if out is not None:
+        mask.save(out, force=options.force)
     if plot is not None:
         title = f"{mask.num_pruned} of {mask.num_layers * mask.num_heads} heads pruned"
-        plot_heatmap(Path(plot), mask.num_heads, mask.pruned, found.scores, title)
+        plot_heatmap(plot, mask.num_heads, mask.pruned, found.scores, title)
     return MadeMask(mask, found)
 
 
-def _check_arguments(
-    out: Path, extra: list[Path], checkpoint: Path | str | None, scores: Path | str | None, metric: str | None
-) -> None:
-    if (checkpoint is None) == (scores is None):
-        raise UsageError("give a checkpoint to score, or --scores made before, one of the two")
-    if checkpoint is not None and metric is None:
-        raise UsageError("a checkpoint is scored by a metric; give it with --metric")
-    if scores is not None and metric is not None:
-        raise UsageError("--metric is for a checkpoint; scores have been made by theirs")
-    if len({path.absolute() for path in (out, *extra)}) <= len(extra):
-        raise UsageError(f"{out}: two outputs have the same name; choose another")
+def _score(checkpoint: Path | str | None, options: MaskOptions) -> tuple[HeadScores, int | None]:
+    """The scores of *checkpoint*'s heads, and its kv heads where groups go."""
+    from ..saliency import score_heads
+
+    assert checkpoint is not None and options.metric is not None  # _check_arguments
+    opened = open_checkpoint(checkpoint, progress=options.progress)
+    scores = score_heads(
+        opened,
+        options.metric,
+        calibration=options.calibration,
+        images=options.images,
+        num_samples=options.num_samples,
+        gamma=options.gamma,
+        seed=options.seed,
+        device=options.device,
+        progress=options.progress,
+    )
+    return scores, opened.geometry.num_kv_heads if options.granularity == "group" else None
+
+
+def _check_arguments(outputs: list[Path], checkpoint: Path | str | None, options: MaskOptions) -> None:
+    if (checkpoint is None) == (options.scores is None):
+        raise UsageError("give a checkpoint to score, or `scores` made before, one of the two")
+    if checkpoint is not None and options.metric is None:
+        raise UsageError("a checkpoint is scored by a metric; give it with `metric`")
+    if options.scores is not None and options.metric is not None:
+        raise UsageError("`metric` is for a checkpoint; scores have been made by theirs")
+    if len({path.absolute() for path in outputs}) < len(outputs):
+        raise UsageError(f"{outputs[0]}: two outputs have the same name; choose another")

@@ -1,43 +1,74 @@
-"""The checks alone: are two directories the two sides of one conversion?"""
+"""The checks alone: are two checkpoints the two sides of one conversion?"""
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from ..calibration.statistics import Statistics
 from ..checkpoint import Checkpoint
-from ..compensation import MODES, Compensation, FittedCompensation, MomentsSource
-from ..compensation.stated import StatedCompensation
+from ..compensation import MODES, Fits, MomentsSource, fit
+from ..compensation.stated import stated_fits
 from ..errors import CheckpointError, UsageError, VerificationError
 from ..mask import HeadMask, Schedule
-from ..mask.formats.layer_lists import Polarity
+from ..mask.schedules import Rate
 from ..output.manifest import StatedConversion, check_digests, read_conversion
-from ..sources import load_mask, locate_checkpoint, open_checkpoint
-from ..verify.checks import check_converted, default_jobs
+from ..sources import locate_checkpoint, open_checkpoint, open_mask
+from ..verify.checks import check_claim, default_jobs
+from ..verify.claim import Claim
 from ..verify.report import Report
+from .options import Options, options_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyOptions(Options):
+    """What a checkpoint is verified by.
+
+    *mask* and *compensation* are those of the converted checkpoint's manifest unless given; without either, the
+    compensation is ``scale``. *mask_polarity*, *schedule* and *rate* are for mask files that need them, as in
+    :class:`~s4convert.jobs.convert.ConvertOptions`. *statistics* are those that the compensation was fitted to, a
+    directory that ``save_statistics`` kept. *check_behaviour* compares hidden states; bytes are always compared.
+    *jobs* is the number of threads.
+
+    Raises:
+        UsageError: an option is of the wrong type, or means nothing without another.
+    """
+
+    mask: str | Path | HeadMask | None = None
+    mask_polarity: str | None = None
+    schedule: str | Schedule | None = None
+    rate: Rate | None = None
+    compensation: str | None = None
+    statistics: str | Path | Callable[..., Any] | None = None
+    check_behaviour: bool = True
+    jobs: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        about_the_mask = (self.mask_polarity, self.schedule, self.rate)
+        if self.mask is None and any(option is not None for option in about_the_mask):
+            raise UsageError("`mask_polarity`, `rate` and `schedule` are about a `mask` file; give that too")
+
+    @property
+    def moments(self) -> MomentsSource | None:
+        """The moments that the compensation was fitted to, where they are given."""
+        if self.statistics is None or callable(self.statistics):
+            return self.statistics
+        return Statistics(Path(self.statistics))
 
 
 def verify_conversion(
-    original: Path | str,
-    converted: Path | str,
-    *,
-    mask: Path | str | None = None,
-    polarity: Polarity | None = None,
-    schedule: Schedule | None = None,
-    compensation: str | None = None,
-    moments: MomentsSource | None = None,
-    check_behaviour: bool = True,
-    jobs: int | None = None,
-    progress: bool = False,
+    original: Path | str, converted: Path | str, options: VerifyOptions | None = None, **settings: Any
 ) -> Report:
     """Check that *converted* is what its mask asks of *original*; neither is written to.
 
-    Both are directories, or ``org/name``, ``org/name@revision`` on the Hub.
+    Both are directories, or ``org/name``, ``org/name@revision`` on the Hub. *settings* are fields of
+    :class:`VerifyOptions`.
 
-    Mask and compensation are those of *converted*'s manifest unless given; without either, the compensation
-    is ``scale``. *polarity* and *schedule* are for masks that need them, see
-    :func:`~s4convert.mask.files.load_mask`.
-
-    A compensation that was fitted to calibration data is checked against the same *moments* where they are given;
+    A compensation that was fitted to calibration data is checked against the same statistics where they are given;
     without them, factors are those that the manifest states, and of a least-squares fit it is checked that the
     converted columns are a mix of the original's kept heads with its pruned ones, whichever.
 
@@ -46,8 +77,28 @@ def verify_conversion(
         UsageError: there is no manifest and no mask is given.
         CheckpointError, MaskError, HubError, StorageError: as the class says.
     """
-    before = open_checkpoint(original, progress=progress)
-    directory, repository = locate_checkpoint(converted, progress=progress)
+    options = options_of(VerifyOptions, options, settings)
+    before = open_checkpoint(original, progress=options.progress)
+    after = _open_converted(converted, before, options)
+    stated = read_conversion(after)
+    mask = _mask(converted, before, stated, options)
+    own_files = frozenset[str]() if stated is None else stated.card
+    with tempfile.TemporaryDirectory(prefix="s4convert-") as scratch:
+        fits = _fits(before, after, mask, stated, options, Path(scratch))
+        report = check_claim(
+            Claim(before, after, mask, fits, own_files),
+            check_behaviour=options.check_behaviour,
+            moments=options.moments,
+            jobs=options.jobs or default_jobs(),
+            progress=options.progress,
+        )
+    if stated is not None:
+        check_digests(stated, after, report)
+    return report
+
+
+def _open_converted(converted: Path | str, before: Checkpoint, options: VerifyOptions) -> Checkpoint:
+    directory, repository = locate_checkpoint(converted, progress=options.progress)
     try:
         after = Checkpoint.open(directory, repository)
     except CheckpointError as error:
@@ -56,45 +107,42 @@ def verify_conversion(
         raise VerificationError(str(error)) from error  # ORIGINAL is sound, so a conversion of it would be
     if after.geometry != before.geometry:
         raise VerificationError(f"{converted}: its geometry is not the original's; is this the right ORIGINAL?")
-    stated = read_conversion(after)
-    if mask is None and (polarity is not None or schedule is not None):
-        raise UsageError("--mask-polarity, --rate and --schedule are about a --mask file; give that too")
-    if mask is not None:
-        head_mask = load_mask(mask, before.geometry, polarity=polarity, schedule=schedule, progress=progress)
-    elif stated is not None:
-        head_mask = stated.mask
-    else:
-        raise UsageError(f"{converted}: has no manifest that names its mask; give it with --mask")
-    if compensation is None:
-        compensation = "scale" if stated is None else stated.compensation
-    report = check_converted(
-        before,
-        after,
-        head_mask,
-        _compensation(compensation, before, after, head_mask, moments, stated),
-        check_behaviour=check_behaviour,
-        card=frozenset() if stated is None else stated.card,
-        jobs=jobs or default_jobs(),
-        progress=progress,
-    )
-    if stated is not None:
-        check_digests(stated, after, report)
-    return report
+    return after
 
 
-def _compensation(
-    mode: str,
+def _mask(
+    converted: Path | str, before: Checkpoint, stated: StatedConversion | None, options: VerifyOptions
+) -> HeadMask:
+    if options.mask is not None:
+        return open_mask(
+            options.mask,
+            before.geometry,
+            polarity=options.mask_polarity,
+            schedule=options.schedule,
+            rate=options.rate,
+            progress=options.progress,
+        )
+    if stated is None:
+        raise UsageError(f"{converted}: has no manifest that names its mask; give it with `mask`")
+    return stated.mask
+
+
+def _fits(
     before: Checkpoint,
     after: Checkpoint,
     mask: HeadMask,
-    moments: MomentsSource | None,
     stated: StatedConversion | None,
-) -> Compensation:
-    """The compensation to check by: from the moments, or else from what is stated of it."""
+    options: VerifyOptions,
+    scratch: Path,
+) -> Fits:
+    """The fits to check by: made anew where that can be, or else from what is stated of them."""
+    mode, moments = options.compensation, options.moments
+    if mode is None:
+        mode = "scale" if stated is None else stated.compensation
     if mode not in MODES or not MODES[mode].needs_moments or moments is not None:
-        return FittedCompensation(mode, before, mask, moments)
+        return fit(mode, before, mask, scratch, moments=moments, progress=options.progress)
     if stated is None or stated.compensation != mode:
         raise UsageError(
-            f"{after.path}: has no manifest that states a {mode} fit; give the moments that it was made of"
+            f"{after.path}: has no manifest that states a {mode} fit; give the `statistics` that it was made of"
         )
-    return StatedCompensation(mode, before, after, mask, stated.factors)
+    return stated_fits(mode, before, after, mask, stated.factors, scratch)

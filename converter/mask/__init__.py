@@ -2,7 +2,7 @@
 
 from .head_mask import HeadMask
 from .head_scores import HeadScores
-from .making import make_mask
+from .making import prune_lowest
 from .schedules import Schedule, parse_schedule
 
-__all__ = ["HeadMask", "HeadScores", "Schedule", "make_mask", "parse_schedule"]
+__all__ = ["HeadMask", "HeadScores", "Schedule", "parse_schedule", "prune_lowest"]

@@ -7,20 +7,23 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.geometry import Geometry
+from ..choices import POLARITIES
 from ..errors import MaskError, UsageError, shown
 from .formats.arrays import ARRAY_READERS
 from .formats.content import interpret_json, read_bytes
 from .formats.flags import Hints, read_flag_rows
 from .formats.json_masks import read_json
-from .formats.layer_lists import POLARITIES, Polarity
+from .formats.layer_lists import is_integer
 from .formats.scores import are_scores, read_scores
 from .head_mask import HeadMask
 from .head_scores import HeadScores
 from .schedules import Schedule
 
+_MOST = 10_000  # layers, or heads of a layer, of any model
+
 
 def load_mask(
-    path: Path | str, geometry: Geometry, *, polarity: Polarity | None = None, schedule: Schedule | None = None
+    path: Path | str, geometry: Geometry, *, polarity: str | None = None, schedule: Schedule | None = None
 ) -> HeadMask:
     """Read the mask file *path*, in any format that docs/masks.md lists, for a model of *geometry*.
 
@@ -35,7 +38,7 @@ def load_mask(
     """
     path = Path(path)
     if polarity is not None and polarity not in POLARITIES:
-        raise UsageError(f"mask polarity {shown(polarity)} is none of {', '.join(POLARITIES)}")
+        raise UsageError(f"`mask_polarity` {shown(polarity)} is none of {', '.join(POLARITIES)}")
     content = read_bytes(path)
     try:
         mask, how_read = _read_mask(path, content, Hints(geometry, polarity, schedule))
@@ -58,6 +61,30 @@ def load_scores(path: Path | str, geometry: Geometry | None = None) -> HeadScore
         return interpret_json(content, lambda parsed: _scores(parsed, geometry))
     except MaskError as error:
         raise MaskError(f"{path}: {error}") from error
+
+
+def stated_size(path: Path) -> Geometry:
+    """The layers and heads that the mask file *path* is for, where it says so; its other sizes are not known.
+
+    Raises:
+        MaskError: it does not, or is not JSON.
+        StorageError: it cannot be read.
+    """
+    unknown = MaskError(f"{path}: does not say how many layers and heads the model has; give its `checkpoint`")
+    if path.suffix.lower() in ARRAY_READERS:
+        raise unknown
+    try:
+        content = interpret_json(read_bytes(path), lambda parsed: parsed)
+    except MaskError as error:
+        raise MaskError(f"{path}: {error}") from error
+    sizes: list[Any] = [content.get(name) for name in ("num_layers", "num_heads")] if isinstance(content, dict) else []
+    if isinstance(content, dict) and "total_heads" in content and isinstance(content.get("pruned_heads"), dict):
+        rows = content["pruned_heads"].values()  # of an S4 calibration file: the flags of every layer
+        sizes = [len(rows), max((len(row) for row in rows if isinstance(row, list)), default=0)]
+    if not sizes or not all(is_integer(size) and 0 < size <= _MOST for size in sizes):
+        raise unknown
+    num_layers, num_heads = map(int, sizes)
+    return Geometry(num_layers, num_heads, num_heads, 1, num_heads)
 
 
 def _read_mask(path: Path, content: bytes, hints: Hints) -> tuple[HeadMask, str]:

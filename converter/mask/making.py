@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
+from ..choices import GRANULARITIES
 from ..errors import UsageError, shown
 from ..version import __version__
 from .head_mask import HeadMask
@@ -15,10 +16,8 @@ from .schedules import Adaptive, Global, Schedule
 
 _log = logging.getLogger(__name__)
 
-GRANULARITIES = ("head", "group")
 
-
-def make_mask(
+def prune_lowest(
     scores: HeadScores,
     schedule: Schedule,
     *,
@@ -56,13 +55,13 @@ def make_mask(
 
 def _heads_per_unit(scores: HeadScores, granularity: str, num_kv_heads: int | None) -> int:
     if granularity not in GRANULARITIES:
-        raise UsageError(f"granularity {shown(granularity)} is none of {', '.join(GRANULARITIES)}")
+        raise UsageError(f"`granularity` {shown(granularity)} is none of {', '.join(GRANULARITIES)}")
     if granularity == "head":
         return 1
     if num_kv_heads is None:
-        raise UsageError("--granularity group needs --num-kv-heads, which scores do not state")
+        raise UsageError("`granularity='group'` needs `num_kv_heads`, which scores do not state")
     if num_kv_heads < 1 or scores.num_heads % num_kv_heads:
-        raise UsageError(f"{scores.num_heads} heads cannot share {num_kv_heads} kv heads evenly; mend --num-kv-heads")
+        raise UsageError(f"{scores.num_heads} heads cannot share {num_kv_heads} kv heads evenly; mend `num_kv_heads`")
     return scores.num_heads // num_kv_heads
 
 

@@ -21,8 +21,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+from ..choices import SCHEDULES
 from ..errors import UsageError, shown
 
 Rate = str | int | float | Decimal | Fraction
@@ -44,7 +45,7 @@ def exact_rate(rate: Rate) -> Fraction:
     elif isinstance(rate, Fraction | int) or (isinstance(rate, Decimal) and rate.is_finite()):
         value = None if isinstance(rate, bool) else Fraction(rate)
     if value is None or not 0 <= value < 1:
-        raise UsageError(f"rate {shown(rate)} is not a number from 0 to 1, such as 0.3 for 30 %")
+        raise UsageError(f"`rate` {shown(rate)} is not a number from 0 to 1, such as 0.3 for 30 %")
     return value
 
 
@@ -68,6 +69,7 @@ PROTECTED_SHARE = Fraction(3, 5)
 PROTECTED_LAYERS = Fraction(6, 32)  # of the layers, from the first: 0 to 5 of 32
 
 
+@runtime_checkable
 class Schedule(Protocol):
     """How many units each layer loses."""
 
@@ -150,7 +152,7 @@ class Adaptive:
             return min(self.rate, BASE_RATE) + PROTECTED_SHARE * max(Fraction(0), self.rate - BASE_RATE)
         if self.protect_rate > self.rate:
             raise UsageError(
-                f"--protect-rate {rate_text(self.protect_rate)} is more than --rate {rate_text(self.rate)}; lower it"
+                f"`protect_rate` {rate_text(self.protect_rate)} is more than `rate` {rate_text(self.rate)}; lower it"
             )
         return self.protect_rate
 
@@ -232,19 +234,38 @@ def parse_schedule(
     layers = () if protect is None else parse_layers(protect)
     kind, separator, bands = text.partition(":")
     if kind not in ("uniform", "adaptive", "global", "bands") or (separator and kind != "bands"):
-        raise UsageError(f"schedule {shown(text)} is none of uniform, adaptive, global, bands:0-5:0,6-31:0.3")
+        raise UsageError(f"`schedule` {shown(text)} is none of {SCHEDULES}")
     if protect_rate is not None and kind != "adaptive":
-        raise UsageError(f"--protect-rate is for --schedule adaptive; under {kind}, protected layers lose no head")
+        raise UsageError(f"`protect_rate` is for `schedule='adaptive'`; under {kind}, protected layers lose no head")
     if kind == "bands":
         if rate is not None:
-            raise UsageError("bands have rates of their own; leave --rate out")
+            raise UsageError("bands have rates of their own; leave `rate` out")
         return Bands(tuple(_parse_band(band) for band in bands.split(",")), layers)
     if rate is None:
-        raise UsageError(f"--schedule {kind} needs --rate, such as 0.3")
+        raise UsageError(f"`schedule={kind!r}` needs `rate`, such as 0.3")
     exact = exact_rate(rate)
     if kind == "adaptive":
         return Adaptive(exact, layers or None, None if protect_rate is None else exact_rate(protect_rate))
     return Uniform(exact, layers) if kind == "uniform" else Global(exact, layers)
+
+
+def schedule_of(schedule: str | Schedule | None, rate: Rate | None) -> Schedule | None:
+    """*schedule*, parsed with *rate* where it is text; None where neither is given.
+
+    Raises:
+        UsageError: as :func:`parse_schedule` says, or a rate has no schedule, or one that is parsed already.
+    """
+    if schedule is None:
+        if rate is not None:
+            raise UsageError(f"`rate` needs a `schedule`: {SCHEDULES}")
+        return None
+    if isinstance(schedule, str):
+        return parse_schedule(schedule, rate)
+    if not isinstance(schedule, Schedule):
+        raise UsageError(f"`schedule` is {shown(schedule)}, neither text nor a schedule")
+    if rate is not None:
+        raise UsageError("this `schedule` has its rate; leave `rate` out")
+    return schedule
 
 
 def parse_layers(text: str) -> Layers:
@@ -294,6 +315,6 @@ def _total(rate: Fraction, costs: Costs, open_layers: Sequence[int]) -> int:
     if total > most:
         raise UsageError(
             f"a rate of {rate_text(rate)} asks for {total}, but only {most} can go, because every layer keeps one; "
-            "lower --rate or protect fewer layers"
+            "lower `rate` or protect fewer layers"
         )
     return total

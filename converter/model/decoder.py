@@ -189,7 +189,9 @@ def full_float32() -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = convolutions
 
 
-def require_stock_code(checkpoint: Checkpoint, otherwise: str = "--no-verify to check the bytes alone") -> None:
+def require_stock_code(
+    checkpoint: Checkpoint, otherwise: str = "`check_behaviour=False` to check the bytes alone"
+) -> None:
     """Raise where the installed transformers cannot run *checkpoint*'s language model.
 
     *otherwise* says in the message what can be done without running it.

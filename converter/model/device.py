@@ -16,6 +16,6 @@ def check_device(device: str) -> None:
     try:
         is_cuda = torch.device(device).type == "cuda"
     except RuntimeError as error:
-        raise UsageError(f"--device {device}: there is no such device; use cpu or cuda") from error
+        raise UsageError(f"`device` {device}: there is no such device; use cpu or cuda") from error
     if is_cuda and not torch.cuda.is_available():
-        raise UsageError(f"--device {device}: torch finds no CUDA GPU here; use cpu")
+        raise UsageError(f"`device` {device}: torch finds no CUDA GPU here; use cpu")

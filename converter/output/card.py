@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..checkpoint import CONFIG_FILE, MANIFEST_FILE, Checkpoint, read_json_object
 from ..checkpoint.families import LANGUAGE_MODEL, ORIGINAL
+from ..disk import sha256_of, sync_file, write_synced
 from ..errors import CheckpointError, StorageError
 from ..mask import HeadMask
 from ..rewrite.plan import Plan
@@ -31,7 +32,7 @@ CARD_FILE = "README.md"
 PICTURE_FILE = "s4convert-heads.png"
 # Around what is generated, so that the card of a converted checkpoint that is converted again has one such part.
 BEGIN, END = "<!-- s4convert: generated, begin -->", "<!-- s4convert: generated, end -->"
-_WAY_OUT = "mend it, or leave it as it is with --no-card"
+_WAY_OUT = "mend it, or leave it as it is with `card=False`"
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ def read_base_card(checkpoint: Checkpoint) -> BaseCard:
     """
     if PICTURE_FILE in checkpoint.sidecars and checkpoint.manifest is None:
         raise CheckpointError(
-            f"{checkpoint.path / PICTURE_FILE}: stands where the model card's picture goes; rename it, or use --no-card"
+            f"{checkpoint.path / PICTURE_FILE}: stands where the model card's picture goes; "
+            "rename it, or use `card=False`"
         )
     if CARD_FILE not in checkpoint.sidecars:
         return BaseCard()
@@ -122,13 +124,18 @@ _LIBRARIES = ("torch", "transformers", "safetensors", "numpy")
 
 
 def write_card(
-    checkpoint: Checkpoint, plan: Plan, report: Report, base: BaseCard, command: str, directory: Path
+    checkpoint: Checkpoint,
+    plan: Plan,
+    report: Report,
+    base: BaseCard,
+    made_by: str,
+    directory: Path,
 ) -> dict[str, tuple[int, str]]:
-    """Write the card of *checkpoint*'s conversion into *directory*, in place of a copy of the base's.
+    """Write the card of *checkpoint*'s conversion into *directory*.
 
-    *command* is what made the conversion. The picture needs matplotlib; without it, the heatmap is text. There is no
-    time, path or host in the card, so the same inputs and libraries give the same bytes. The result maps the files'
-    names to their (size, sha256).
+    *made_by* is the command or the call that made it. The picture needs matplotlib; without it, the heatmap is text.
+    There is no time, path or host in the card, so the same inputs and libraries give the same bytes. The result maps
+    the files' names to their (size, sha256).
 
     Raises:
         StorageError: the disk refused.
@@ -138,28 +145,21 @@ def write_card(
     if base_model(checkpoint) is None:
         _log.debug("%s: is a local directory, so the model card names no base_model", checkpoint.path)
     has_picture = find_spec("matplotlib") is not None
-    (directory / PICTURE_FILE).unlink(missing_ok=True)  # the base's own
     if has_picture:
         plot_heatmap(directory / PICTURE_FILE, plan.mask.num_heads, plan.mask.pruned, None, "pruned heads")
-    body = _body(checkpoint, plan, report, command, has_picture=has_picture)
+    body = _body(checkpoint, plan, report, made_by, has_picture=has_picture)
     below = f"\n\n# The card of the original\n\n{base.text}" if base.text else ""
     card = ModelCard(f"---\n{card_metadata(checkpoint, base)}\n---\n\n{BEGIN}\n{body}\n{END}{below}\n")
     try:
-        (directory / CARD_FILE).write_bytes(str(card).encode("utf-8", "backslashreplace"))
-        return {name: _settle(directory / name) for name in sorted(CARD_FILES) if (directory / name).is_file()}
+        write_synced(directory / CARD_FILE, str(card).encode("utf-8", "backslashreplace"))
+        sync_file(directory / PICTURE_FILE)
+        paths = [directory / name for name in sorted(CARD_FILES) if (directory / name).is_file()]
+        return {path.name: (path.stat().st_size, sha256_of(path)) for path in paths}
     except OSError as error:
         raise StorageError(f"{error.filename}: cannot be written: {error.strerror}") from error
 
 
-def _settle(path: Path) -> tuple[int, str]:
-    """Bring *path* to the disk; its (size, sha256)."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-        content = file.read()
-    return len(content), sha256(content).hexdigest()
-
-
-def _body(checkpoint: Checkpoint, plan: Plan, report: Report, command: str, *, has_picture: bool) -> str:
+def _body(checkpoint: Checkpoint, plan: Plan, report: Report, made_by: str, *, has_picture: bool) -> str:
     mask, name = plan.mask, checkpoint.known_as.name
     heads = mask.num_layers * mask.num_heads
     heatmap = f"```\n{text_heatmap(mask.num_heads, mask.pruned)}\n```"
@@ -174,19 +174,32 @@ def _body(checkpoint: Checkpoint, plan: Plan, report: Report, command: str, *, h
             f"![Pruned heads by layer and head]({PICTURE_FILE})" if has_picture else heatmap,
             _provenance(mask),
             "## Compensation",
-            f"`{plan.compensation.mode}`: of the layers that lose heads, the kept columns of `o_proj` "
-            f"{plan.compensation.description.change}.",
+            f"`{plan.fits.mode}`: of the layers that lose heads, the kept columns of `o_proj` "
+            f"{plan.fits.description.change}.",
             "## Verification",
             _verification(report),
             "## Loading it",
             _loading(checkpoint),
             "## How it was made",
-            f"```console\n$ {command}\n```",
+            f"```console\n$ {made_by}\n```",
             _versions(),
             "| file | sha256 |\n| --- | --- |\n"
             + "\n".join(f"| `{file}` | `{sha}` |" for file, sha in _hashes(report)),
         ]
     )
+
+
+def public_command(arguments: Sequence[str], names: Mapping[str, str]) -> str:
+    """The command line as a card may state it: without a path of this machine, and with *names* for what is called
+    otherwise there."""
+    said = ["s4convert"]
+    for argument in arguments:
+        option, equals, value = argument.rpartition("=") if argument.startswith("--") else ("", "", argument)
+        path = Path(value)
+        is_local = path.is_absolute() or value.startswith((".", "~")) or path.exists()
+        public = names.get(value) or names.get(str(path)) or (path.name if is_local else value)
+        said.append(f"{option}{equals}{public}")
+    return shlex.join(said)
 
 
 def _provenance(mask: HeadMask) -> str:

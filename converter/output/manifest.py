@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from ..checkpoint import MANIFEST_FILE, Checkpoint
 from ..compensation import MODES
+from ..disk import write_synced
 from ..errors import CheckpointError, VerificationError, shown
 from ..mask import HeadMask
 from ..mask.formats.json_masks import read_native
@@ -23,29 +23,35 @@ from .card import CARD_FILES
 MANIFEST_FORMAT = "s4convert/1"
 
 
-def manifest(checkpoint: Checkpoint, plan: Plan, report: Report) -> dict[str, Any]:
-    """The manifest of a conversion. It holds no time and no path, so the same inputs give the same bytes."""
-    fitted = plan.compensation.to_json()
+# Of a file: (size in bytes, sha256).
+Digest: TypeAlias = "tuple[int, str]"
+
+
+def manifest(checkpoint: Checkpoint, plan: Plan, report: Report, card: Mapping[str, Digest]) -> dict[str, Any]:
+    """The manifest of a conversion, with the files of its *card*.
+
+    It holds no time and no path, so the same inputs give the same bytes.
+    """
+    fitted = plan.fits.to_json()
+    files = dict(sorted((dict(report.structure.digests) | dict(card)).items()))
     return {
         "format": MANIFEST_FORMAT,
         "tool_version": __version__,
         "source": checkpoint.source,
         "mask": plan.mask.to_json(),
-        "compensation": plan.compensation.mode,
+        "compensation": plan.fits.mode,
         **({"fitted": fitted} if fitted else {}),
         "plan": {"edits": len(plan.edits), "rewritten_bytes": plan.num_bytes},
         "verification": report.to_json(),
-        "card": sorted(report.structure.card),
-        "files": {name: {"size": size, "sha256": sha256} for name, (size, sha256) in report.structure.digests.items()},
+        "card": sorted(card),
+        "files": {name: {"size": size, "sha256": sha256} for name, (size, sha256) in files.items()},
     }
 
 
 def write_manifest(content: dict[str, Any], directory: Path) -> None:
     """Write *content* into *directory* and bring it to the disk."""
-    with (directory / MANIFEST_FILE).open("x", encoding="ascii") as file:
-        file.write(json.dumps(content, indent=1, allow_nan=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+    write_synced(directory / MANIFEST_FILE, text.encode("ascii"))
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,7 @@ class StatedConversion:
     mask: HeadMask
     compensation: str
     factors: Mapping[int, tuple[float, ...]]
-    files: Mapping[str, tuple[int, str]]
+    files: Mapping[str, Digest]
     card: frozenset[str]
 
 
@@ -87,7 +93,7 @@ def read_conversion(converted: Checkpoint) -> StatedConversion | None:
     return StatedConversion(mask, content["compensation"], factors, files, frozenset(card))
 
 
-def read_files(content: Mapping[str, Any], where: Path) -> dict[str, tuple[int, str]]:
+def read_files(content: Mapping[str, Any], where: Path) -> dict[str, Digest]:
     """The (size, sha256) of every file by its name, as *content*, read from the manifest *where*, states them.
 
     Raises:

@@ -7,7 +7,7 @@ anew as safetensors, with an index where there is more than one.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from ..checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint, StoredTensor
@@ -42,13 +42,15 @@ class OutputFile:
         return len(self.head) + sum(piece.size for piece in self.pieces)
 
 
-def assemble(checkpoint: Checkpoint, shard_bytes: int | None) -> tuple[OutputFile, ...]:
-    """The files of *checkpoint*'s conversion, without the manifest.
+def assemble(
+    checkpoint: Checkpoint, shard_bytes: int | None = None, *, own_files: Collection[str] = ()
+) -> tuple[OutputFile, ...]:
+    """The files of *checkpoint*'s conversion, without the manifest and *own_files*, which OUT says itself.
 
     *shard_bytes* bounds the tensors of a shard that is built anew; None keeps IN's shards one for one.
     """
     if not checkpoint.is_torch:
-        return tuple(_copy(checkpoint, name) for name in checkpoint.stamps)
+        return tuple(_copy(checkpoint, name) for name in checkpoint.stamps if name not in own_files)
     groups = _groups(checkpoint, shard_bytes)
     names = [f"model-{number:05}-of-{len(groups):05}.safetensors" for number in range(1, len(groups) + 1)]
     if len(groups) == 1:
@@ -56,7 +58,7 @@ def assemble(checkpoint: Checkpoint, shard_bytes: int | None) -> tuple[OutputFil
     files = [_build(name, group) for name, group in zip(names, groups, strict=True)]
     if len(groups) > 1:
         files.append(_build_index(names, groups))
-    return (*files, *(_copy(checkpoint, name) for name in checkpoint.sidecars))
+    return (*files, *(_copy(checkpoint, name) for name in checkpoint.sidecars if name not in own_files))
 
 
 def _copy(checkpoint: Checkpoint, name: str) -> OutputFile:

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
 from ..checkpoint import Checkpoint, Projection, StoredTensor
 from ..checkpoint.dtypes import Float32Array, Float64Array
 from ..checkpoint.geometry import Geometry
-from ..compensation import ROW_BLOCK, FittedCompensation, HeadMix, MomentsSource
+from ..compensation import ROW_BLOCK, Fits, HeadMix
 from ..mask import HeadMask
-from .assembly import OutputFile, Piece, assemble
-
-# From rows of a tensor, as float32, to what they become, still to be rounded to the stored dtype.
-RowTransform: TypeAlias = Callable[[Float32Array], "Float32Array | Float64Array"]
+from .assembly import OutputFile, Piece
 
 
 @dataclass(frozen=True)
@@ -46,71 +41,71 @@ class Edit(ABC):
         return max(1, block_bytes // self.tensor.row_bytes // ROW_BLOCK) * ROW_BLOCK
 
     @abstractmethod
-    def transform(self) -> RowTransform:
-        """What makes of rows what they become; to have it may take the fit of a compensation.
+    def transform(self, rows: Float32Array) -> Float32Array | Float64Array:
+        """What *rows* become, still to be rounded to the stored dtype.
 
-        It is given :meth:`rows_per_block` rows at a time, the first of them the edit's first row.
+        They are :meth:`rows_per_block` rows at a time, the first of them the edit's first row.
         """
 
     @abstractmethod
     def describe(self) -> str:
-        """The edit in words; nothing is fitted for it."""
+        """The edit in words."""
 
 
 @dataclass(frozen=True)
 class RowEdit(Edit):
     """The rows become zero."""
 
-    def transform(self) -> RowTransform:
-        return np.zeros_like
+    def transform(self, rows: Float32Array) -> Float32Array:
+        return np.zeros_like(rows)
 
     def describe(self) -> str:
         return f"rows {self.first}-{self.first + self.count - 1} become 0"
 
 
 @dataclass(frozen=True)
-class ValueEdit(Edit):
-    """The rows, all of a ``v`` projection, are mixed by heads; those of *pruned* heads become 0."""
+class MixEdit(Edit):
+    """A change by the layer's *mix*, which is None where it has not been fitted yet: such a plan can only be shown.
 
-    mix: Callable[[], HeadMix]
-    pruned: tuple[int, ...]
-    head_dim: int
+    *change* says in words what becomes of rows or columns of kept heads.
+    """
+
+    mix: HeadMix | None
+    num_zeroed: int
+    change: str
+
+    @property
+    def fitted(self) -> HeadMix:
+        """The mix, which a plan that is carried out has."""
+        assert self.mix is not None, "a plan without fits can only be shown"
+        return self.mix
+
+
+@dataclass(frozen=True)
+class ValueEdit(MixEdit):
+    """The rows, all of a ``v`` projection, are mixed by heads; those of pruned heads become 0."""
 
     def rows_per_block(self, block_bytes: int) -> int:
         return self.count  # a head takes from others, wherever they stand
 
-    def transform(self) -> RowTransform:
-        mix = self.mix()
-
-        def mix_and_silence(rows: Float32Array) -> Float64Array:
-            mixed = mix.apply_to_values(rows)
-            mixed[mix.pruned_columns] = 0.0
-            return mixed
-
-        return mix_and_silence
+    def transform(self, rows: Float32Array) -> Float64Array:
+        mixed = self.fitted.apply_to_values(rows)
+        mixed[self.fitted.pruned_columns] = 0.0
+        return mixed
 
     def describe(self) -> str:
-        return f"{len(self.pruned) * self.head_dim} of {self.count} rows become 0, the others take from those like them"
+        return f"{self.num_zeroed} of {self.count} rows become 0, the others {self.change}"
 
 
 @dataclass(frozen=True)
-class ColumnEdit(Edit):
-    """The columns of ``o_proj`` are mixed by heads; those of *pruned* heads become +0.
+class ColumnEdit(MixEdit):
+    """The columns of ``o_proj`` are mixed by heads; those of pruned heads become +0."""
 
-    *change* says in words what the others become.
-    """
-
-    mix: Callable[[], HeadMix]
-    pruned: tuple[int, ...]
-    head_dim: int
-    change: str
-
-    def transform(self) -> RowTransform:
-        return self.mix().apply_to_rows
+    def transform(self, rows: Float32Array) -> Float32Array | Float64Array:
+        return self.fitted.apply_to_rows(rows)
 
     def describe(self) -> str:
-        zeroed, columns = len(self.pruned) * self.head_dim, self.tensor.shape[1]
-        return f"{zeroed} of {columns} columns become 0, the others {self.change}"
+        return f"{self.num_zeroed} of {self.tensor.shape[1]} columns become 0, the others {self.change}"
 
 
 @dataclass(frozen=True)
@@ -118,7 +113,7 @@ class Plan:
     """One conversion: all its edits, ordered by shard and position, no two of which overlap, and OUT's files."""
 
     mask: HeadMask
-    compensation: FittedCompensation
+    fits: Fits
     edits: tuple[Edit, ...]
     files: tuple[OutputFile, ...]
 
@@ -141,7 +136,7 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """The plan for a script to read."""
         return {
-            "compensation": self.compensation.mode,
+            "compensation": self.fits.mode,
             "pruned_heads": self.mask.num_pruned,
             "rewritten_bytes": self.num_bytes,
             "files": {file.name: file.size for file in self.files},
@@ -158,49 +153,32 @@ class Plan:
         }
 
 
-def make_plan(
-    checkpoint: Checkpoint,
-    mask: HeadMask,
-    compensation: str,
-    *,
-    moments: MomentsSource | None = None,
-    shard_bytes: int | None = None,
-) -> Plan:
-    """The edits that silence *mask*'s heads in *checkpoint* and fold *compensation* into its ``o_proj``.
-
-    *moments* are those that the compensation is fitted to, when the plan is carried out. *shard_bytes* bounds the
-    shards that are built anew, see :func:`~s4convert.rewrite.assembly.assemble`.
+def make_plan(checkpoint: Checkpoint, mask: HeadMask, fits: Fits, files: tuple[OutputFile, ...]) -> Plan:
+    """The edits that silence *mask*'s heads in *checkpoint*'s *files* and fold *fits* into its ``o_proj``.
 
     For a pruned head h with rows r(h) = [h * head_dim, (h + 1) * head_dim): rows r(h) of ``q``, rows of a kv
     head whose query heads are all pruned in ``k`` and ``v``, and columns r(h) of ``o`` become zero. Only the
     columns of ``o`` silence a head for certain: zero q rows alone make its attention uniform.
-
-    Raises:
-        UsageError: there is no such compensation, it needs *moments*, or it is not for *checkpoint*.
     """
     geometry = checkpoint.geometry
-    fitted = FittedCompensation(compensation, checkpoint, mask, moments)
     edits: list[Edit] = []
     for layer in mask.touched_layers:
         pruned, kv_heads = mask.pruned[layer], mask.pruned_kv_heads(layer, geometry)
-        mix = partial(fitted.mix, layer)
+        mix, num_zeroed = fits.mixes.get(layer), len(pruned) * geometry.head_dim
         for projection, heads in (("q", pruned), ("k", kv_heads), ("v", kv_heads)):
             for kind in ("weight", "bias"):
                 rows = checkpoint.projection(layer, projection, kind)
                 if rows is None:
                     continue
-                if projection == "v" and fitted.description.mixes_values:
-                    edits.append(
-                        ValueEdit(rows.tensor, layer, "v", rows.first, rows.count, mix, pruned, geometry.head_dim)
-                    )
+                if projection == "v" and fits.description.mixes_values:
+                    change = "take from those like them"
+                    edits.append(ValueEdit(rows.tensor, layer, "v", rows.first, rows.count, mix, num_zeroed, change))
                 else:
                     edits += _row_edits(rows, layer, projection, heads, geometry)
         output = checkpoint.output_projection(layer)
-        edits.append(
-            ColumnEdit(output, layer, "o", 0, output.shape[0], mix, pruned, geometry.head_dim, fitted.change(layer))
-        )
+        edits.append(ColumnEdit(output, layer, "o", 0, output.shape[0], mix, num_zeroed, fits.change(layer)))
     edits.sort(key=lambda edit: (edit.tensor.shard, edit.begin))
-    return Plan(mask, fitted, tuple(edits), assemble(checkpoint, shard_bytes))
+    return Plan(mask, fits, tuple(edits), files)
 
 
 def _row_edits(rows: Projection, layer: int, projection: str, heads: tuple[int, ...], geometry: Geometry) -> list[Edit]:

@@ -1,10 +1,10 @@
 """Where the unfinished output lives, and how it becomes OUT in one step.
 
 Beside OUT stand, while a conversion runs, ``.OUT.s4convert-lock`` (held with ``flock``, which the kernel lets
-go of when the process dies, however it dies) and ``.OUT.s4convert-staging``. Nothing is ever written under
-OUT itself: the staging directory is renamed to it when it is whole, verified and on the disk. With
-``--force`` the directory that stood there is first renamed to ``.OUT.s4convert-replaced``, and put back if
-the process dies before the new one is in its place.
+go of when the process dies, however it dies) and ``.OUT.s4convert-staging``, with the unfinished checkpoint in it and
+the scratch of fits. Nothing is ever written under OUT itself: the staged checkpoint is renamed to it when it is
+whole, verified and on the disk. With ``--force`` the directory that stood there is first renamed to
+``.OUT.s4convert-replaced``, and put back if the process dies before the new one is in its place.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..checkpoint import MANIFEST_FILE, Checkpoint, read_json_object
-from ..disk import sync_directory
+from ..disk import free_bytes, sync_directory
 from ..errors import S4ConvertError, StorageError, UsageError
-from .plan import Plan
 
 _log = logging.getLogger(__name__)
 
@@ -42,8 +41,18 @@ class Staging:
 
     @property
     def directory(self) -> Path:
-        """The unfinished output."""
+        """All that is unfinished."""
         return self._sibling("staging")
+
+    @property
+    def checkpoint(self) -> Path:
+        """The unfinished output."""
+        return self.directory / "checkpoint"
+
+    @property
+    def scratch(self) -> Path:
+        """What fits keep while they are needed."""
+        return self.directory / "scratch"
 
     @property
     def replaced(self) -> Path:
@@ -58,11 +67,11 @@ class Staging:
         return self.out.with_name(f".{self.out.name}.s4convert-{role}")
 
 
-def check_destination(checkpoint: Checkpoint, out: Path, plan: Plan, *, force: bool) -> None:
-    """Refuse, before the first byte, an OUT that would harm IN, other files, or not fit on the disk.
+def check_destination(checkpoint: Checkpoint, out: Path, num_bytes: int) -> None:
+    """Refuse, before the first byte, an OUT that would harm IN or other files, or *num_bytes* that find no room.
 
     Raises:
-        UsageError: OUT is IN, inside it or around it; or something stands at OUT.
+        UsageError: OUT is IN, inside it or around it, or a link.
         StorageError: the parent directory is missing, read-only or has too little space.
     """
     source, destination = checkpoint.path.resolve(), out.resolve()
@@ -79,8 +88,6 @@ def check_destination(checkpoint: Checkpoint, out: Path, plan: Plan, *, force: b
             raise UsageError(f"{out}: IN's {name} is a link to a file in it; choose another OUT")
     if out.is_symlink():
         raise UsageError(f"{out}: is a symbolic link; give the real directory, or another OUT")
-    if out.exists():
-        _check_replaceable(out, force=force)
     staging = Staging(destination)
     if {staging.directory, staging.replaced} & {source, *source.parents}:
         raise UsageError(f"{checkpoint.path}: is where a conversion to {out} works; choose another OUT")
@@ -89,25 +96,27 @@ def check_destination(checkpoint: Checkpoint, out: Path, plan: Plan, *, force: b
         raise StorageError(f"{parent}: no such directory; create it first")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise StorageError(f"{parent}: no permission to write there; choose another OUT")
-    needed, free = bytes_needed(plan), free_bytes(out)
-    if needed > free:
+    check_space(out, num_bytes)
+
+
+def check_space(path: Path, num_bytes: int) -> None:
+    """Raise StorageError where *num_bytes* find no room where *path* will stand."""
+    free = free_bytes(path)
+    if num_bytes > free:
         raise StorageError(
-            f"{parent}: {needed:,} bytes are needed and {free:,} are free; make room for {needed - free:,} more"
+            f"{path.absolute().parent}: {num_bytes:,} bytes are needed and {free:,} are free; make room for "
+            f"{num_bytes - free:,} more"
         )
 
 
-def bytes_needed(plan: Plan) -> int:
-    """What the output will take on the disk, at the most."""
-    return plan.file_bytes + SPARE_BYTES
+def check_replaceable(out: Path, *, force: bool) -> None:
+    """Refuse an OUT at which something stands that is not to be replaced.
 
-
-def free_bytes(out: Path) -> int:
-    """What the file system that OUT is on has left for this user."""
-    status = os.statvfs(out.absolute().parent)
-    return status.f_bavail * status.f_frsize
-
-
-def _check_replaceable(out: Path, *, force: bool) -> None:
+    Raises:
+        UsageError: it is no directory, no conversion or a mount point, or *force* is off and it is not empty.
+    """
+    if not out.exists():
+        return
     if not out.is_dir():
         raise UsageError(f"{out}: is a file; choose another OUT")
     if out.is_mount():
@@ -115,7 +124,7 @@ def _check_replaceable(out: Path, *, force: bool) -> None:
     if not any(out.iterdir()):
         return
     if not force:
-        raise UsageError(f"{out}: is not empty; choose another OUT, or replace it with --force")
+        raise UsageError(f"{out}: is not empty; choose another OUT, or replace it with `force=True`")
     _check_written_by_us(out)
 
 
@@ -124,7 +133,9 @@ def _check_written_by_us(out: Path) -> None:
     try:
         written = set(read_json_object(out / MANIFEST_FILE)["files"])
     except (S4ConvertError, KeyError, TypeError) as error:
-        raise UsageError(f"{out}: holds something else than a conversion, so --force will not replace it") from error
+        raise UsageError(
+            f"{out}: holds something else than a conversion, so `force=True` will not replace it"
+        ) from error
     for folder, _, files in os.walk(out):
         for file in files:
             name = (Path(folder) / file).relative_to(out).as_posix()
@@ -136,10 +147,11 @@ def _check_written_by_us(out: Path) -> None:
 def open_staging(out: Path, *, replace: bool) -> Iterator[Staging]:
     """Hold OUT's lock and an empty staging directory; on the way out what was not committed is removed.
 
-    *replace* says that a checkpoint may stand at OUT.
+    What a killed conversion to the same OUT has left is cleared up first. *replace* says that a conversion may stand
+    at OUT.
 
     Raises:
-        UsageError: a checkpoint that a killed conversion had moved away is back at OUT, and *replace* is off.
+        UsageError: something stands at OUT that is not to be replaced.
         StorageError: another conversion to the same OUT is running, or the directory cannot be made.
     """
     staging = Staging(out.absolute())
@@ -149,9 +161,9 @@ def open_staging(out: Path, *, replace: bool) -> Iterator[Staging]:
         raise StorageError(f"{staging.lock}: cannot be locked: {error.strerror}") from error
     try:
         _recover(staging)
-        if out.exists():
-            _check_replaceable(out, force=replace)
-        staging.directory.mkdir()
+        check_replaceable(out, force=replace)
+        for directory in (staging.directory, staging.checkpoint, staging.scratch):
+            directory.mkdir()
         yield staging
     except OSError as error:
         where = error.filename or staging.directory
@@ -171,13 +183,14 @@ def commit(staging: Staging, *, replace: bool) -> None:
         OSError: the disk refused, or something was put at OUT during the run and *replace* is off.
     """
     out = staging.out
-    _sync_directories(staging.directory)
+    _sync_directories(staging.checkpoint)
+    shutil.rmtree(staging.scratch, ignore_errors=True)  # on the way out, it would outlive a kill behind the renaming
     with uninterrupted():  # an interrupt must not deny that OUT stands
         try:
             if replace and out.exists():
-                _check_replaceable(out, force=True)  # something else may have been put there during the run
+                check_replaceable(out, force=True)  # something else may have been put there during the run
                 out.rename(staging.replaced)
-            staging.directory.rename(out)  # takes the place of an empty directory, and fails on any other
+            staging.checkpoint.rename(out)  # takes the place of an empty directory, and fails on any other
         except BaseException:
             if staging.replaced.exists() and not out.exists():
                 staging.replaced.rename(out)

@@ -12,15 +12,16 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from ..checkpoint import Checkpoint
 from ..checkpoint.dtypes import OVERFLOW, encode
+from ..disk import sync_file
 from ..errors import CheckpointError, StorageError
-from ..progress import Progress
+from ..progress import Advance
 from .assembly import Piece
 from .plan import Edit, Plan
 
@@ -28,19 +29,8 @@ COPY_BYTES = 64 << 20  # so that progress moves and an interrupt is heard
 EDIT_BYTES = 1 << 20  # stored bytes of a block of rows; its float32 working copies bound the memory of an edit
 SEGMENT_BYTES = 256 << 20  # a large shard is written by several threads
 
-# Fits are made one at a time and may take seconds: threads wait here, so that an interrupt need not wait for them all.
-_FITTING = threading.Lock()
-
 # What file systems, and sandboxes, answer that do not copy inside the kernel.
 _NO_KERNEL_COPY = frozenset((errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM, errno.EBADF))
-
-
-@dataclass(frozen=True)
-class StagedCheckpoint:
-    """The written files in *directory*."""
-
-    directory: Path
-    files: tuple[str, ...]
 
 
 class DiskFlusher:
@@ -52,7 +42,7 @@ class DiskFlusher:
 
     def submit(self, path: Path) -> None:
         """Start bringing *path* to the disk."""
-        self._pending.append(self._executor.submit(_sync_file, path))
+        self._pending.append(self._executor.submit(sync_file, path))
 
     def wait(self) -> None:
         """Return when every submitted file is on the disk; StorageError if the disk refused one."""
@@ -74,16 +64,15 @@ def disk_flusher() -> Iterator[DiskFlusher]:
 
 
 def stage(
-    checkpoint: Checkpoint, plan: Plan, directory: Path, flusher: DiskFlusher, *, jobs: int, progress: Progress
-) -> StagedCheckpoint:
+    checkpoint: Checkpoint, plan: Plan, directory: Path, flusher: DiskFlusher, *, jobs: int, advance: Advance
+) -> None:
     """Write *checkpoint* with *plan*'s edits into the empty *directory*, by *jobs* threads.
 
-    *progress* is told the number of bytes of every piece that is done. The files are given to *flusher*;
+    *advance* is told the number of bytes of every piece that is done. The files are given to *flusher*;
     they are on the disk when it says so. The bytes written do not depend on *jobs*.
 
     Raises:
         CheckpointError: a weight that an edit reads is not finite, or its new value overflows the stored dtype.
-        CompensationError: a compensation cannot be fitted.
         StorageError: the disk refused, or an input file became shorter while it was copied.
     """
     stop = threading.Event()
@@ -92,13 +81,13 @@ def stage(
         descriptor = os.open(directory / file.name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:
             os.truncate(descriptor, file.size)
-            progress(_write(descriptor, file.head, 0))
+            advance(_write(descriptor, file.head, 0))
         finally:
             os.close(descriptor)
     with ThreadPoolExecutor(max_workers=jobs, thread_name_prefix="write") as executor:
         by_file = {
             file.name: [
-                executor.submit(_write_segment, checkpoint, plan, segment, directory / file.name, stop, progress)
+                executor.submit(_write_segment, checkpoint, plan, segment, directory / file.name, stop, advance)
                 for piece in file.pieces
                 for segment in _segments(piece)
             ]
@@ -113,7 +102,6 @@ def stage(
             stop.set()
             executor.shutdown(wait=False, cancel_futures=True)
             raise
-    return StagedCheckpoint(directory, tuple(file.name for file in plan.files))
 
 
 def _segments(piece: Piece) -> list[Piece]:
@@ -132,7 +120,7 @@ def _segments(piece: Piece) -> list[Piece]:
 
 
 def _write_segment(
-    checkpoint: Checkpoint, plan: Plan, segment: Piece, path: Path, stop: threading.Event, progress: Progress
+    checkpoint: Checkpoint, plan: Plan, segment: Piece, path: Path, stop: threading.Event, advance: Advance
 ) -> None:
     """Write *segment* into the file *path*: an edit belongs to the segment that it begins in."""
     name, edits = segment.source, plan.edits_in(segment)
@@ -140,7 +128,7 @@ def _write_segment(
     target = os.open(path, os.O_WRONLY)
     try:
         if segment.tensor is not None and not segment.tensor.is_contiguous:
-            progress(_write(target, checkpoint.read_bytes(segment.tensor), segment.begin))
+            advance(_write(target, checkpoint.read_bytes(segment.tensor), segment.begin))
             for edit in edits:
                 at = segment.begin + edit.first * edit.tensor.row_bytes
                 _write_edit(checkpoint, edit, target, at, stop, lambda _: None)
@@ -151,10 +139,10 @@ def _write_segment(
         for edit in edits:
             if not begin <= edit.begin < end:
                 continue
-            _copy(source, target, position, edit.begin, shift, name, stop, progress)
-            _write_edit(checkpoint, edit, target, edit.begin + shift, stop, progress)
+            _copy(source, target, position, edit.begin, shift, name, stop, advance)
+            _write_edit(checkpoint, edit, target, edit.begin + shift, stop, advance)
             position = min(edit.end, end)
-        _copy(source, target, position, end, shift, name, stop, progress)
+        _copy(source, target, position, end, shift, name, stop, advance)
     except OSError as error:
         raise StorageError(f"{name}: cannot be copied to OUT: {error.strerror}; OUT is as it was") from error
     finally:
@@ -163,7 +151,7 @@ def _write_segment(
 
 
 def _copy(
-    source: int, target: int, begin: int, end: int, shift: int, name: str, stop: threading.Event, progress: Progress
+    source: int, target: int, begin: int, end: int, shift: int, name: str, stop: threading.Event, advance: Advance
 ) -> None:
     """Copy the bytes [begin, end) of *source* to *target*, *shift* bytes further on."""
     while begin < end and not stop.is_set():
@@ -179,20 +167,16 @@ def _copy(
         if not copied:
             raise StorageError(f"{name}: became shorter while it was copied; start again when IN is at rest")
         begin += copied
-        progress(copied)
+        advance(copied)
 
 
 def _write_edit(
-    checkpoint: Checkpoint, edit: Edit, target: int, begin: int, stop: threading.Event, progress: Progress
+    checkpoint: Checkpoint, edit: Edit, target: int, begin: int, stop: threading.Event, advance: Advance
 ) -> None:
     """Write *edit*'s rows into *target*, from byte *begin* on."""
     tensor = edit.tensor
     where = f"{checkpoint.path / tensor.shard}: {tensor.name} (layer {edit.layer})"
     rows_per_block = edit.rows_per_block(EDIT_BYTES) if tensor.is_contiguous else edit.count
-    with _FITTING:
-        if stop.is_set():
-            return
-        transform = edit.transform()
     for first in range(edit.first, edit.first + edit.count, rows_per_block):
         if stop.is_set():
             return
@@ -200,13 +184,13 @@ def _write_edit(
         if not np.isfinite(rows).all():
             raise CheckpointError(f"{where} holds NaN or infinity; mend the checkpoint first")
         with np.errstate(over="ignore"):
-            edited = transform(rows)
+            edited = edit.transform(rows)
         if not -OVERFLOW[tensor.dtype] < float(edited.min()) <= float(edited.max()) < OVERFLOW[tensor.dtype]:
             raise CheckpointError(
-                f"{where} would overflow {tensor.dtype} when compensated; store it as F32, or use --compensate none"
+                f"{where} would overflow {tensor.dtype} when compensated; store it as F32, or use `compensation='none'`"
             )
         at = begin + (first - edit.first) * tensor.row_bytes
-        progress(_write(target, encode(edited, tensor.dtype), at))
+        advance(_write(target, encode(edited, tensor.dtype), at))
 
 
 def _write(target: int, data: bytes, offset: int) -> int:
@@ -215,13 +199,3 @@ def _write(target: int, data: bytes, offset: int) -> int:
         written = os.pwrite(target, view, offset)
         view, offset = view[written:], offset + written
     return len(data)
-
-
-def _sync_file(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        raise StorageError(f"{path.name}: cannot be brought to the disk: {error.strerror}; OUT is as it was") from error
-    finally:
-        os.close(descriptor)

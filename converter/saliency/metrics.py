@@ -12,6 +12,7 @@ import numpy as np
 from ..calibration.moments import SecondMoments
 from ..calibration.stream import LayerSample
 from ..checkpoint import Checkpoint, Geometry
+from ..choices import GAMMA
 from .cross_attention import CrossAttention
 from .reconstruction import DAMPING, Reconstruction, output_weight
 
@@ -81,7 +82,7 @@ class Random:
 class Settings:
     """What metrics can be told: *gamma* of ``cross-attention``, *seed* of ``random``, *device* that computes."""
 
-    gamma: float = 0.4
+    gamma: float = GAMMA
     seed: int = 0
     device: str = "cpu"
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ..calibration.inputs import Inputs, make_inputs
-from ..calibration.moments import IMAGE_WEIGHT
 from ..calibration.samples import read_samples
 from ..calibration.stream import stream_layers
 from ..checkpoint import Checkpoint
+from ..choices import GAMMA, IMAGE_WEIGHT
 from ..errors import CalibrationError, UsageError
 from ..mask.head_scores import HeadScores
 from ..model.device import check_device
@@ -29,7 +29,7 @@ def score_heads(
     calibration: Path | str | None = None,
     images: Path | str | None = None,
     num_samples: int | None = None,
-    gamma: float = 0.4,
+    gamma: float = GAMMA,
     seed: int = 0,
     device: str = "cpu",
     progress: bool = False,
@@ -53,7 +53,7 @@ def score_heads(
     _check(metric, settings, has_data=calibration is not None)
     if calibration is None:
         if images is not None or num_samples is not None:
-            raise UsageError("--images and --num-samples belong to calibration data; give it with --calibration")
+            raise UsageError("`images` and `num_samples` belong to calibration data; give it with `calibration`")
         return score_inputs(checkpoint, metric, [], settings, {}, progress=progress)
     data = read_samples(calibration, images, num_samples)
     if num_samples is not None and num_samples > data.num_available:
@@ -110,14 +110,14 @@ def score_inputs(
 
 def _check(metric: str, settings: Settings, *, has_data: bool) -> None:
     if metric not in METRICS:
-        raise UsageError(f"--metric {metric}: there is no such metric; use one of {', '.join(METRICS)}")
+        raise UsageError(f"`metric` {metric}: there is no such metric; use one of {', '.join(METRICS)}")
     if METRICS[metric].needs_data and not has_data:
         without = ", ".join(name for name, one in METRICS.items() if not one.needs_data)
-        raise UsageError(f"--metric {metric} needs calibration data; give --calibration, or use one of {without}")
+        raise UsageError(f"`metric` {metric} needs calibration data; give `calibration`, or use one of {without}")
     if not math.isfinite(settings.gamma) or settings.gamma < 0:
-        raise UsageError(f"--gamma {settings.gamma}: give a weight of 0 or more")
+        raise UsageError(f"`gamma` {settings.gamma}: give a weight of 0 or more")
     if settings.seed < 0:
-        raise UsageError(f"--seed {settings.seed}: give a number of 0 or more")
+        raise UsageError(f"`seed` {settings.seed}: give a number of 0 or more")
     check_device(settings.device)
 
 

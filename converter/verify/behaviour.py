@@ -16,11 +16,12 @@ import numpy as np
 
 from ..checkpoint import Checkpoint, StoredTensor
 from ..checkpoint.dtypes import EPSILON, Float32Array
-from ..compensation import Compensation, HeadMix
+from ..compensation import Fits, HeadMix
 from ..errors import VerificationError
 from ..mask import HeadMask
 from ..model.decoder import HeadsHook, LayerDecoder, full_float32
-from ..progress import Progress
+from ..progress import Advance
+from .claim import Claim
 from .probe import Probe
 
 if TYPE_CHECKING:
@@ -99,29 +100,22 @@ class BehaviourReport:
     layers: tuple[LayerDelta, ...]
 
 
-def check_behaviour(
-    original: Checkpoint,
-    converted: Checkpoint,
-    mask: HeadMask,
-    compensation: Compensation,
-    probe: Probe,
-    *,
-    progress: Progress,
-) -> BehaviourReport:
-    """Run *probe* through the three models; *progress* is told 1 after every layer.
+def check_behaviour(claim: Claim, probe: Probe, *, advance: Advance) -> BehaviourReport:
+    """Run *probe* through the three models; *advance* is told 1 after every layer.
 
     Raises:
         VerificationError: a hidden state before the first touched layer is not bit-identical to the original's,
             a touched layer makes no difference or another one than the hook's, an untouched layer makes a
             difference, or a value is not finite.
     """
-    tolerance = _tolerance(original, mask, compensation)
+    original, converted, mask, fits = claim.original, claim.converted, claim.mask, claim.fits
+    tolerance = _tolerance(original, mask, fits)
     decoder = LayerDecoder(original)
     shortest = min(range(len(probe.samples)), key=lambda sample: probe.samples[sample].shape[1])
     states = _States(*[list(probe.samples)] * 3)
     rows = []
     for layer in range(original.geometry.num_layers):
-        mix = compensation.mix(layer) if mask.pruned[layer] else None
+        mix = fits.mixes.get(layer)
         hook: HeadsHook | None = None if mix is None else mix.apply_to_heads
         before = states
 
@@ -159,7 +153,7 @@ def check_behaviour(
         )
         _judge(row, mask, tolerance)
         rows.append(row)
-        progress(1)
+        advance(1)
     return BehaviourReport(probe.description, tolerance, tuple(rows))
 
 
@@ -203,7 +197,9 @@ def _difference(found: list[torch.Tensor], wanted: list[torch.Tensor]) -> tuple[
 def _judge(row: LayerDelta, mask: HeadMask, tolerance: float) -> None:
     where = f"layer {row.layer}"
     if not all(math.isfinite(figure) for figure in (row.relative_delta, row.reference_error, row.own_error)):
-        raise VerificationError(f"{where}: hidden states are not finite; check IN's weights, or try --compensate none")
+        raise VerificationError(
+            f"{where}: hidden states are not finite; check IN's weights, or try `compensation='none'`"
+        )
     if row.layer < mask.touched_layers[0] and row.mean_abs_delta != 0:
         raise VerificationError(
             f"{where}: hidden states differ from the original's, but the mask begins at layer "
@@ -220,18 +216,16 @@ def _judge(row: LayerDelta, mask: HeadMask, tolerance: float) -> None:
         )
 
 
-def _tolerance(original: Checkpoint, mask: HeadMask, compensation: Compensation) -> float:
+def _tolerance(original: Checkpoint, mask: HeadMask, fits: Fits) -> float:
     """float32 rounding where the stored columns are exact, the stored dtype's where they had to be rounded."""
     dtypes = set()
     for layer in mask.touched_layers:
-        if _rounds(compensation, layer):
+        if _rounds(fits, layer):
             dtypes.add(original.output_projection(layer).dtype)
     return max([FLOAT32_TOLERANCE, *(EPSILON[dtype] for dtype in dtypes)])
 
 
-def _rounds(compensation: Compensation, layer: int) -> bool:
-    """Whether kept columns change at all; a map that takes a fit is taken to change them, and not made for this."""
-    if not compensation.description.from_mask_alone:
-        return True
-    mix = compensation.mix(layer)
-    return bool((mix.factors[mix.kept_columns] != 1.0).any())
+def _rounds(fits: Fits, layer: int) -> bool:
+    """Whether kept columns change at all; a map that took a fit is taken to change them."""
+    mix = fits.mixes[layer]
+    return not fits.description.from_mask_alone or bool((mix.factors[mix.kept_columns] != 1.0).any())

@@ -1,50 +1,54 @@
-"""Both checks of a converted checkpoint, one after the other."""
+"""Both checks of a claim, one after the other."""
 
 from __future__ import annotations
 
 import os
 
-from ..checkpoint import Checkpoint
-from ..compensation import Compensation
-from ..mask import HeadMask
+from ..compensation import MomentsSource
+from ..compensation.error import weight_error
+from ..compensation.fitting import read_projection
 from ..progress import byte_bar, layer_bar
+from .claim import Claim
 from .report import Report
 from .structure import check_structure
 
 
-def check_converted(
-    original: Checkpoint,
-    converted: Checkpoint,
-    mask: HeadMask,
-    compensation: Compensation,
+def check_claim(
+    claim: Claim,
     *,
     check_behaviour: bool,
-    card: frozenset[str] = frozenset(),
+    moments: MomentsSource | None = None,
     jobs: int,
     progress: bool,
 ) -> Report:
-    """Check *converted*'s bytes, and its hidden states where *check_behaviour* is on.
+    """Check the bytes that *claim* speaks of, and the hidden states where *check_behaviour* is on.
 
-    The files *card* are its model card's, which are not the original's.
+    With the *moments* that its fits were made of, the error of the weights as they are stored is measured as well.
 
     Raises:
         VerificationError: the first thing that is wrong.
         StorageError: a file cannot be read.
     """
-    total = sum(stamp.size for stamp in converted.stamps.values())
+    total = sum(stamp.size for stamp in claim.converted.stamps.values())
     with byte_bar("check", total, shown=progress) as bar:
-        structure = check_structure(original, converted, mask, compensation, card=card, jobs=jobs, progress=bar.update)
-    if not check_behaviour:
-        return Report(mask, structure, None)
-    # Imported here, because transformers takes seconds to import and --no-verify does without.
-    from . import behaviour
-    from .probe import make_probe
+        structure = check_structure(claim, jobs=jobs, advance=bar.update)
+    figures = None
+    if check_behaviour:
+        # Imported here, because transformers takes seconds to import and a check of bytes does without.
+        from . import behaviour
+        from .probe import make_probe
 
-    with layer_bar("probe", original.geometry.num_layers, shown=progress) as bar:
-        figures = behaviour.check_behaviour(
-            original, converted, mask, compensation, make_probe(original), progress=bar.update
-        )
-    return Report(mask, structure, figures)
+        with layer_bar("probe", claim.original.geometry.num_layers, shown=progress) as bar:
+            figures = behaviour.check_behaviour(claim, make_probe(claim.original), advance=bar.update)
+    fits = claim.fits
+    errors = {} if moments is None else {layer: _stored_error(claim, layer, moments) for layer in fits.figures}
+    return Report(claim.mask, fits.mode, structure, figures, fits.figures, errors)
+
+
+def _stored_error(claim: Claim, layer: int, moments: MomentsSource) -> float:
+    """E of *layer*'s ``o_proj`` as it is stored, rounded."""
+    before, after = (read_projection(checkpoint, layer, "o") for checkpoint in (claim.original, claim.converted))
+    return weight_error(before, after, moments(layer).train)
 
 
 def default_jobs() -> int:

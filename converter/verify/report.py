@@ -3,36 +3,73 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
+from html import escape
+from typing import TYPE_CHECKING, Any
 
-from ..compensation.layer_fit import FIT_COLUMNS, LayerFit, advice
+from ..compensation.figures import FIT_COLUMNS, LayerFigures, advice, rounded
+from ..errors import UsageError
 from ..mask import HeadMask
 from .behaviour import BehaviourReport, LayerDelta
 from .structure import StructureReport
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 @dataclass(frozen=True)
 class Report:
     """The outcome of a verification that passed; *behaviour* is None where that check was skipped.
 
-    *fits* are the figures of the compensation in each layer that loses heads, where there was calibration data, and
-    *stored_errors* the errors of the same weights as they were stored, rounded.
+    *compensation* is its mode. *figures* are those of its fit in each layer that loses heads, where there was
+    calibration data, and *stored_errors* the errors of the same weights as they were stored, rounded.
     """
 
     mask: HeadMask
+    compensation: str
     structure: StructureReport
     behaviour: BehaviourReport | None
-    fits: Mapping[int, LayerFit] = field(default_factory=dict)
+    figures: Mapping[int, LayerFigures] = field(default_factory=dict)
     stored_errors: Mapping[int, float] = field(default_factory=dict)
 
-    def with_card(self, files: Mapping[str, tuple[int, str]]) -> Report:
-        """The report of the same conversion with a model card: *files*, by name, with their (size, sha256)."""
-        digests = dict(sorted({**self.structure.digests, **files}.items()))
-        sidecars = self.structure.sidecars - sum(name in self.structure.digests for name in files)
-        return replace(
-            self, structure=replace(self.structure, digests=digests, sidecars=sidecars, card=frozenset(files))
-        )
+    def __str__(self) -> str:
+        return self.to_text()
+
+    def __repr__(self) -> str:
+        return f"<Report: {self.verdict}>"
+
+    def _repr_html_(self) -> str:
+        """The report as a notebook shows it: the verdict, and a row per layer."""
+        rows = [{name: _shown(value) for name, value in row.items()} for row in self._rows()]
+        head = "".join(f"<th>{escape(name)}</th>" for name in (rows[0] if rows else ()))
+        body = "".join(f"<tr>{''.join(f'<td>{escape(text)}</td>' for text in row.values())}</tr>" for row in rows)
+        return f"<p>{escape(self.verdict)}</p><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+    def to_frame(self) -> DataFrame:
+        """The figures as a pandas data frame with a row per layer.
+
+        Raises:
+            UsageError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise UsageError("a data frame needs pandas; pip install pandas, or use to_json()") from error
+        return pandas.DataFrame(self._rows()).set_index("layer")
+
+    def _rows(self) -> list[dict[str, float | None]]:
+        """A row per layer: what was pruned, what the probe saw, and how good the fit is."""
+        behaviour = {} if self.behaviour is None else {row.layer: row for row in self.behaviour.layers}
+        rows: list[dict[str, float | None]] = []
+        for layer, pruned in enumerate(self.mask.pruned):
+            row: dict[str, float | None] = {"layer": layer, "heads_pruned": len(pruned)}
+            if layer in behaviour:
+                row |= _layer_json(behaviour[layer])
+            if self.figures:
+                fit = self.figures.get(layer)
+                row["fit_error"] = None if fit is None else rounded(fit.train.fit / fit.train.none)
+            rows.append(row)
+        return rows
 
     def to_json(self) -> dict[str, Any]:
         """The figures, rounded to four significant digits so that machines agree on them."""
@@ -43,32 +80,44 @@ class Report:
                 "sidecars": self.structure.sidecars,
             },
             "behaviour": None if self.behaviour is None else _behaviour_json(self.behaviour),
-            **({"compensation": self._compensation_json()} if self.fits else {}),
+            **({"compensation": self._compensation_json()} if self.figures else {}),
         }
 
     def _compensation_json(self) -> dict[str, Any]:
         return {
-            str(layer): fit.to_json() | {"stored_error": _rounded(self.stored_errors[layer])}
-            for layer, fit in self.fits.items()
+            str(layer): fit.to_json() | {"stored_error": rounded(self.stored_errors[layer])}
+            for layer, fit in self.figures.items()
         }
 
-    def advice(self, mode: str) -> str | None:
+    @property
+    def advice(self) -> str | None:
         """A sentence where the S4 scale was used and is worse than nothing, on the best data there is; else None."""
-        if self.fits:
-            return advice(mode, [(fit.scale_factor, fit.best_factor) for fit in self.fits.values()], "calibration data")
+        if self.figures:
+            best = [(fit.scale_factor, fit.best_factor) for fit in self.figures.values()]
+            return advice(self.compensation, best, "calibration data")
         layers = () if self.behaviour is None else self.behaviour.layers
         factors = [
             (row.scale_factor, row.best_factor)
             for row in layers
             if row.scale_factor is not None and row.best_factor is not None
         ]
-        return advice(mode, factors, "the probe")
+        return advice(self.compensation, factors, "the probe")
+
+    @property
+    def verdict(self) -> str:
+        """The outcome in a line."""
+        heads, touched = self.mask.num_layers * self.mask.num_heads, len(self.mask.touched_layers)
+        text = f"OK, {self.mask.num_pruned} of {heads} heads silenced in {touched} of {self.mask.num_layers} layers"
+        if self.behaviour is None:
+            return text
+        worst = max(row.own_error for row in self.behaviour.layers)
+        return f"{text}; each equals the hooked original to {worst:.1e} (tolerance {self.behaviour.tolerance:.1e})"
 
     def to_text(self) -> str:
         """The table that a conversion ends with."""
         lines = []
         if self.behaviour is None:
-            lines.append("behaviour: not checked (--no-verify)")
+            lines.append("behaviour: not checked")
         else:
             lines += [
                 f"probe: {self.behaviour.probe}",
@@ -81,23 +130,16 @@ class Report:
                     f"  {row.relative_delta:>14.2%}  {row.reference_error:>13.1e}{_factors(row)}"
                 )
             lines.append("")
-        if self.fits:
+        if self.figures:
             lines += [FIT_COLUMNS]
-            lines += [fit.to_row(self.stored_errors[layer]) for layer, fit in self.fits.items()]
+            lines += [fit.to_row(self.stored_errors[layer]) for layer, fit in self.figures.items()]
             lines.append("")
-        heads = self.mask.num_layers * self.mask.num_heads
         lines += [
             f"structure: {self.structure.edited_tensors} tensors edited, {self.structure.identical_tensors} tensors"
             f" and {self.structure.sidecars} other files byte-identical",
-            f"verdict: OK, {self.mask.num_pruned} of {heads} heads silenced in {len(self.mask.touched_layers)}"
-            f" of {self.mask.num_layers} layers" + ("" if self.behaviour is None else self._agreement()),
+            f"verdict: {self.verdict}",
         ]
         return "\n".join(lines)
-
-    def _agreement(self) -> str:
-        assert self.behaviour is not None
-        worst = max(row.own_error for row in self.behaviour.layers)
-        return f"; each equals the hooked original to {worst:.1e} (tolerance {self.behaviour.tolerance:.1e})"
 
 
 def _factors(row: LayerDelta) -> str:
@@ -109,23 +151,24 @@ def _factors(row: LayerDelta) -> str:
 def _behaviour_json(behaviour: BehaviourReport) -> dict[str, Any]:
     return {
         "probe": behaviour.probe,
-        "tolerance": _rounded(behaviour.tolerance),
+        "tolerance": rounded(behaviour.tolerance),
         "layers": [
-            {
-                "layer": row.layer,
-                "heads_pruned": len(row.pruned),
-                "mean_abs_delta": _rounded(row.mean_abs_delta),
-                "relative_delta": _rounded(row.relative_delta),
-                "reference_error": _rounded(row.reference_error),
-                "own_delta": _rounded(row.own_delta),
-                "own_error": _rounded(row.own_error),
-                "scale_factor": None if row.scale_factor is None else _rounded(row.scale_factor),
-                "best_factor": None if row.best_factor is None else _rounded(row.best_factor),
-            }
-            for row in behaviour.layers
+            {"layer": row.layer, "heads_pruned": len(row.pruned)} | _layer_json(row) for row in behaviour.layers
         ],
     }
 
 
-def _rounded(value: float) -> float:
-    return float(f"{value:.4g}")
+def _layer_json(row: LayerDelta) -> dict[str, float | None]:
+    return {
+        "mean_abs_delta": rounded(row.mean_abs_delta),
+        "relative_delta": rounded(row.relative_delta),
+        "reference_error": rounded(row.reference_error),
+        "own_delta": rounded(row.own_delta),
+        "own_error": rounded(row.own_error),
+        "scale_factor": None if row.scale_factor is None else rounded(row.scale_factor),
+        "best_factor": None if row.best_factor is None else rounded(row.best_factor),
+    }
+
+
+def _shown(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"

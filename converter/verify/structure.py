@@ -20,58 +20,42 @@ from ..checkpoint import INDEX_FILE, Checkpoint, StoredTensor, read_json_object
 from ..checkpoint.dtypes import ITEM_BYTES, Float64Array, decode, encode, unit_in_last_place
 from ..checkpoint.files import read_span
 from ..checkpoint.safetensors_header import SafetensorsHeader
-from ..compensation import Compensation, HeadMix
+from ..compensation import HeadMix
 from ..errors import StorageError, VerificationError
-from ..mask import HeadMask
-from ..progress import Progress
+from ..progress import Advance
+from .claim import Claim
 
 BLOCK_BYTES = 256 << 10  # small enough to stay in the processor's cache between the comparison and the hash
 
 
 @dataclass(frozen=True)
 class StructureReport:
-    """What the structure check saw: *digests* maps every file to its (size, sha256).
-
-    *card* are the files of the model card, which were not compared with the original's.
-    """
+    """What the structure check saw: *digests* maps every file to its (size, sha256)."""
 
     digests: Mapping[str, tuple[int, str]]
     identical_tensors: int
     edited_tensors: int
     sidecars: int
-    card: frozenset[str] = frozenset()
 
 
-def check_structure(
-    original: Checkpoint,
-    converted: Checkpoint,
-    mask: HeadMask,
-    compensation: Compensation,
-    *,
-    card: frozenset[str] = frozenset(),
-    jobs: int,
-    progress: Progress,
-) -> StructureReport:
-    """Compare *converted* with *original*, every byte of every file, by *jobs* threads.
+def check_structure(claim: Claim, *, jobs: int, advance: Advance) -> StructureReport:
+    """Compare the converted checkpoint with the original, every byte of every file, by *jobs* threads.
 
-    Same files, same headers, tensors, dtypes, shapes and head counts; sidecars and tensors
-    that the mask does not touch are byte-identical; touched ones hold :func:`expected_rows`.
-    The files *card* are the model card's own, and only read.
-    *progress* is told the number of bytes of every piece that is done.
+    Same files, same headers, tensors, dtypes, shapes and head counts; sidecars and tensors that the mask does not
+    touch are byte-identical; touched ones hold :func:`expected_rows`. *advance* is told the number of bytes of every
+    piece that is done.
 
     Raises:
         VerificationError: the first difference, by file and tensor.
         StorageError: a file cannot be read.
     """
-    _check_files(original, converted, card)
+    original, converted = claim.original, claim.converted
+    _check_files(claim)
     if converted.geometry != original.geometry:
         raise VerificationError(f"{converted.path}: its geometry is not the original's; convert again")
     stop = threading.Event()
     with ThreadPoolExecutor(max_workers=jobs, thread_name_prefix="check") as executor:
-        checks = {
-            name: executor.submit(_check_file, original, converted, name, mask, compensation, card, stop, progress)
-            for name in converted.stamps
-        }
+        checks = {name: executor.submit(_check_file, claim, name, stop, advance) for name in converted.stamps}
         try:
             digests = {name: (converted.stamps[name].size, checks[name].result()) for name in sorted(checks)}
         except OSError as error:
@@ -79,9 +63,9 @@ def check_structure(
         finally:
             stop.set()
             executor.shutdown(wait=False, cancel_futures=True)
-    edited = sum(_is_touched(original, tensor, mask) for tensor in original.tensors.values())
-    sidecars = len(set(original.sidecars) - card)
-    return StructureReport(digests, len(original.tensors) - edited, edited, sidecars, card)
+    edited = sum(_touched_layer(claim, tensor) is not None for tensor in original.tensors.values())
+    sidecars = len(set(original.sidecars) - claim.own_files)
+    return StructureReport(digests, len(original.tensors) - edited, edited, sidecars)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,29 +96,23 @@ class ExpectedRows:
         return int(np.argmax(unequal)) if unequal.any() else None
 
 
-def expected_rows(
-    original: Checkpoint,
-    tensor: StoredTensor,
-    first: int,
-    count: int,
-    mask: HeadMask,
-    mix: HeadMix | None,
-    *,
-    is_recovered: bool = False,
-) -> ExpectedRows:
-    """What rows [first, first + count) of *original*'s *tensor* must be after a conversion.
+def expected_rows(claim: Claim, tensor: StoredTensor, first: int, count: int) -> ExpectedRows:
+    """What rows [first, first + count) of the original's *tensor* must be after the conversion.
 
-    *mix* is the map of the tensor's layer, where :func:`_needs_mix` says so. One that *is_recovered* from the converted
-    columns was compared with all of them then, and says nothing more of single numbers.
+    A map that was recovered from the converted columns was compared with all of them then, and says nothing more of
+    single numbers.
     """
+    original, mask = claim.original, claim.mask
     data = original.read_bytes(tensor, first, count)
     layer, held = original.projections_in(tensor) or (0, ())
     if not held or not mask.pruned[layer]:
         return ExpectedRows(data)
+    mix = claim.fits.mixes[layer]
     if held[0].projection == "o":
-        if held[0].kind == "bias" or mix is None:
+        if held[0].kind == "bias":
             return ExpectedRows(data)
-        return _expected_columns(decode(data, tensor.dtype).reshape(count, -1), tensor.dtype, mix, is_recovered)
+        values = decode(data, tensor.dtype).reshape(count, -1)
+        return _expected_columns(values, tensor.dtype, mix, is_recovered=layer in claim.fits.recovered)
     geometry = original.geometry
     rows = np.frombuffer(bytearray(data), np.uint8).reshape(-1, tensor.row_bytes)
     numbers = np.arange(first, first + count)
@@ -142,12 +120,12 @@ def expected_rows(
         silenced = mask.pruned[layer] if part.projection == "q" else mask.pruned_kv_heads(layer, geometry)
         within = (part.first <= numbers) & (numbers < part.first + part.count)
         rows[within & np.isin((numbers - part.first) // geometry.head_dim, silenced)] = 0
-        if part.projection == "v" and mix is not None:
+        if part.projection == "v" and mix.values is not None:
             return _expected_values(original, tensor, numbers, part.first, rows.tobytes(), mix)
     return ExpectedRows(rows.tobytes())
 
 
-def _expected_columns(values: npt.NDArray[np.float32], dtype: str, mix: HeadMix, is_recovered: bool) -> ExpectedRows:
+def _expected_columns(values: npt.NDArray[np.float32], dtype: str, mix: HeadMix, *, is_recovered: bool) -> ExpectedRows:
     """Rows of ``o_proj``: pruned columns are +0; kept ones times their factor, plus the pruned ones' transfer."""
     if mix.transfer is None:
         with np.errstate(over="ignore", invalid="ignore"):
@@ -186,12 +164,13 @@ def _expected_values(
     return ExpectedRows(data, exact, rounded)
 
 
-def _check_files(original: Checkpoint, converted: Checkpoint, card: frozenset[str]) -> None:
+def _check_files(claim: Claim) -> None:
+    original, converted = claim.original, claim.converted
     expected, found = set(original.stamps), set(converted.stamps)
     if original.is_torch:  # its shards become safetensors, in as many files as the conversion was told
         _check_rebuilt(original, converted)
         expected, found = set(original.sidecars), set(converted.sidecars) - {INDEX_FILE}
-    expected, found = expected - card, found - card
+    expected, found = expected - claim.own_files, found - claim.own_files
     for name in sorted(expected ^ found):
         state = "is missing" if name in expected else "does not stand in the original"
         raise VerificationError(f"{converted.path / name}: {state}; convert again")
@@ -224,46 +203,21 @@ def _check_rebuilt(original: Checkpoint, converted: Checkpoint) -> None:
         raise VerificationError(f"{index}: has no metadata, which stock loaders read; convert again")
 
 
-def _touched_layer(original: Checkpoint, tensor: StoredTensor | None, mask: HeadMask) -> int | None:
-    """The layer that loses heads and that *tensor* holds projections of, or None."""
-    part = None if tensor is None else original.projections_in(tensor)
-    return part[0] if part is not None and mask.pruned[part[0]] else None
+def _touched_layer(claim: Claim, tensor: StoredTensor | None) -> int | None:
+    """The layer that loses heads and that the original's *tensor* holds projections of, or None."""
+    part = None if tensor is None else claim.original.projections_in(tensor)
+    return part[0] if part is not None and claim.mask.pruned[part[0]] else None
 
 
-def _needs_mix(original: Checkpoint, tensor: StoredTensor, compensation: Compensation) -> bool:
-    """Whether what becomes of *tensor*, where its layer loses heads, depends on the compensation."""
-    part = original.projections_in(tensor)
-    projections = {"o", "v"} if compensation.description.mixes_values else {"o"}
-    return part is not None and any(held.projection in projections for held in part[1])
-
-
-def _is_touched(original: Checkpoint, tensor: StoredTensor, mask: HeadMask) -> bool:
-    """Whether *tensor* holds projections of a layer that loses heads."""
-    return _touched_layer(original, tensor, mask) is not None
-
-
-def _check_file(
-    original: Checkpoint,
-    converted: Checkpoint,
-    name: str,
-    mask: HeadMask,
-    compensation: Compensation,
-    card: frozenset[str],
-    stop: threading.Event,
-    progress: Progress,
-) -> str:
-    """Compare one file of *converted* and return its sha256."""
+def _check_file(claim: Claim, name: str, stop: threading.Event, advance: Advance) -> str:
+    """Compare one file of the converted checkpoint and return its sha256."""
+    original, converted = claim.original, claim.converted
     digest = hashlib.sha256()
     with ExitStack() as files:
         file = files.enter_context((converted.path / name).open("rb", 0))
-        before = (
-            files.enter_context((original.path / name).open("rb", 0)) if name in original.stamps.keys() - card else None
-        )
-        for span in _spans(original, converted, name, mask):
-            mix, is_recovered = None, False
-            layer = _touched_layer(original, span.tensor, mask)
-            if span.tensor is not None and layer is not None and _needs_mix(original, span.tensor, compensation):
-                mix, is_recovered = compensation.mix(layer), compensation.is_recovered(layer)  # made once a span
+        is_copied = name in original.stamps.keys() - claim.own_files
+        before = files.enter_context((original.path / name).open("rb", 0)) if is_copied else None
+        for span in _spans(claim, name):
             for at in range(0, span.size, span.step):
                 if stop.is_set():
                     return ""  # nobody waits for it any more
@@ -271,17 +225,16 @@ def _check_file(
                 found = read_span(file.fileno(), span.begin + at, size, converted.path / name)
                 if span.tensor is not None:
                     first, count = at // span.tensor.row_bytes, size // span.tensor.row_bytes
-                    wanted = expected_rows(original, span.tensor, first, count, mask, mix, is_recovered=is_recovered)
+                    wanted = expected_rows(claim, span.tensor, first, count)
                 elif before is not None:
                     wanted = ExpectedRows(read_span(before.fileno(), span.begin + at, size, original.path / name))
                 else:
                     wanted = ExpectedRows(found)
                 off = wanted.first_difference(found, span.tensor.dtype if span.tensor is not None else "")
                 if off is not None:
-                    byte = span.begin + at + off
-                    raise VerificationError(_first_difference(original, converted, name, span, byte, mask))
+                    raise VerificationError(_first_difference(claim, name, span, span.begin + at + off))
                 digest.update(found)
-                progress(size)
+                advance(size)
     return digest.hexdigest()
 
 
@@ -307,14 +260,15 @@ class _Span:
         return max(1, BLOCK_BYTES // self.tensor.row_bytes) * self.tensor.row_bytes
 
 
-def _spans(original: Checkpoint, converted: Checkpoint, name: str, mask: HeadMask) -> Iterator[_Span]:
+def _spans(claim: Claim, name: str) -> Iterator[_Span]:
     """The file cut into spans: each touched tensor its own and what is between them as one, or each tensor its own."""
+    original, converted = claim.original, claim.converted
     is_copied = name in original.stamps
     shard = (original if is_copied else converted).shards.get(name)
     position = 0
     for entry in shard.entries if shard is not None else ():
         tensor = original.tensors[entry.name]
-        if (is_copied and not _is_touched(original, tensor, mask)) or entry.begin == entry.end:
+        if (is_copied and _touched_layer(claim, tensor) is None) or entry.begin == entry.end:
             continue
         yield _Span(position, entry.begin - position, None)
         yield _Span(entry.begin, entry.end - entry.begin, tensor)
@@ -322,19 +276,13 @@ def _spans(original: Checkpoint, converted: Checkpoint, name: str, mask: HeadMas
     yield _Span(position, converted.stamps[name].size - position, None)
 
 
-def _first_difference(
-    original: Checkpoint,
-    converted: Checkpoint,
-    name: str,
-    span: _Span,
-    byte: int,
-    mask: HeadMask,
-) -> str:
+def _first_difference(claim: Claim, name: str, span: _Span, byte: int) -> str:
+    converted = claim.converted
     where = f"{converted.path / name}, byte {byte}"
     for entry in converted.shards[name].entries if name in converted.shards else ():
         if entry.begin <= byte < entry.end:
             where = f"{converted.path / name}: {entry.name}"
-    layer = _touched_layer(original, span.tensor, mask)
+    layer = _touched_layer(claim, span.tensor)
     if layer is not None:
         return f"{where} of layer {layer} is not what the mask asks for; convert again"
     return f"{where} is not the original's; convert again"

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...checkpoint.geometry import Geometry
+from ...choices import Polarity
 from ...errors import MaskError, shown
 from ..head_mask import HeadMask
-from .layer_lists import Polarity, pruned_by_flags
+from .layer_lists import pruned_by_flags
 
 if TYPE_CHECKING:
     from ..schedules import Schedule
@@ -28,19 +29,19 @@ class Hints:
         if self.polarity is None:
             raise MaskError(
                 "holds 0/1 flags and does not say which are pruned; say what a 1 means with "
-                "--mask-polarity keep or --mask-polarity prune"
+                "`mask_polarity='keep'` or `mask_polarity='prune'`"
             )
         return self.polarity
 
     def refuse_polarity(self, what: str) -> None:
         """Raise MaskError if a polarity is given for a file of *what*, where it has nothing to say."""
         if self.polarity is not None:
-            raise MaskError(f"holds {what}, so --mask-polarity has nothing to say; leave it out")
+            raise MaskError(f"holds {what}, so `mask_polarity` has nothing to say; leave it out")
 
     def refuse_schedule(self, what: str) -> None:
         """Raise MaskError if a schedule is given for a file of *what*, which says itself what is pruned."""
         if self.schedule is not None:
-            raise MaskError(f"holds {what}, not scores; leave --rate and --schedule out")
+            raise MaskError(f"holds {what}, not scores; leave `rate` and `schedule` out")
 
 
 def read_flag_rows(rows: Sequence[Any] | Mapping[int, Sequence[Any]], hints: Hints, what: str) -> tuple[HeadMask, str]:

@@ -27,7 +27,7 @@ from ...errors import MaskError, shown
 from ..checked_values import finite_number
 from ..head_mask import NATIVE_FORMAT, HeadMask
 from ..head_scores import SCORES_FORMAT
-from ..making import make_mask
+from ..making import prune_lowest
 from .flags import Hints, read_flag_rows
 from .layer_lists import (
     Pruned,
@@ -100,8 +100,8 @@ def _scores(content: Any, hints: Hints) -> tuple[HeadMask, str]:
     scores = read_scores(content, hints.geometry)
     hints.refuse_polarity("scores")
     if hints.schedule is None:
-        raise MaskError("holds scores, not a mask; give --rate and --schedule (or --schedule bands:... alone)")
-    return make_mask(scores, hints.schedule), f"scores, {hints.schedule.describe()}"
+        raise MaskError("holds scores, not a mask; give `rate` and `schedule` (or `schedule='bands:...'` alone)")
+    return prune_lowest(scores, hints.schedule), f"scores, {hints.schedule.describe()}"
 
 
 def _s4_calibration(content: Any, hints: Hints) -> tuple[HeadMask, str]:
@@ -113,7 +113,7 @@ def _s4_calibration(content: Any, hints: Hints) -> tuple[HeadMask, str]:
     _check_sizes(content, geometry)
     hints.refuse_schedule("an S4 calibration mask")
     if hints.polarity == "keep":
-        raise MaskError("is an S4 calibration file (it has totals), where 1 = pruned; leave --mask-polarity keep out")
+        raise MaskError("is an S4 calibration file (it has totals), where 1 = pruned; leave `mask_polarity='keep'` out")
     lists = lists_by_layer(content.get("pruned_heads"), "pruned_heads", geometry)
     for layer, flags in lists.items():
         for head, flag in enumerate(flags):
@@ -151,7 +151,7 @@ def _kept_heads(content: Any, hints: Hints) -> tuple[HeadMask, str]:
     kept = lists_by_layer(heads.get("kept"), "kept", geometry)
     check_every_layer(kept, geometry, "list of kept heads")
     if hints.polarity == "prune":
-        raise MaskError("lists kept heads, so a 1 cannot mean pruned; leave --mask-polarity prune out")
+        raise MaskError("lists kept heads, so a 1 cannot mean pruned; leave `mask_polarity='prune'` out")
     if hints.polarity == "keep":
         return _mask(pruned_by_flags(kept, geometry, "keep"), geometry), "kept heads, 1 = kept"
     if all(look_like_flags(heads, geometry) for heads in kept.values()):
@@ -203,7 +203,7 @@ def _listed_heads(content: Any, hints: Hints) -> tuple[HeadMask, str]:
         except MaskError as error:
             if any(look_like_flags(heads, geometry) for heads in lists.values()):
                 raise
-            raise MaskError(f"{error}; for listed head numbers leave --mask-polarity out") from error
+            raise MaskError(f"{error}; for listed head numbers leave `mask_polarity` out") from error
     hints.refuse_schedule("listed heads")
     for layer, heads in lists.items():
         if look_like_flags(heads, geometry):
@@ -239,8 +239,8 @@ def _says_itself(hints: Hints, what: str) -> None:
 def _ambiguous(layer: int, heads: Any, polarity: str = "keep|prune") -> MaskError:
     return MaskError(
         f"layer {layer}: {shown(heads)} may be flags or head numbers; for flags say what a 1 means with "
-        f"--mask-polarity {polarity} (S4 calibration files have total_pruned_heads and total_heads), for head numbers "
-        f"use the native format ({NATIVE_FORMAT})"
+        f"`mask_polarity={polarity!r}` (S4 calibration files have total_pruned_heads and total_heads), for head "
+        f"numbers use the native format ({NATIVE_FORMAT})"
     )
 
 

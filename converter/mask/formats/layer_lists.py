@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from ...checkpoint.geometry import Geometry
+from ...choices import Polarity
 from ...errors import MaskError, shown
-
-Polarity = Literal["keep", "prune"]
-POLARITIES: tuple[Polarity, ...] = ("keep", "prune")
 
 Pruned = dict[int, list[int]]  # the pruned heads of each layer that is named
 

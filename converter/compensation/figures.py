@@ -10,9 +10,16 @@ from typing import Any
 from ..calibration.moments import LayerMoments, Moments
 from .error import best_uniform_factor, head_gram, mix_error
 from .head_mix import HeadMix
-from .held_out import Choice
 from .modes import DEFAULT_DAMPING, MODES
 from .pruned_layer import PrunedLayer
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The mode of a layer; *damping* is that of ``least-squares``, None of any other."""
+
+    mode: str
+    damping: float | None = None
 
 
 @dataclass(frozen=True)
@@ -25,7 +32,7 @@ class Errors:
 
     def to_json(self) -> dict[str, float]:
         """The figures, rounded to four significant digits."""
-        return {"none": _rounded(self.none), "scale": _rounded(self.scale), "fit": _rounded(self.fit)}
+        return {"none": rounded(self.none), "scale": rounded(self.scale), "fit": rounded(self.fit)}
 
 
 # E of no compensation, and what the S4 scale, the fit, the fit as stored and the fit on held-out tokens leave of it.
@@ -33,7 +40,7 @@ FIT_COLUMNS = "layer  compensation      damping     E none  scale    fit  stored
 
 
 @dataclass(frozen=True)
-class LayerFit:
+class LayerFigures:
     """The figures of one layer, on the tokens that the fit was made of and on held-out ones.
 
     *scale_factor* is the S4 scale s, *best_factor* is c*, the one factor that would make E smallest.
@@ -61,14 +68,14 @@ class LayerFit:
         return {
             "mode": self.choice.mode,
             "damping": self.choice.damping,
-            "scale_factor": _rounded(self.scale_factor),
-            "best_factor": _rounded(self.best_factor),
+            "scale_factor": rounded(self.scale_factor),
+            "best_factor": rounded(self.best_factor),
             "error": self.train.to_json(),
             "held_out_error": None if self.held_out is None else self.held_out.to_json(),
         }
 
 
-def measure_fit(layer: PrunedLayer, moments: LayerMoments, choice: Choice, mix: HeadMix) -> LayerFit:
+def measure(layer: PrunedLayer, moments: LayerMoments, choice: Choice, mix: HeadMix) -> LayerFigures:
     """The figures of *mix* in *layer*; of a mix of values, only what it does to ``o_proj`` is measured."""
     none = MODES["none"].fit(layer, None, DEFAULT_DAMPING)
     scale = MODES["scale"].fit(layer, None, DEFAULT_DAMPING)
@@ -77,7 +84,7 @@ def measure_fit(layer: PrunedLayer, moments: LayerMoments, choice: Choice, mix: 
         return Errors(*(mix_error(layer.weight_gram, tokens, each) for each in (none, scale, mix)))
 
     gram = head_gram(layer.weight_gram, moments.train, layer.geometry.head_dim)
-    return LayerFit(
+    return LayerFigures(
         layer.number,
         choice,
         float(scale.factors[scale.kept_columns[0]]),
@@ -99,9 +106,10 @@ def advice(mode: str, factors: Collection[tuple[float, float]], data: str) -> st
     scale, best = (statistics.median(column) for column in zip(*worse, strict=True))
     return (
         f"on {data}, the scale makes the error larger than no compensation does in {len(worse)} of {len(factors)} "
-        f"layers: the best factor is {best:.3f}, not {scale:.3f} (medians); --compensate least-squares is better"
+        f"layers: the best factor is {best:.3f}, not {scale:.3f} (medians); `compensation='least-squares'` is better"
     )
 
 
-def _rounded(value: float) -> float:
+def rounded(value: float) -> float:
+    """*value* to four significant digits, on which machines agree."""
     return float(f"{value:.4g}")

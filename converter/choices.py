@@ -1,0 +1,20 @@
+"""What options may be called, and their defaults: names alone, so that the command line can show them at once."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+Polarity = Literal["keep", "prune"]
+Granularity = Literal["head", "group"]
+Metric = Literal["cross-attention", "energy", "reconstruction", "magnitude", "random"]
+Compensation = Literal["scale", "none", "uniform-ls", "head-ls", "least-squares", "residual-transfer", "similarity"]
+
+POLARITIES: tuple[Polarity, ...] = get_args(Polarity)
+GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
+METRICS: tuple[Metric, ...] = get_args(Metric)
+COMPENSATIONS: tuple[Compensation, ...] = get_args(Compensation)
+SCHEDULES = "uniform, adaptive, global or bands:0-5:0,6-31:0.3"
+
+GAMMA = 0.4  # the weight of the mean in cross-attention
+HOLDOUT = 0.2  # the share of calibration samples that fits are judged by
+IMAGE_WEIGHT = 0.5  # the share of the image tokens in mixed moments, however many they are
