@@ -11,7 +11,7 @@ from typing import Any
 from ..checkpoint import Checkpoint
 from ..checkpoint.silence import silent_heads
 from ..disk import check_output
-from ..output.heatmap import plot_heatmap, require_plots, text_heatmap
+from ..output.heatmap import check_picture, plot_heatmap, text_heatmap
 from ..sources import open_checkpoint
 
 
@@ -85,7 +85,7 @@ def inspect_checkpoint(path: Path | str, *, plot: Path | str | None = None, prog
     """
     if plot is not None:
         check_output(Path(plot), force=False)
-        require_plots(Path(plot))
+        check_picture(Path(plot))
     checkpoint = open_checkpoint(path, progress=progress)
     dtypes: Counter[str] = Counter()
     for tensor in checkpoint.tensors.values():

@@ -11,7 +11,7 @@ from ..errors import UsageError
 from ..mask import HeadMask, HeadScores, Schedule
 from ..mask.files import load_scores
 from ..mask.making import make_mask
-from ..output.heatmap import plot_heatmap, require_plots, text_heatmap
+from ..output.heatmap import check_picture, plot_heatmap, text_heatmap
 from ..sources import open_checkpoint
 
 
@@ -67,7 +67,7 @@ def write_mask(
     for path in (out, *extra):
         check_output(path, force=force)
     if plot is not None:
-        require_plots(Path(plot))
+        check_picture(Path(plot))
     if scores is not None:
         if out.exists() and Path(scores).exists() and out.samefile(scores):
             raise UsageError(f"{out}: is the scores file itself; choose another name for the mask")

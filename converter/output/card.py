@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,7 @@ from ..mask import HeadMask
 from ..rewrite.plan import Plan
 from ..verify.report import Report
 from ..version import __version__
-from .heatmap import plot_heatmap, text_heatmap
+from .heatmap import plot_heatmap
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
@@ -126,9 +125,8 @@ def write_card(
 ) -> dict[str, tuple[int, str]]:
     """Write the card of *checkpoint*'s conversion into *directory*, in place of a copy of the base's.
 
-    *command* is what made the conversion. The picture needs matplotlib; without it, the heatmap is text. There is no
-    time, path or host in the card, so the same inputs and libraries give the same bytes. The result maps the files'
-    names to their (size, sha256).
+    *command* is what made the conversion. There is no time, path or host in the card, so the same inputs and libraries
+    give the same bytes. The result maps the files' names to their (size, sha256).
 
     Raises:
         StorageError: the disk refused.
@@ -137,16 +135,14 @@ def write_card(
 
     if base_model(checkpoint) is None:
         _log.debug("%s: is a local directory, so the model card names no base_model", checkpoint.path)
-    has_picture = find_spec("matplotlib") is not None
     (directory / PICTURE_FILE).unlink(missing_ok=True)  # the base's own
-    if has_picture:
-        plot_heatmap(directory / PICTURE_FILE, plan.mask.num_heads, plan.mask.pruned, None, "pruned heads")
-    body = _body(checkpoint, plan, report, command, has_picture=has_picture)
+    plot_heatmap(directory / PICTURE_FILE, plan.mask.num_heads, plan.mask.pruned, None, "pruned heads")
+    body = _body(checkpoint, plan, report, command)
     below = f"\n\n# The card of the original\n\n{base.text}" if base.text else ""
     card = ModelCard(f"---\n{card_metadata(checkpoint, base)}\n---\n\n{BEGIN}\n{body}\n{END}{below}\n")
     try:
         (directory / CARD_FILE).write_bytes(str(card).encode("utf-8", "backslashreplace"))
-        return {name: _settle(directory / name) for name in sorted(CARD_FILES) if (directory / name).is_file()}
+        return {name: _settle(directory / name) for name in sorted(CARD_FILES)}
     except OSError as error:
         raise StorageError(f"{error.filename}: cannot be written: {error.strerror}") from error
 
@@ -159,10 +155,9 @@ def _settle(path: Path) -> tuple[int, str]:
     return len(content), sha256(content).hexdigest()
 
 
-def _body(checkpoint: Checkpoint, plan: Plan, report: Report, command: str, *, has_picture: bool) -> str:
+def _body(checkpoint: Checkpoint, plan: Plan, report: Report, command: str) -> str:
     mask, name = plan.mask, checkpoint.known_as.name
     heads = mask.num_layers * mask.num_heads
-    heatmap = f"```\n{text_heatmap(mask.num_heads, mask.pruned)}\n```"
     return "\n\n".join(
         [
             f"# {name}, with {mask.num_pruned} of {heads} attention heads pruned",
@@ -171,7 +166,7 @@ def _body(checkpoint: Checkpoint, plan: Plan, report: Report, command: str, *, h
             "shapes and head counts are the original's. "
             f"`{MANIFEST_FILE}` holds the mask and the sha256 of every file.",
             "## What was pruned",
-            f"![Pruned heads by layer and head]({PICTURE_FILE})" if has_picture else heatmap,
+            f"![Pruned heads by layer and head]({PICTURE_FILE})",
             _provenance(mask),
             "## Compensation",
             f"`{plan.compensation.mode}`: of the layers that lose heads, the kept columns of `o_proj` "
