@@ -85,8 +85,8 @@ def test_help_lists_the_main_jobs_options_and_the_commands(option: str) -> None:
     assert "convert" not in commands  # the main job has no name
 
 
-def test_help_imports_neither_numpy_nor_a_framework() -> None:
-    assert not imported_by("--help") & ({"numpy"} | FRAMEWORKS)
+def test_help_imports_neither_numpy_nor_pillow_nor_a_framework() -> None:
+    assert not imported_by("--help") & ({"numpy", "PIL"} | FRAMEWORKS)
 
 
 def test_a_conversion_without_hidden_states_imports_no_framework(source: Path, out: Path, mask: Path) -> None:

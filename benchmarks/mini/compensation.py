@@ -3,7 +3,7 @@
 ``python -m benchmarks.mini.compensation [--questions N] [--plot FILE]``, in the environment of ``make stock``, prints
 one row per mask and compensation: 1, 2, 3 and 4 of 8 heads of every layer pruned by ``energy`` or ``reconstruction``,
 with every mode, and with least squares where image tokens weigh a tenth instead of half. Saliency and moments are of
-400 questions that are not among those asked, half of them with an image.
+400 questions that are not among those asked, half of them with an image. ``--plot`` needs matplotlib there.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from ..errors import MaskError, UsageError
 from ..hub.names import checkpoint_name, file_name
 from ..mask import HeadMask, HeadScores
 from ..mask.files import load_mask, load_scores, stated_size
-from ..output.heatmap import plot_heatmap, require_plots, text_heatmap
+from ..output.heatmap import check_picture, plot_heatmap, text_heatmap
 from ..sources import open_checkpoint, open_mask
 
 
@@ -157,7 +157,7 @@ def inspect(
     plot = None if plot is None else Path(plot)
     if plot is not None:
         check_output(plot, force=False)
-        require_plots(plot)
+        check_picture(plot)
     if (Path(path) / DESCRIPTION_FILE).is_file():
         if plot is not None:
             raise UsageError(f"{path}: of statistics there is nothing to draw; leave `plot` out")

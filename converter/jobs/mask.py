@@ -13,7 +13,7 @@ from ..mask import HeadMask, HeadScores, Schedule, parse_schedule
 from ..mask.files import load_scores
 from ..mask.making import prune_lowest
 from ..mask.schedules import Rate
-from ..output.heatmap import plot_heatmap, require_plots, text_heatmap
+from ..output.heatmap import check_picture, plot_heatmap, text_heatmap
 from ..sources import open_checkpoint
 from .options import Options, as_path, options_of
 
@@ -106,7 +106,7 @@ def make_mask(
     for path in outputs:
         check_output(path, force=options.force)
     if plot is not None:
-        require_plots(plot)
+        check_picture(plot)
     if scores is not None:
         for path in outputs:
             if path.exists() and scores.exists() and path.samefile(scores):

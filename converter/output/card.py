@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,7 @@ from ..mask import HeadMask
 from ..rewrite.plan import Plan
 from ..verify.report import Report
 from ..version import __version__
-from .heatmap import plot_heatmap, text_heatmap
+from .heatmap import plot_heatmap
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
@@ -133,9 +132,8 @@ def write_card(
 ) -> dict[str, tuple[int, str]]:
     """Write the card of *checkpoint*'s conversion into *directory*.
 
-    *made_by* is the command or the call that made it. The picture needs matplotlib; without it, the heatmap is text.
-    There is no time, path or host in the card, so the same inputs and libraries give the same bytes. The result maps
-    the files' names to their (size, sha256).
+    *made_by* is the command or the call that made it. There is no time, path or host in the card, so the same inputs
+    and libraries give the same bytes. The result maps the files' names to their (size, sha256).
 
     Raises:
         StorageError: the disk refused.
@@ -144,25 +142,22 @@ def write_card(
 
     if base_model(checkpoint) is None:
         _log.debug("%s: is a local directory, so the model card names no base_model", checkpoint.path)
-    has_picture = find_spec("matplotlib") is not None
-    if has_picture:
-        plot_heatmap(directory / PICTURE_FILE, plan.mask.num_heads, plan.mask.pruned, None, "pruned heads")
-    body = _body(checkpoint, plan, report, made_by, has_picture=has_picture)
+    plot_heatmap(directory / PICTURE_FILE, plan.mask.num_heads, plan.mask.pruned, None, "pruned heads")
+    body = _body(checkpoint, plan, report, made_by)
     below = f"\n\n# The card of the original\n\n{base.text}" if base.text else ""
     card = ModelCard(f"---\n{card_metadata(checkpoint, base)}\n---\n\n{BEGIN}\n{body}\n{END}{below}\n")
     try:
         write_synced(directory / CARD_FILE, str(card).encode("utf-8", "backslashreplace"))
         sync_file(directory / PICTURE_FILE)
-        paths = [directory / name for name in sorted(CARD_FILES) if (directory / name).is_file()]
+        paths = [directory / name for name in sorted(CARD_FILES)]
         return {path.name: (path.stat().st_size, sha256_of(path)) for path in paths}
     except OSError as error:
         raise StorageError(f"{error.filename}: cannot be written: {error.strerror}") from error
 
 
-def _body(checkpoint: Checkpoint, plan: Plan, report: Report, made_by: str, *, has_picture: bool) -> str:
+def _body(checkpoint: Checkpoint, plan: Plan, report: Report, made_by: str) -> str:
     mask, name = plan.mask, checkpoint.known_as.name
     heads = mask.num_layers * mask.num_heads
-    heatmap = f"```\n{text_heatmap(mask.num_heads, mask.pruned)}\n```"
     return "\n\n".join(
         [
             f"# {name}, with {mask.num_pruned} of {heads} attention heads pruned",
@@ -171,7 +166,7 @@ def _body(checkpoint: Checkpoint, plan: Plan, report: Report, made_by: str, *, h
             "shapes and head counts are the original's. "
             f"`{MANIFEST_FILE}` holds the mask and the sha256 of every file.",
             "## What was pruned",
-            f"![Pruned heads by layer and head]({PICTURE_FILE})" if has_picture else heatmap,
+            f"![Pruned heads by layer and head]({PICTURE_FILE})",
             _provenance(mask),
             "## Compensation",
             f"`{plan.fits.mode}`: of the layers that lose heads, the kept columns of `o_proj` "
