@@ -40,7 +40,7 @@ class Request:
     def arguments(self) -> list[object]:
         return [self.source, self.out, "--mask", self.mask, *self.options]
 
-    def write_mask(self, **content: Any) -> None:
+    def make_mask(self, **content: Any) -> None:
         self.mask.write_text(json.dumps(content))
 
     def change_config(self, change: Callable[[dict[str, Any]], object]) -> None:
@@ -74,7 +74,7 @@ def request_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Request
         options=["--no-verify"],
         monkeypatch=monkeypatch,
     )
-    request.write_mask(pruned_heads={"1": [0, 2]})
+    request.make_mask(pruned_heads={"1": [0, 2]})
     return request
 
 
@@ -283,32 +283,32 @@ def the_mask_is_not_json(request: Request) -> None:
 
 @refused(USAGE, "mask.json: prunes no head")
 def the_mask_is_empty(request: Request) -> None:
-    request.write_mask(pruned_heads={})
+    request.make_mask(pruned_heads={})
 
 
 @refused(USAGE, "layer 1: every head is pruned")
 def the_mask_prunes_a_whole_layer(request: Request) -> None:
-    request.write_mask(pruned_heads={"1": [0, 1, 2, 3]})
+    request.make_mask(pruned_heads={"1": [0, 1, 2, 3]})
 
 
 @refused(USAGE, "layer 31: out of range, the checkpoint has layers 0 to 2")
 def the_mask_is_for_more_layers(request: Request) -> None:
-    request.write_mask(pruned_heads={"31": [0]})
+    request.make_mask(pruned_heads={"31": [0]})
 
 
 @refused(USAGE, "layer 1, head 31: out of range, the checkpoint has heads 0 to 3")
 def the_mask_is_for_more_heads(request: Request) -> None:
-    request.write_mask(pruned_heads={"1": [31]})
+    request.make_mask(pruned_heads={"1": [31]})
 
 
 @refused(USAGE, "num_layers is 32, but the checkpoint has 3")
 def the_mask_names_another_geometry(request: Request) -> None:
-    request.write_mask(format="s4convert-mask/1", num_layers=32, num_heads=32, pruned={"1": [0]})
+    request.make_mask(format="s4convert-mask/1", num_layers=32, num_heads=32, pruned={"1": [0]})
 
 
 @refused(USAGE, "may be flags or head numbers")
 def the_mask_is_ambiguous(request: Request) -> None:
-    request.write_mask(pruned_heads={"1": [0, 1, 0, 0]})
+    request.make_mask(pruned_heads={"1": [0, 1, 0, 0]})
 
 
 @refused(USAGE, "mask.json: holds 0/1 flags and does not say which are pruned")
@@ -318,7 +318,7 @@ def the_mask_does_not_say_what_a_1_means(request: Request) -> None:
 
 @refused(USAGE, "mask.json: holds scores, not a mask; give --rate and --schedule")
 def the_mask_is_scores(request: Request) -> None:
-    request.write_mask(saliency_scores=[[0.1, 0.2, 0.3, 0.4]] * 3)
+    request.make_mask(saliency_scores=[[0.1, 0.2, 0.3, 0.4]] * 3)
 
 
 # --- OUT ------------------------------------------------------------------------------------------------------

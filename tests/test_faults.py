@@ -23,9 +23,9 @@ from typing import Any
 
 import pytest
 
+import s4convert.jobs.convert as conversion_module
 from s4convert import convert, verify_conversion
 from s4convert.errors import S4ConvertError, StorageError, UsageError, VerificationError
-from s4convert.jobs import convert as conversion_module
 from s4convert.jobs.convert import carry_out, prepare
 from s4convert.output.card import CARD_FILES
 from s4convert.rewrite.staging import open_staging
@@ -46,7 +46,7 @@ LARGE = Spec(
 NUM_KILLS = 10
 
 
-def write_mask(path: Path, heads: list[int]) -> Path:
+def make_mask(path: Path, heads: list[int]) -> Path:
     path.write_text(json.dumps({"pruned_heads": {"1": heads}}))
     return path
 
@@ -58,7 +58,7 @@ def source(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def mask(tmp_path: Path) -> Path:
-    return write_mask(tmp_path / "mask.json", [0, 2])
+    return make_mask(tmp_path / "mask.json", [0, 2])
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A directory with a checkpoint, large enough that its conversion can be interrupted, and a mask."""
     directory = tmp_path_factory.mktemp("large")
     write_checkpoint(directory / "in", LARGE)
-    write_mask(directory / "mask.json", [0, 5, 6])
+    make_mask(directory / "mask.json", [0, 5, 6])
     yield directory
     shutil.rmtree(directory)
 
@@ -157,7 +157,7 @@ def test_a_kill_at_any_step_of_a_replacement_loses_neither_the_old_nor_the_new(
     source: Path, out: Path, mask: Path, tmp_path: Path
 ) -> None:
     old = tmp_path / "old"
-    convert_bytes(source, old, write_mask(tmp_path / "old-mask.json", [1]))
+    convert_bytes(source, old, make_mask(tmp_path / "old-mask.json", [1]))
     convert_bytes(source, out, mask)
     old_files, new_files = digests(old), digests(out)
     shutil.rmtree(out)
@@ -180,7 +180,7 @@ def test_a_kill_at_any_step_of_a_replacement_loses_neither_the_old_nor_the_new(
 def killed_between_renames(source: Path, out: Path, tmp_path: Path) -> Path:
     """The state that a kill between the two renames of a replacement leaves; the old checkpoint is returned."""
     replaced = out.with_name(".out.s4convert-replaced")
-    convert_bytes(source, replaced, write_mask(tmp_path / "old-mask.json", [1]))
+    convert_bytes(source, replaced, make_mask(tmp_path / "old-mask.json", [1]))
     out.with_name(".out.s4convert-lock").touch()
     out.with_name(".out.s4convert-staging").mkdir()
     (out.with_name(".out.s4convert-staging") / "config.json").write_text("half")
@@ -256,7 +256,7 @@ def test_an_interrupt_leaves_nothing_and_says_so(large: Path, tmp_path: Path, nu
 def test_an_interrupt_during_the_commit_comes_too_late(
     source: Path, out: Path, mask: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    convert_bytes(source, out, write_mask(tmp_path / "old-mask.json", [1]))
+    convert_bytes(source, out, make_mask(tmp_path / "old-mask.json", [1]))
     remove = shutil.rmtree
 
     def interrupted(*args: Any, **kwargs: Any) -> None:
@@ -733,7 +733,7 @@ def test_an_empty_directory_at_out_is_filled(source: Path, out: Path, mask: Path
 @pytest.fixture
 def old(source: Path, out: Path, tmp_path: Path) -> dict[str, str]:
     """An older conversion stands at OUT; these are its files."""
-    convert_bytes(source, out, write_mask(tmp_path / "old-mask.json", [1]))
+    convert_bytes(source, out, make_mask(tmp_path / "old-mask.json", [1]))
     return digests(out)
 
 

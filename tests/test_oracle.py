@@ -154,7 +154,7 @@ def calibration_mask(spec: Spec, pruned: Pruned) -> dict[str, Any]:
     }
 
 
-def write_mask(path: Path, content: dict[str, Any]) -> Path:
+def make_mask(path: Path, content: dict[str, Any]) -> Path:
     path.write_text(json.dumps(content))
     return path
 
@@ -239,7 +239,7 @@ def test_every_byte_is_what_the_mask_asks_for(case: Case) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         source = write_rough_checkpoint(Path(temporary, "in"), spec)
         content = calibration_mask(spec, pruned) if case.calibration else native_mask(spec, pruned)
-        mask = write_mask(Path(temporary, "mask.json"), content)
+        mask = make_mask(Path(temporary, "mask.json"), content)
         before = files_of(source)
         out = Path(temporary, "llava-qwen" if spec.text_model == "qwen2" else f"llava-{spec.text_model}")
         s4convert.convert(source, out, mask, compensation=case.compensation, check_behaviour=False, jobs=case.jobs)
@@ -253,7 +253,7 @@ def test_the_factor_of_a_mask_is_used_and_layers_without_one_take_all_heads_over
     spec = Spec(num_layers=3, num_kv_heads=4, dtype="BF16")
     pruned = (frozenset({1}), frozenset(), frozenset({0, 2}))
     source = write_checkpoint(tmp_path / "in", spec)
-    mask = write_mask(tmp_path / "mask.json", native_mask(spec, pruned) | {"scale": {"0": 1.4545}})
+    mask = make_mask(tmp_path / "mask.json", native_mask(spec, pruned) | {"scale": {"0": 1.4545}})
     s4convert.convert(source, tmp_path / "out", mask, check_behaviour=False)
     assert_equals_the_oracle(source, tmp_path / "out", spec, pruned, {0: 1.4545, 2: 2.0})
 
@@ -262,7 +262,7 @@ def test_the_factor_of_a_mask_is_not_used_without_compensation(tmp_path: Path) -
     spec = Spec(num_kv_heads=4)
     pruned = (frozenset({1}), frozenset())
     source = write_checkpoint(tmp_path / "in", spec)
-    mask = write_mask(tmp_path / "mask.json", native_mask(spec, pruned) | {"scale": {"0": 1.4545}})
+    mask = make_mask(tmp_path / "mask.json", native_mask(spec, pruned) | {"scale": {"0": 1.4545}})
     s4convert.convert(source, tmp_path / "out", mask, compensation="none", check_behaviour=False)
     assert_equals_the_oracle(source, tmp_path / "out", spec, pruned, {0: 1.0})
 
@@ -272,7 +272,7 @@ def test_the_bytes_do_not_depend_on_the_number_of_threads(tmp_path: Path, layout
     spec = Spec(num_layers=6, num_kv_heads=4, heads_per_group=2, num_shards=4, text_model="qwen2", layout=layout)
     pruned = tuple(frozenset(range(layer)) for layer in range(6))
     source = write_checkpoint(tmp_path / "in", spec)
-    mask = write_mask(tmp_path / "mask.json", calibration_mask(spec, pruned))
+    mask = make_mask(tmp_path / "mask.json", calibration_mask(spec, pruned))
     for jobs in (1, 8):
         s4convert.convert(source, tmp_path / f"llava-qwen-{jobs}", mask, check_behaviour=False, jobs=jobs)
     assert MANIFEST in files_of(tmp_path / "llava-qwen-1")

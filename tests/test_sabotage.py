@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+import s4convert.jobs.convert as conversion_module
 from s4convert import Checkpoint, HeadMask, convert, verify_conversion
 from s4convert.compensation import Compensation, FittedCompensation, HeadMix
 from s4convert.errors import S4ConvertError, VerificationError
-from s4convert.jobs import convert as conversion_module
 from s4convert.mask.files import load_mask
 from s4convert.output.card import CARD_FILES
 from s4convert.rewrite import writer

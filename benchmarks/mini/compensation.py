@@ -27,7 +27,7 @@ from s4convert.checkpoint import Checkpoint
 from s4convert.compensation import MODES
 from s4convert.demo import MINI_LLAVA
 from s4convert.mask import parse_schedule
-from s4convert.mask.making import make_mask
+from s4convert.mask.making import prune_lowest
 from s4convert.saliency import score_heads
 from tests.stock.scripts import Accuracy
 from tests.support.original_layout import write_original_layout
@@ -68,11 +68,11 @@ def measure(scratch: Path, num_questions: int) -> tuple[Found, Accuracy]:
     for metric in METRICS:
         scores = score_heads(checkpoint, metric, calibration=data.file, images=data.images, progress=True)
         for heads, rate in RATES.items():
-            mask = make_mask(scores, parse_schedule("uniform", rate))
+            mask = prune_lowest(scores, parse_schedule("uniform", rate))
             for row in ROWS:
                 mode, moments = (row, evenly) if row in MODES else ("least-squares", text_weighted)
                 path = scratch / f"llava-mini-{metric}-{heads}-{ROWS.index(row)}"
-                s4convert.convert(original, path, mask, compensation=mode, moments=moments, check_behaviour=False)
+                s4convert.convert(original, path, mask, compensation=mode, statistics=moments, check_behaviour=False)
                 converted[metric, heads, row] = path
     paths = [original, *converted.values()]
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as executor:

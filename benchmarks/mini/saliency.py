@@ -47,10 +47,10 @@ def measure(task: Task, questions: Path) -> tuple[float, float]:
     import s4convert
     from benchmarks.mini.accuracy import accuracy
     from s4convert.mask import parse_schedule
-    from s4convert.mask.making import make_mask
+    from s4convert.mask.making import prune_lowest
 
     torch.set_num_threads(1)
-    mask = make_mask(load_scores(task.scores), parse_schedule(task.schedule, RATES[task.heads]))
+    mask = prune_lowest(load_scores(task.scores), parse_schedule(task.schedule, RATES[task.heads]))
     with tempfile.TemporaryDirectory() as scratch:
         s4convert.convert(MINI_LLAVA, Path(scratch, "pruned"), mask, compensation="none", check_behaviour=False)
         counts = accuracy(Path(scratch, "pruned"), questions)

@@ -11,7 +11,7 @@ from ..choices import GRANULARITIES
 from ..errors import UsageError, shown
 from ..version import __version__
 from .head_mask import HeadMask
-from .head_scores import NORMALISERS, HeadScores, check_normalisers
+from .head_scores import NORMALISERS, HeadScores
 from .schedules import Adaptive, Global, Schedule
 
 _log = logging.getLogger(__name__)
@@ -23,23 +23,22 @@ def prune_lowest(
     *,
     granularity: str = "head",
     num_kv_heads: int | None = None,
-    normalisers: Sequence[float] | None = None,
 ) -> HeadMask:
     """The mask that prunes the lowest *scores* of each layer, as many as *schedule* says.
 
     Of equal scores the lower head number is pruned first. With *granularity* ``group``, whole kv groups go: a group's
     score is the sum of its heads', and rates count groups; *num_kv_heads* says how many there are in a layer. The
-    schedule ``global`` divides each layer's scores by *normalisers* [num_layers], those of the scores' provenance
-    unless given; where there are none it compares the scores as they are.
+    schedule ``global`` divides each layer's scores by the scores' normalisers; where there are none it compares the
+    scores as they are.
 
     All arithmetic is exact, so the same scores give the same mask on any machine.
 
     Raises:
         UsageError: the schedule or the groups do not fit the scores.
-        MaskError: no head would be pruned, or the normalisers are not positive numbers.
+        MaskError: no head would be pruned.
     """
     heads_per_unit = _heads_per_unit(scores, granularity, num_kv_heads)
-    divisors = scores.normalisers if normalisers is None else check_normalisers(normalisers, scores.num_layers)
+    divisors = scores.normalisers
     if isinstance(schedule, Global) and divisors is None:
         _log.warning("the scores carry no normalisers, so global compares those of all layers as they are")
     costs = _costs(scores, heads_per_unit, divisors if isinstance(schedule, Global) else None)

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 
+import s4convert.jobs.convert as conversion_module
 from s4convert import Checkpoint, HeadMask, convert, verify_conversion
 from s4convert.calibration.moments import LayerMoments, Moments
 from s4convert.compensation import MODES, MomentsSource
 from s4convert.errors import CheckpointError, CompensationError, S4ConvertError, UsageError, VerificationError
-from s4convert.jobs import convert as conversion_module
 from s4convert.rewrite import writer
 from s4convert.rewrite.plan import ColumnEdit, Plan, ValueEdit, make_plan
 from tests.compensation.stock_moments import language_model, output_projection_inputs
@@ -72,7 +72,7 @@ def source(tmp_path: Path) -> Path:
 def test_least_squares_writes_its_formula_and_nothing_else(tmp_path: Path, spec: Spec, dtype: str) -> None:
     source = write_checkpoint(tmp_path / "in", replace(spec, dtype=dtype))
     moments = fit_only(calibrate(source))
-    report = convert(source, tmp_path / "out", MASK, compensation="least-squares", moments=moments)
+    report = convert(source, tmp_path / "out", MASK, compensation="least-squares", statistics=moments)
     assert report.behaviour is not None
     convert(source, tmp_path / "none", MASK, compensation="none", check_behaviour=False)
     after, plain = (read_safetensors(tmp_path / name / "model.safetensors") for name in ("out", "none"))
@@ -95,7 +95,7 @@ def test_least_squares_writes_its_formula_and_nothing_else(tmp_path: Path, spec:
 @pytest.mark.parametrize("mode", ["uniform-ls", "head-ls", "similarity"])
 def test_factors_are_written_as_float32_products(source: Path, tmp_path: Path, mode: str) -> None:
     moments = fit_only(calibrate(source))
-    convert(source, tmp_path / "out", MASK, compensation=mode, moments=moments)
+    convert(source, tmp_path / "out", MASK, compensation=mode, statistics=moments)
     before, after = (weights(path, OUTPUT.format(2)) for path in (source, tmp_path / "out"))
     factors = (after[:, 4:12] / before[:, 4:12]).reshape(16, 2, 4)
     assert np.ptp(factors, axis=(0, 2)).max() < 1e-6
@@ -147,7 +147,7 @@ def test_the_bytes_depend_neither_on_the_threads_nor_on_the_blocks(
     for jobs, block_bytes in ((1, 1 << 20), (8, 1 << 20), (8, 1), (3, 20_000)):
         monkeypatch.setattr(writer, "EDIT_BYTES", block_bytes)
         out = tmp_path / f"out-{jobs}-{block_bytes}"
-        convert(source, out, mask, compensation=mode, moments=moments, check_behaviour=False, jobs=jobs)
+        convert(source, out, mask, compensation=mode, statistics=moments, check_behaviour=False, jobs=jobs)
         outputs.append(files_of(out))
     assert all(files == outputs[0] for files in outputs)
 
@@ -162,16 +162,16 @@ def test_layers_that_lose_no_head_stay_bit_for_bit_and_their_moments_are_not_ask
         asked.append(layer)
         return moments(layer)
 
-    make_plan(Checkpoint.open(source), MASK, mode, moments=watched).to_json()
+    make_plan(Checkpoint.open(source), MASK, mode, statistics=watched).to_json()
     assert asked == []
-    convert(source, tmp_path / "out", MASK, compensation=mode, moments=watched, check_behaviour=False)
+    convert(source, tmp_path / "out", MASK, compensation=mode, statistics=watched, check_behaviour=False)
     assert set(asked) == {0, 2}
     before, after = (read_safetensors(path / "model.safetensors") for path in (source, tmp_path / "out"))
     assert [name for name in before if ".layers.1." in name and before[name] != after[name]] == []
 
 
 def test_a_dry_run_says_what_becomes_of_the_columns(source: Path) -> None:
-    plan = make_plan(Checkpoint.open(source), MASK, "least-squares", moments=lambda layer: pytest.fail("asked"))
+    plan = make_plan(Checkpoint.open(source), MASK, "least-squares", statistics=lambda layer: pytest.fail("asked"))
     changes = [edit.describe() for edit in plan.edits if isinstance(edit, ColumnEdit)]
     assert changes[0] == "4 of 16 columns become 0, the others take over the pruned ones by least squares"
     plan = make_plan(Checkpoint.open(source), MASK, "residual-transfer")
@@ -201,14 +201,14 @@ def test_methods_that_go_by_value_rows_refuse_heads_that_share_them(tmp_path: Pa
 def test_moments_of_another_checkpoint_are_refused(source: Path, tmp_path: Path) -> None:
     other = LayerMoments(Moments.of(np.eye(8)))
     with pytest.raises(CompensationError, match=r"layer [02]: its moments are of 8 columns, but o_proj has 16"):
-        convert(source, tmp_path / "out", MASK, compensation="least-squares", moments=lambda layer: other)
+        convert(source, tmp_path / "out", MASK, compensation="least-squares", statistics=lambda layer: other)
     assert not (tmp_path / "out").exists()
 
 
 def test_moments_that_determine_no_fit_are_an_error_and_never_no_compensation(source: Path, tmp_path: Path) -> None:
     silent = LayerMoments(Moments.of(np.zeros((20_000, 16))))
     with pytest.raises(CompensationError, match=r"layer [02]: .*not positive definite"):
-        convert(source, tmp_path / "out", MASK, compensation="least-squares", moments=lambda layer: silent)
+        convert(source, tmp_path / "out", MASK, compensation="least-squares", statistics=lambda layer: silent)
     assert not (tmp_path / "out").exists()
 
 
@@ -224,7 +224,7 @@ def test_a_weight_that_is_not_finite_is_an_error(source: Path, tmp_path: Path, m
         tensors[name] = (dtype, shape, values.tobytes())
     write_safetensors(source / "model.safetensors", tensors)
     with pytest.raises(CheckpointError, match=r"_proj.weight \(layer 0\) holds NaN or infinity"):
-        convert(source, tmp_path / "out", MASK, compensation=mode, moments=moments, check_behaviour=False)
+        convert(source, tmp_path / "out", MASK, compensation=mode, statistics=moments, check_behaviour=False)
 
 
 def test_a_dense_product_that_the_dtype_cannot_hold_is_an_error(tmp_path: Path) -> None:
@@ -233,7 +233,7 @@ def test_a_dense_product_that_the_dtype_cannot_hold_is_an_error(tmp_path: Path) 
     tokens[:, 4:8] = 1e6 * tokens[:, 8:12]
     moments = LayerMoments(Moments.of(tokens))
     with pytest.raises(CheckpointError, match=r"o_proj.weight \(layer 0\) would overflow F16 when compensated"):
-        convert(source, tmp_path / "out", MASK, compensation="least-squares", moments=lambda layer: moments)
+        convert(source, tmp_path / "out", MASK, compensation="least-squares", statistics=lambda layer: moments)
     assert not (tmp_path / "out").exists()
 
 
@@ -250,7 +250,7 @@ def test_a_layer_whose_fit_is_worse_than_a_simpler_one_steps_down_and_says_so(
         return LayerMoments(given.train, Moments(given.train.second * np.outer(turned, turned), given.train.mean, 400))
 
     with caplog.at_level(logging.WARNING, "s4convert"):
-        convert(source, tmp_path / "out", MASK, compensation="least-squares", moments=misleading_in_layer_2)
+        convert(source, tmp_path / "out", MASK, compensation="least-squares", statistics=misleading_in_layer_2)
     assert (
         sum("layer 2: on held-out tokens, the error of least-squares is" in message for message in caplog.messages) == 1
     )
@@ -265,8 +265,8 @@ def test_too_few_tokens_and_a_scale_worse_than_nothing_are_told(
 ) -> None:
     moments = calibrate(source, num_tokens=40)
     with caplog.at_level(logging.WARNING, "s4convert"):
-        convert(source, tmp_path / "a", MASK, compensation="least-squares", moments=moments, check_behaviour=False)
-        convert(source, tmp_path / "b", MASK, compensation="scale", moments=moments, check_behaviour=False)
+        convert(source, tmp_path / "a", MASK, compensation="least-squares", statistics=moments, check_behaviour=False)
+        convert(source, tmp_path / "b", MASK, compensation="scale", statistics=moments, check_behaviour=False)
     assert "layer 0: 40 calibration tokens are few for 12 kept columns; 120 are wanted" in caplog.messages
     assert any("the scale makes the error larger than no compensation" in m for m in caplog.messages)
 
@@ -285,7 +285,7 @@ def test_similarity_warns_of_its_total_factor_once_a_layer(
 
 @pytest.fixture
 def compensated(source: Path, tmp_path: Path) -> Path:
-    convert(source, tmp_path / "out", MASK, compensation="least-squares", moments=calibrate(source))
+    convert(source, tmp_path / "out", MASK, compensation="least-squares", statistics=calibrate(source))
     return tmp_path / "out"
 
 
@@ -294,14 +294,14 @@ def compensated(source: Path, tmp_path: Path) -> Path:
 def test_a_conversion_is_verified_later_without_its_moments(tmp_path: Path, mode: str, dtype: str) -> None:
     source = write_checkpoint(tmp_path / "in", replace(SPEC, dtype=dtype))
     moments = calibrate(source)
-    convert(source, tmp_path / "out", MASK, compensation=mode, moments=moments)
+    convert(source, tmp_path / "out", MASK, compensation=mode, statistics=moments)
     assert verify_conversion(source, tmp_path / "out").behaviour is not None
-    verify_conversion(source, tmp_path / "out", moments=moments, check_behaviour=False)
+    verify_conversion(source, tmp_path / "out", statistics=moments, check_behaviour=False)
 
 
 def test_a_fit_to_other_tokens_is_known_by_its_moments(source: Path, compensated: Path) -> None:
     with pytest.raises(VerificationError, match=r"o_proj.weight of layer [02] is not what the mask asks for"):
-        verify_conversion(source, compensated, moments=calibrate(source, seed=1), check_behaviour=False)
+        verify_conversion(source, compensated, statistics=calibrate(source, seed=1), check_behaviour=False)
 
 
 def change_output(directory: Path, layer: int, change: Callable[[np.ndarray], Any]) -> None:
@@ -345,7 +345,7 @@ def test_changed_columns_are_noticed_with_and_without_the_moments(
     content["files"] = {}  # so that the columns themselves must tell
     (compensated / "s4convert.json").write_text(json.dumps(content))
     with pytest.raises(VerificationError, match="of layer 0 is n") as caught:
-        verify_conversion(source, compensated, moments=moments, check_behaviour=False)
+        verify_conversion(source, compensated, statistics=moments, check_behaviour=False)
     assert "o_proj.weight" in str(caught.value)
 
 
@@ -360,7 +360,7 @@ def test_the_last_bit_of_a_dense_product_may_differ_and_no_more(source: Path, co
     for _ in range(3):
         change_output(compensated, 0, nudge)
         with pytest.raises(VerificationError) as caught:
-            verify_conversion(source, compensated, moments=moments, check_behaviour=False)
+            verify_conversion(source, compensated, statistics=moments, check_behaviour=False)
         messages.append(str(caught.value))
     assert manifest.name in messages[0] or "o_proj" in messages[0]
     assert "o_proj.weight of layer 0 is not what the mask asks for" in messages[1]
@@ -391,7 +391,7 @@ def test_a_plan_with_another_transfer_is_refused(
             tmp_path / "out",
             MASK,
             compensation="least-squares",
-            moments=moments,
+            statistics=moments,
             check_behaviour=check_behaviour,
         )
     assert not (tmp_path / "out").exists()
@@ -417,7 +417,7 @@ def test_residual_transfer_with_other_value_rows_is_refused(tmp_path: Path) -> N
 )
 def test_factors_that_a_manifest_garbles_are_refused(source: Path, tmp_path: Path, factors: object) -> None:
     out = tmp_path / "out"
-    convert(source, out, MASK, compensation="head-ls", moments=calibrate(source), check_behaviour=False)
+    convert(source, out, MASK, compensation="head-ls", statistics=calibrate(source), check_behaviour=False)
     content = json.loads((out / "s4convert.json").read_text())
     content["fitted"]["0"]["factors"] = factors
     (out / "s4convert.json").write_text(json.dumps(content))
@@ -427,7 +427,7 @@ def test_factors_that_a_manifest_garbles_are_refused(source: Path, tmp_path: Pat
 
 def test_verifying_a_fit_without_manifest_and_moments_is_refused(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    convert(source, out, MASK, compensation="least-squares", moments=calibrate(source), check_behaviour=False)
+    convert(source, out, MASK, compensation="least-squares", statistics=calibrate(source), check_behaviour=False)
     (out / "s4convert.json").unlink()
     (tmp_path / "mask.json").write_text(json.dumps(MASK.to_json()))
     with pytest.raises(UsageError, match="has no manifest that states a least-squares fit; give the moments"):

@@ -36,7 +36,7 @@ def moments() -> MomentsSource:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_every_compensation_passes_verification(tmp_path: Path, moments: MomentsSource, mode: str) -> None:
-    conversion = prepare(MINI_LLAVA, tmp_path / "out", MASK, compensation=mode, moments=moments)
+    conversion = prepare(MINI_LLAVA, tmp_path / "out", MASK, compensation=mode, statistics=moments)
     report = carry_out(conversion)
     assert report.behaviour is not None
     fits = conversion.plan.compensation.fits
@@ -57,7 +57,7 @@ def test_least_squares_is_nearer_to_the_original_than_any_simpler_mode(tmp_path:
         path = MINI_LLAVA
         if mode is not None:
             path = tmp_path / mode
-            s4convert.convert(MINI_LLAVA, path, MASK, compensation=mode, moments=moments, check_behaviour=False)
+            s4convert.convert(MINI_LLAVA, path, MASK, compensation=mode, statistics=moments, check_behaviour=False)
         model = load(path)
         with torch.inference_mode():
             states = [model(**sample, output_hidden_states=True).hidden_states[1:] for sample in samples]
@@ -72,7 +72,7 @@ def test_least_squares_is_nearer_to_the_original_than_any_simpler_mode(tmp_path:
 
 
 def test_least_squares_halves_the_held_out_error_of_no_compensation(tmp_path: Path, moments: MomentsSource) -> None:
-    conversion = prepare(MINI_LLAVA, tmp_path / "out", MASK, compensation="least-squares", moments=moments)
+    conversion = prepare(MINI_LLAVA, tmp_path / "out", MASK, compensation="least-squares", statistics=moments)
     carry_out(conversion, check_behaviour=False)
     held_out = [fit.held_out for fit in conversion.plan.compensation.fits.values()]
     assert np.mean([errors.fit / errors.none for errors in held_out if errors is not None]) <= 0.5
@@ -83,7 +83,7 @@ def test_rounding_to_the_stored_dtype_hardly_adds_to_the_error(
     mini_llava_as: Callable[..., Path], tmp_path: Path, moments: MomentsSource, dtype: torch.dtype
 ) -> None:
     source = mini_llava_as(dtype)
-    conversion = prepare(source, tmp_path / "out", MASK, compensation="least-squares", moments=moments)
+    conversion = prepare(source, tmp_path / "out", MASK, compensation="least-squares", statistics=moments)
     carry_out(conversion, check_behaviour=False)
     before, after = Checkpoint.open(source), Checkpoint.open(tmp_path / "out")
     for layer, fit in conversion.plan.compensation.fits.items():

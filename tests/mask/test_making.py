@@ -11,9 +11,9 @@ import jsonschema
 import pytest
 
 import s4convert.mask
+from s4convert import make_mask
 from s4convert.checkpoint import Geometry
-from s4convert.jobs.mask import write_mask
-from s4convert.mask import HeadMask, HeadScores, parse_schedule
+from s4convert.mask import HeadMask, HeadScores
 from s4convert.mask.files import load_mask
 from s4convert.version import __version__
 from tests.support.command_line import run, run_here
@@ -140,7 +140,7 @@ def test_the_scores_themselves_are_never_replaced(scores: Path) -> None:
 
 
 def test_a_mask_made_by_a_library_call_is_the_commands(scores: Path, tmp_path: Path) -> None:
-    mask = write_mask(tmp_path / "library.json", parse_schedule("adaptive", 0.3), scores=scores).mask
+    mask = make_mask(None, tmp_path / "library.json", schedule="adaptive", rate=0.3, scores=scores).mask
     run_here("mask", "--scores", scores, "-o", tmp_path / "cli.json", "--schedule", "adaptive", "--rate", "0.3")
     assert (tmp_path / "library.json").read_bytes() == (tmp_path / "cli.json").read_bytes()
     assert load_mask(tmp_path / "cli.json", GEOMETRY) == mask

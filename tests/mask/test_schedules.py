@@ -14,7 +14,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from s4convert.errors import MaskError, UsageError
-from s4convert.mask import HeadMask, HeadScores, make_mask, parse_schedule
+from s4convert.mask import HeadMask, HeadScores, parse_schedule, prune_lowest
 from s4convert.mask.schedules import exact_rate, parse_layers, rate_text, round_half_up
 
 EARLY = range(6)
@@ -30,7 +30,7 @@ def counts(mask: HeadMask) -> list[int]:
 
 def counts_of(text: str, rate: str | None = None, **options: Any) -> list[int]:
     """The counts for 32 layers of 32 heads."""
-    return counts(make_mask(scores_of(32, 32), parse_schedule(text, rate, **options)))
+    return counts(prune_lowest(scores_of(32, 32), parse_schedule(text, rate, **options)))
 
 
 # --- the counts that are known ------------------------------------------------------------------------------
@@ -76,12 +76,12 @@ def test_protected_layers_lose_nothing_under_uniform_and_bands() -> None:
     ("rate", "heads", "count"), [("0.35", 20, 7), ("0.05", 10, 1), ("0.15", 10, 2), ("0.25", 2, 1)]
 )
 def test_halves_are_rounded_up_as_on_paper(rate: str, heads: int, count: int) -> None:
-    assert counts(make_mask(scores_of(1, heads), parse_schedule("uniform", rate))) == [count]
-    assert counts(make_mask(scores_of(1, heads), parse_schedule("uniform", float(rate)))) == [count]
+    assert counts(prune_lowest(scores_of(1, heads), parse_schedule("uniform", rate))) == [count]
+    assert counts(prune_lowest(scores_of(1, heads), parse_schedule("uniform", float(rate)))) == [count]
 
 
 def test_a_layer_keeps_one_head_at_any_rate() -> None:
-    assert counts(make_mask(scores_of(3, 4), parse_schedule("uniform", "0.99"))) == [3, 3, 3]
+    assert counts(prune_lowest(scores_of(3, 4), parse_schedule("uniform", "0.99"))) == [3, 3, 3]
 
 
 # --- what holds for any rate and shape ----------------------------------------------------------------------
@@ -94,7 +94,7 @@ def made(scores: HeadScores, text: str, rate: str | None = None, **options: Any)
     """The mask, unless the request is one that must be refused: nothing to prune, or more than can go."""
     grouping = {name: options.pop(name) for name in ("granularity", "num_kv_heads") if name in options}
     try:
-        return make_mask(scores, parse_schedule(text, rate, **options), **grouping)
+        return prune_lowest(scores, parse_schedule(text, rate, **options), **grouping)
     except MaskError as error:
         assert "prunes no head" in str(error)
     except UsageError as error:
@@ -169,15 +169,14 @@ def test_groups_go_whole(rate: str, num_layers: int, num_kv_heads: int, size: in
         assert counts(mask) == [min(exact, num_kv_heads - 1) * size] * num_layers
 
 
-def test_global_divides_by_the_normalisers_given_or_those_of_the_scores() -> None:
+def test_global_divides_by_the_normalisers_of_the_scores() -> None:
     rows = [[1.0, 8.0], [3.0, 9.0]]
     schedule = parse_schedule("global", "0.25")
-    assert make_mask(HeadScores(2, 2, rows), schedule).pruned == ((0,), ())
-    assert make_mask(HeadScores(2, 2, rows), schedule, normalisers=[1, 10]).pruned == ((), (0,))
-    assert make_mask(HeadScores(2, 2, rows, {"residual_energy": [1, 10]}), schedule).pruned == ((), (0,))
-    assert make_mask(HeadScores(2, 2, rows, {"residual_energy": [1, 3]}), schedule).pruned == ((0,), ())  # a tie
+    assert prune_lowest(HeadScores(2, 2, rows), schedule).pruned == ((0,), ())
+    assert prune_lowest(HeadScores(2, 2, rows, {"residual_energy": [1, 10]}), schedule).pruned == ((), (0,))
+    assert prune_lowest(HeadScores(2, 2, rows, {"residual_energy": [1, 3]}), schedule).pruned == ((0,), ())  # a tie
     with pytest.raises(MaskError, match=r"layer 1: the normaliser -1\.0 is not positive"):
-        make_mask(HeadScores(2, 2, rows), schedule, normalisers=[1, -1])
+        HeadScores(2, 2, rows, {"residual_energy": [1, -1]})
 
 
 # --- what is refused ----------------------------------------------------------------------------------------
@@ -252,7 +251,7 @@ def test_a_rate_that_prunes_nothing_is_refused() -> None:
 )
 def test_groups_that_do_not_fit_are_refused(grouping: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        make_mask(scores_of(2, 32), parse_schedule("uniform", "0.3"), **grouping)
+        prune_lowest(scores_of(2, 32), parse_schedule("uniform", "0.3"), **grouping)
 
 
 def test_layers_are_listed_as_people_list_them() -> None:
