@@ -13,8 +13,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from s4convert import HeadMask, __version__, cli, convert, parse_schedule, verify_conversion
+from s4convert import HeadMask, __version__, cli, convert, verify_conversion
 from s4convert.errors import UsageError
+from s4convert.mask import parse_schedule
 from s4convert.output.card import CARD_FILES
 from tests.conftest import MINI_LLAVA
 from tests.support.command_line import COMMAND, ROOT, run, run_here
@@ -191,7 +192,7 @@ def test_masks_that_need_a_word_more_give_the_same_checkpoint(
         source,
         out,
         mask=tmp_path / name,
-        polarity="keep" if name == "mask.npy" else None,
+        mask_polarity="keep" if name == "mask.npy" else None,
         schedule=None if name == "mask.npy" else parse_schedule("uniform", "0.25"),
         check_behaviour=False,
     )
@@ -202,8 +203,8 @@ def test_what_is_said_about_a_mask_file_needs_a_mask_file(source: Path, converte
     outcome = run_here("verify", source, converted, "--mask-polarity", "keep")
     assert outcome.exit_code == 2
     assert "--mask-polarity, --rate and --schedule are about a --mask file; give that too" in outcome.error
-    with pytest.raises(UsageError, match="is about a mask file, and this mask is none"):
-        convert(source, converted, HeadMask(4, ((2,), (), ())), polarity="keep")
+    with pytest.raises(UsageError, match="are about a mask file, and this mask is none"):
+        convert(source, converted, HeadMask(4, ((2,), (), ())), mask_polarity="keep")
 
 
 def test_the_main_job_may_be_called_by_its_name(source: Path, out: Path, mask: Path) -> None:
@@ -226,7 +227,7 @@ def test_relative_paths_are_those_of_the_working_directory(
 
 
 def test_without_compensation_kept_heads_stay_as_they_are(source: Path, out: Path, mask: Path) -> None:
-    outcome = run_here(source, out, "--mask", mask, "--dry-run", "--compensate", "none")
+    outcome = run_here(source, out, "--mask", mask, "--dry-run", "-v", "--compensate", "none")
     assert "the others times 1.0000" in outcome.stdout
     assert run_here(source, out, "--mask", mask, "--no-verify", "--compensate", "none").exit_code == 0
     assert json.loads((out / "s4convert.json").read_text())["compensation"] == "none"
@@ -258,6 +259,10 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
     monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_bavail=12_345, f_frsize=4096))
     before = snapshot(tmp_path)
     outcome = run_here(source, out, "--mask", mask, "--dry-run")
+    assert outcome.stdout.startswith("layers     heads pruned\n0                     0\n1                     2\n")
+    assert "_proj" not in outcome.stdout
+    assert run_here(source, out, "--mask", mask, "--dry-run", "-q").stdout == ""
+    outcome = run_here(source, out, "--mask", mask, "--dry-run", "-v")
     assert outcome.exit_code == 0
     assert snapshot(tmp_path) == before
     edits = re.findall(

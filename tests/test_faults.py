@@ -26,7 +26,6 @@ import pytest
 import s4convert.jobs.convert as conversion_module
 from s4convert import convert, verify_conversion
 from s4convert.errors import S4ConvertError, StorageError, UsageError, VerificationError
-from s4convert.jobs.convert import carry_out, prepare
 from s4convert.output.card import CARD_FILES
 from s4convert.rewrite.staging import open_staging
 from tests.support.command_line import COMMAND, ERROR, ROOT, Outcome, outcome_of, run, run_here, start
@@ -519,14 +518,7 @@ def cuts_a_shard_short(source: Path) -> None:
 def test_a_change_of_in_during_the_run_is_an_error_of_storage(
     source: Path, out: Path, mask: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], None]
 ) -> None:
-    stage = conversion_module.stage
-
-    def stage_and_change(*args: Any, **kwargs: Any) -> Any:
-        staged = stage(*args, **kwargs)
-        change(source)
-        return staged
-
-    monkeypatch.setattr(conversion_module, "stage", stage_and_change)
+    meanwhile(monkeypatch, lambda: change(source))
     with pytest.raises(StorageError, match=r"(changed|vanished) during the run|became shorter"):
         convert_bytes(source, out, mask)
     assert not out.exists()
@@ -700,26 +692,40 @@ def test_of_many_threads_that_take_the_lock_over_and_over_only_one_holds_it(out:
     assert list(out.parent.iterdir()) == []
 
 
-def test_what_appears_at_out_during_the_run_is_kept(source: Path, out: Path, mask: Path) -> None:
-    conversion = prepare(source, out, mask)
+def meanwhile(monkeypatch: pytest.MonkeyPatch, happens: Callable[[], object]) -> None:
+    """Let something happen while the next conversion is at work, when OUT has been looked at."""
+    stage = conversion_module.stage
+
+    def stage_meanwhile(*args: Any, **kwargs: Any) -> None:
+        stage(*args, **kwargs)
+        happens()
+
+    monkeypatch.setattr(conversion_module, "stage", stage_meanwhile)
+
+
+def write_a_thesis(out: Path) -> None:
+    shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
     (out / "thesis.txt").write_text("the only copy")
-    with pytest.raises(S4ConvertError):
-        carry_out(conversion, check_behaviour=False)
+
+
+def test_what_appears_at_out_during_the_run_is_kept(
+    source: Path, out: Path, mask: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meanwhile(monkeypatch, lambda: write_a_thesis(out))
+    with pytest.raises(StorageError, match="OUT is as it was"):
+        convert_bytes(source, out, mask)
     assert (out / "thesis.txt").read_text() == "the only copy"
     assert hidden_siblings(out) == []
 
 
 def test_what_takes_the_place_of_a_checkpoint_that_is_being_replaced_is_kept(
-    source: Path, out: Path, mask: Path
+    source: Path, out: Path, mask: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     convert_bytes(source, out, mask)
-    conversion = prepare(source, out, mask, force=True)
-    shutil.rmtree(out)
-    out.mkdir()
-    (out / "thesis.txt").write_text("the only copy")
+    meanwhile(monkeypatch, lambda: write_a_thesis(out))
     with pytest.raises(UsageError, match="holds something else than a conversion"):
-        carry_out(conversion, check_behaviour=False)
+        convert_bytes(source, out, mask, force=True)
     assert (out / "thesis.txt").read_text() == "the only copy"
     assert hidden_siblings(out) == []
 

@@ -14,15 +14,16 @@ import numpy as np
 import pytest
 
 import s4convert.jobs.convert as conversion_module
-from s4convert import Checkpoint, HeadMask, convert, verify_conversion
-from s4convert.compensation import Compensation, FittedCompensation, HeadMix
+from s4convert import Checkpoint, convert, verify_conversion
+from s4convert.compensation import HeadMix
+from s4convert.compensation.fitting import known_before_fitting
 from s4convert.errors import S4ConvertError, VerificationError
 from s4convert.mask.files import load_mask
 from s4convert.output.card import CARD_FILES
 from s4convert.rewrite import writer
 from s4convert.rewrite.plan import ColumnEdit, Edit, Plan, RowEdit
-from s4convert.rewrite.writer import StagedCheckpoint
 from s4convert.verify.behaviour import check_behaviour
+from s4convert.verify.claim import Claim
 from s4convert.verify.probe import Probe, make_probe
 from tests.conftest import MINI_LLAVA
 from tests.support.command_line import run_here
@@ -73,7 +74,7 @@ def zeroes_one_row_too_many(edit: Edit) -> list[Edit]:
 
 def with_mix(edit: Edit, change: Callable[[HeadMix], HeadMix]) -> list[Edit]:
     """*edit*, if it is one of columns, with another mix."""
-    return [replace(edit, mix=lambda: change(edit.mix()))] if isinstance(edit, ColumnEdit) else [edit]
+    return [replace(edit, mix=change(edit.fitted))] if isinstance(edit, ColumnEdit) else [edit]
 
 
 def zeroes_the_columns_of_the_next_head(edit: Edit) -> list[Edit]:
@@ -91,8 +92,8 @@ def does_not_scale(edit: Edit) -> list[Edit]:
 def sabotage_plan(monkeypatch: pytest.MonkeyPatch, change: ChangePlan) -> None:
     make_plan = conversion_module.make_plan
 
-    def sabotaged(checkpoint: Checkpoint, mask: HeadMask, compensation: str, **options: Any) -> Plan:
-        plan = make_plan(checkpoint, mask, compensation, **options)
+    def sabotaged(*arguments: Any) -> Plan:
+        plan = make_plan(*arguments)
         return replace(plan, edits=tuple(changed for edit in plan.edits for changed in change(edit)))
 
     monkeypatch.setattr(conversion_module, "make_plan", sabotaged)
@@ -146,10 +147,9 @@ def silences_with_minus_zero(staged: Path) -> None:
 def sabotage_files(monkeypatch: pytest.MonkeyPatch, change: ChangeFiles) -> None:
     stage = conversion_module.stage
 
-    def sabotaged(checkpoint: Checkpoint, plan: Plan, directory: Path, *args: object, **kwargs: object) -> object:
-        staged: StagedCheckpoint = stage(checkpoint, plan, directory, *args, **kwargs)
+    def sabotaged(checkpoint: Checkpoint, plan: Plan, directory: Path, *args: Any, **kwargs: Any) -> None:
+        stage(checkpoint, plan, directory, *args, **kwargs)
         change(directory)
-        return staged
 
     monkeypatch.setattr(conversion_module, "stage", sabotaged)
 
@@ -362,16 +362,15 @@ def one_weight_is_infinite(directory: Path) -> None:
     change_tensor(directory, "language_model.model.layers.6.mlp.down_proj.weight", spoil)
 
 
-def scaled(original: Checkpoint, mask: HeadMask) -> Compensation:
-    return FittedCompensation("scale", original, mask)
+def claim(converted: Path, mask: Path) -> Claim:
+    """That *converted* is the mini LLaVA without the heads of *mask*, the others scaled."""
+    original = Checkpoint.open(MINI_LLAVA)
+    head_mask = load_mask(mask, original.geometry)
+    return Claim(original, Checkpoint.open(converted), head_mask, known_before_fitting("scale", original, head_mask))
 
 
 def test_an_honest_conversion_passes_the_behaviour_check_alone(converted: Path, mask: Path, probe: Probe) -> None:
-    original = Checkpoint.open(MINI_LLAVA)
-    head_mask = load_mask(mask, original.geometry)
-    report = check_behaviour(
-        original, Checkpoint.open(converted), head_mask, scaled(original, head_mask), probe, progress=lambda _: None
-    )
+    report = check_behaviour(claim(converted, mask), probe, advance=lambda _: None)
     assert [row.mean_abs_delta == 0 for row in report.layers] == [True, True] + [False] * 6
 
 
@@ -394,12 +393,8 @@ def test_the_hidden_states_alone_tell_a_sabotaged_conversion(
     converted: Path, mask: Path, probe: Probe, sabotage: ChangeFiles, message: str
 ) -> None:
     sabotage(converted)
-    original = Checkpoint.open(MINI_LLAVA)
-    head_mask = load_mask(mask, original.geometry)
     with pytest.raises(VerificationError, match=message):
-        check_behaviour(
-            original, Checkpoint.open(converted), head_mask, scaled(original, head_mask), probe, progress=lambda _: None
-        )
+        check_behaviour(claim(converted, mask), probe, advance=lambda _: None)
 
 
 # --- after the fact: what happened to a directory since it was converted ---------------------------------------

@@ -91,7 +91,8 @@ def test_hidden_states_equal_those_of_the_hooked_original(
 
 def test_report_has_the_deltas_of_the_full_models(mini_llava: Path, mini_mask: HeadMask, tmp_path: Path) -> None:
     from s4convert.checkpoint import Checkpoint
-    from s4convert.compensation import FittedCompensation
+    from s4convert.compensation.fitting import known_before_fitting
+    from s4convert.verify.claim import Claim
     from s4convert.verify.probe import TEXT_PROMPTS, make_probe
 
     out = tmp_path / "out"
@@ -106,8 +107,8 @@ def test_report_has_the_deltas_of_the_full_models(mini_llava: Path, mini_mask: H
     before, after = Checkpoint.open(mini_llava), Checkpoint.open(out)
     whole = make_probe(before)
     text_only = probe.Probe(whole.samples[: len(TEXT_PROMPTS)], "text")
-    compensation = FittedCompensation("scale", before, mini_mask)
-    figures = behaviour.check_behaviour(before, after, mini_mask, compensation, text_only, progress=lambda _: None)
+    claim = Claim(before, after, mini_mask, known_before_fitting("scale", before, mini_mask))
+    figures = behaviour.check_behaviour(claim, text_only, advance=lambda _: None)
     processor = load_processor(mini_llava)
     models = load(mini_llava), load(out)
     deltas: list[list[torch.Tensor]] = [[] for _ in figures.layers]

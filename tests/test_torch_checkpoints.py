@@ -274,13 +274,13 @@ def test_shards_are_no_larger_than_asked_for_but_for_a_tensor_that_is(tmp_path: 
 
 
 def test_shards_are_put_together_where_the_size_allows(source: Path, tmp_path: Path, mask: Path) -> None:
-    out = convert(source, tmp_path / "out", mask, shard_bytes=10**9)
+    out = convert(source, tmp_path / "out", mask, shard_size=10**9)
     assert sorted(path.name for path in out.glob("model*")) == ["model.safetensors"]
     assert stored_in(out) == stored_in(convert(source, tmp_path / "others", mask))
 
 
 def test_the_smallest_size_gives_every_tensor_a_shard(source: Path, tmp_path: Path, mask: Path) -> None:
-    out = convert(source, tmp_path / "out", mask, shard_bytes=1)
+    out = convert(source, tmp_path / "out", mask, shard_size=1)
     assert len(list(out.glob("*.safetensors"))) == len(shapes(SPEC))
 
 

@@ -104,6 +104,9 @@ def fit(
             of_layer = None if moments is None else moments(number)
             if of_layer is not None:
                 _check_size(layer, of_layer)
+                few = too_few_tokens(layer, of_layer.train) if mode == "least-squares" else None
+                if few is not None:
+                    layer.warn(few)
             choice, mix = choose(mode, layer, of_layer)
             choices[number] = choice
             if of_layer is not None:
@@ -204,10 +207,6 @@ def choose(mode: str, layer: PrunedLayer, moments: LayerMoments | None) -> tuple
         CompensationError: there is no fit.
     """
     train = None if moments is None else moments.train
-    if mode == "least-squares" and train is not None:
-        few = too_few_tokens(layer, train)
-        if few is not None:
-            layer.warn(few)
     if mode not in FITTED_MODES or moments is None or moments.held_out is None:
         damping = DEFAULT_DAMPING if mode == "least-squares" else None
         return Choice(mode, damping), MODES[mode].fit(layer, train, DEFAULT_DAMPING)

@@ -114,7 +114,7 @@ def test_what_is_malformed_is_named(tmp_path: Path, content: object, name: str, 
 
 def test_bad_requests(tmp_path: Path) -> None:
     path = write(tmp_path, [entry(image="a.png")])
-    with pytest.raises(UsageError, match="--images"):
+    with pytest.raises(UsageError, match="`images`"):
         read_samples(path)
     with pytest.raises(UsageError, match="at least one"):
         read_samples(path, num_samples=0)

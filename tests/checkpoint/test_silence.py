@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from s4convert.checkpoint import Checkpoint, silence
-from s4convert.checkpoint.silence import silent_heads
+import s4convert.checkpoint.checkpoint as checkpoint_module
+from s4convert.checkpoint import Checkpoint
 from tests.support.synthetic import Spec, encode, read_safetensors, write_checkpoint, write_safetensors
 
 
@@ -27,17 +27,17 @@ def test_a_head_is_silent_when_all_its_columns_are_zero_whatever_their_sign(tmp_
     weights = np.ones((40, 6))
     weights[:, 2:4] = -0.0
     checkpoint = write_output_projection(tmp_path / "checkpoint", weights, dtype)
-    assert silent_heads(checkpoint, 0) == ()
-    assert silent_heads(checkpoint, 1) == (1,)
+    assert checkpoint.silent_heads(0) == ()
+    assert checkpoint.silent_heads(1) == (1,)
 
 
-@pytest.mark.parametrize("block_bytes", [1, 24, silence.BLOCK_BYTES])
+@pytest.mark.parametrize("block_bytes", [1, 24, checkpoint_module.BLOCK_BYTES])
 @pytest.mark.parametrize("row", [0, 15, 16, 17, 39])
 def test_one_weight_in_any_row_makes_a_head_heard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row: int, block_bytes: int
 ) -> None:
-    monkeypatch.setattr(silence, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(checkpoint_module, "BLOCK_BYTES", block_bytes)
     weights = np.zeros((40, 6))
     weights[row, 5] = 2.0**-24
     checkpoint = write_output_projection(tmp_path / "checkpoint", weights, "F16")
-    assert silent_heads(checkpoint, 1) == (0, 1)
+    assert checkpoint.silent_heads(1) == (0, 1)

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import s4convert.jobs.convert as conversion_module
-from s4convert import Checkpoint, HeadMask, convert, verify_conversion
+from s4convert import Checkpoint, HeadMask, convert, plan_conversion, verify_conversion
 from s4convert.calibration.moments import LayerMoments, Moments
 from s4convert.compensation import MODES, MomentsSource
 from s4convert.errors import CheckpointError, CompensationError, S4ConvertError, UsageError, VerificationError
@@ -162,7 +162,7 @@ def test_layers_that_lose_no_head_stay_bit_for_bit_and_their_moments_are_not_ask
         asked.append(layer)
         return moments(layer)
 
-    make_plan(Checkpoint.open(source), MASK, mode, statistics=watched).to_json()
+    plan_conversion(source, tmp_path / "out", MASK, compensation=mode, statistics=watched).to_json()
     assert asked == []
     convert(source, tmp_path / "out", MASK, compensation=mode, statistics=watched, check_behaviour=False)
     assert set(asked) == {0, 2}
@@ -170,11 +170,12 @@ def test_layers_that_lose_no_head_stay_bit_for_bit_and_their_moments_are_not_ask
     assert [name for name in before if ".layers.1." in name and before[name] != after[name]] == []
 
 
-def test_a_dry_run_says_what_becomes_of_the_columns(source: Path) -> None:
-    plan = make_plan(Checkpoint.open(source), MASK, "least-squares", statistics=lambda layer: pytest.fail("asked"))
+def test_a_dry_run_says_what_becomes_of_the_columns(source: Path, tmp_path: Path) -> None:
+    options = {"compensation": "least-squares", "statistics": lambda layer: pytest.fail("asked")}
+    plan = plan_conversion(source, tmp_path / "out", MASK, **options).plan
     changes = [edit.describe() for edit in plan.edits if isinstance(edit, ColumnEdit)]
     assert changes[0] == "4 of 16 columns become 0, the others take over the pruned ones by least squares"
-    plan = make_plan(Checkpoint.open(source), MASK, "residual-transfer")
+    plan = plan_conversion(source, tmp_path / "out", MASK, compensation="residual-transfer").plan
     changes = [edit.describe() for edit in plan.edits if isinstance(edit, ValueEdit)]
     assert changes[0] == "4 of 16 rows become 0, the others take from those like them"
 
@@ -185,7 +186,7 @@ def test_a_dry_run_says_what_becomes_of_the_columns(source: Path) -> None:
 @pytest.mark.parametrize("mode", ["uniform-ls", "head-ls", "least-squares"])
 def test_a_fit_without_moments_is_refused_before_anything_is_written(source: Path, tmp_path: Path, mode: str) -> None:
     with pytest.raises(
-        UsageError, match=f"compensation {mode} is fitted to calibration data; give it with --calibration"
+        UsageError, match=f"compensation {mode} is fitted to calibration data; give it with `calibration`"
     ):
         convert(source, tmp_path / "out", MASK, compensation=mode)
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
@@ -373,14 +374,13 @@ def test_a_plan_with_another_transfer_is_refused(
 ) -> None:
     moments = calibrate(source)
 
-    def sabotaged(*arguments: Any, **options: Any) -> Plan:
-        plan = make_plan(*arguments, **options)
+    def sabotaged(*arguments: Any) -> Plan:
+        plan = make_plan(*arguments)
         edits = []
         for edit in plan.edits:
             if isinstance(edit, ColumnEdit):
-                mix = edit.mix()
-                assert mix.transfer is not None
-                edit = replace(edit, mix=lambda mix=mix: replace(mix, transfer=mix.transfer * 1.001))
+                assert edit.fitted.transfer is not None
+                edit = replace(edit, mix=replace(edit.fitted, transfer=edit.fitted.transfer * 1.001))
             edits.append(edit)
         return replace(plan, edits=tuple(edits))
 
@@ -430,5 +430,5 @@ def test_verifying_a_fit_without_manifest_and_moments_is_refused(source: Path, t
     convert(source, out, MASK, compensation="least-squares", statistics=calibrate(source), check_behaviour=False)
     (out / "s4convert.json").unlink()
     (tmp_path / "mask.json").write_text(json.dumps(MASK.to_json()))
-    with pytest.raises(UsageError, match="has no manifest that states a least-squares fit; give the moments"):
+    with pytest.raises(UsageError, match="has no manifest that states a least-squares fit; give the `statistics`"):
         verify_conversion(source, out, mask=tmp_path / "mask.json", compensation="least-squares")

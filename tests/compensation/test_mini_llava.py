@@ -10,11 +10,11 @@ import pytest
 import torch
 
 import s4convert
+from s4convert import ConvertOptions
 from s4convert.calibration.moments import LayerMoments, Moments
 from s4convert.checkpoint import Checkpoint
 from s4convert.compensation import MODES, MomentsSource
 from s4convert.compensation.error import weight_error
-from s4convert.jobs.convert import carry_out, prepare
 from s4convert.jobs.demo import weakest_heads
 from tests.compensation.stock_moments import mini_llava as load
 from tests.compensation.stock_moments import mini_samples, output_projection_inputs
@@ -36,12 +36,10 @@ def moments() -> MomentsSource:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_every_compensation_passes_verification(tmp_path: Path, moments: MomentsSource, mode: str) -> None:
-    conversion = prepare(MINI_LLAVA, tmp_path / "out", MASK, compensation=mode, statistics=moments)
-    report = carry_out(conversion)
+    report = s4convert.convert(MINI_LLAVA, tmp_path / "out", MASK, compensation=mode, statistics=moments)
     assert report.behaviour is not None
-    fits = conversion.plan.compensation.fits
-    assert sorted(fits) == list(range(8))
-    for fit in fits.values():
+    assert sorted(report.figures) == list(range(8))
+    for fit in report.figures.values():
         assert fit.choice.mode == mode or mode == "uniform-ls"  # whose factor is nearly 1 in some layers
         if mode in ("uniform-ls", "head-ls", "least-squares"):
             assert fit.train.fit <= min(fit.train.none, fit.train.scale) * (1 + 1e-6)
@@ -72,9 +70,9 @@ def test_least_squares_is_nearer_to_the_original_than_any_simpler_mode(tmp_path:
 
 
 def test_least_squares_halves_the_held_out_error_of_no_compensation(tmp_path: Path, moments: MomentsSource) -> None:
-    conversion = prepare(MINI_LLAVA, tmp_path / "out", MASK, compensation="least-squares", statistics=moments)
-    carry_out(conversion, check_behaviour=False)
-    held_out = [fit.held_out for fit in conversion.plan.compensation.fits.values()]
+    options = ConvertOptions(compensation="least-squares", statistics=moments, check_behaviour=False)
+    report = s4convert.convert(MINI_LLAVA, tmp_path / "out", MASK, options)
+    held_out = [fit.held_out for fit in report.figures.values()]
     assert np.mean([errors.fit / errors.none for errors in held_out if errors is not None]) <= 0.5
 
 
@@ -83,10 +81,10 @@ def test_rounding_to_the_stored_dtype_hardly_adds_to_the_error(
     mini_llava_as: Callable[..., Path], tmp_path: Path, moments: MomentsSource, dtype: torch.dtype
 ) -> None:
     source = mini_llava_as(dtype)
-    conversion = prepare(source, tmp_path / "out", MASK, compensation="least-squares", statistics=moments)
-    carry_out(conversion, check_behaviour=False)
+    options = ConvertOptions(compensation="least-squares", statistics=moments, check_behaviour=False)
+    report = s4convert.convert(source, tmp_path / "out", MASK, options)
     before, after = Checkpoint.open(source), Checkpoint.open(tmp_path / "out")
-    for layer, fit in conversion.plan.compensation.fits.items():
+    for layer, fit in report.figures.items():
         stored = weight_error(
             before.read_rows(before.output_projection(layer)).astype(np.float64),
             after.read_rows(after.output_projection(layer)).astype(np.float64),

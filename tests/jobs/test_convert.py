@@ -52,7 +52,18 @@ def test_a_mask_made_by_a_program_is_checked_as_one_from_a_file_is(
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"compensation": "scal"}, "'scal' is none of scale, none"), ({"jobs": 0}, "0 jobs"), ({"jobs": -1}, "-1 jobs")],
+    [
+        ({"compensation": "scal"}, "'scal' is none of scale, none"),
+        ({"jobs": 0}, "0 `jobs`"),
+        ({"jobs": -1}, "-1 `jobs`"),
+        ({"jobs": "2"}, "`jobs` is '2', not of type int or None"),
+        ({"force": 1}, "`force` is 1, not of type bool"),
+        ({"num_samples": True}, "`num_samples` is True, not of type int or None"),
+        ({"schedule": 0.3}, "`schedule` is 0.3, not of type str or Schedule or None"),
+        ({"rate": 0.3}, "`mask_polarity`, `schedule` and `rate` are about a mask file"),
+        ({"shard_size": "5 elephants"}, "`shard_size` '5 elephants' is not a size"),
+        ({"shard_size": "5GB"}, "leave `shard_size` out"),
+    ],
 )
 def test_an_option_that_means_nothing_is_refused(
     source: Path, tmp_path: Path, options: dict[str, Any], message: str

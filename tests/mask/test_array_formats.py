@@ -135,7 +135,7 @@ REFUSED: dict[str, tuple[str, bytes, str]] = {
         "layer 0, head 2: 2 is neither 0 nor 1",
     ),
     "npy: NaN": ("mask.npy", npy(np.where(FLAGS, np.nan, 0)), "layer 0, head 1: nan is neither 0 nor 1"),
-    "npy: no polarity": ("mask.npy", npy(FLAGS), "does not say which are pruned; say what a 1 means with --mask-pol"),
+    "npy: no polarity": ("mask.npy", npy(FLAGS), "does not say which are pruned; say what a 1 means with `mask_pol"),
     "pt: empty": ("mask.pt", b"", "is not in the format that torch writes since version 1.6"),
     "pt: the old format": (
         "mask.pt",
@@ -204,7 +204,7 @@ def test_is_refused_with_the_reason(tmp_path: Path, name: str, content: bytes, m
 
 
 def test_an_array_is_no_file_of_scores(tmp_path: Path) -> None:
-    with pytest.raises(MaskError, match="holds 0/1 flags, not scores; leave --rate and --schedule out"):
+    with pytest.raises(MaskError, match="holds 0/1 flags, not scores; leave `rate` and `schedule` out"):
         load_mask(write(tmp_path / "mask.npy", npy(FLAGS)), GEOMETRY, schedule=parse_schedule("uniform", 0.3))
 
 

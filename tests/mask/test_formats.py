@@ -327,11 +327,11 @@ REFUSED: dict[str, tuple[object, str]] = {
     "kept, out of range": (kept(kept={"0": [1], "1": [4], "2": [0]}), "layer 1, head 4: out of range"),
     "kept, flags": (
         kept(kept={"0": [0, 1, 1, 0], "1": [1, 1, 1, 1], "2": [1, 0, 0, 0]}),
-        "layer 0: [0, 1, 1, 0] may be flags or head numbers; for flags say what a 1 means with --mask-polarity keep",
+        "layer 0: [0, 1, 1, 0] may be flags or head numbers; for flags say what a 1 means with `mask_polarity='keep'`",
     ),
     "kept, all": (kept(kept={str(layer): [0, 1, 2, 3] for layer in range(3)}), "prunes no head"),
     # flags that do not say what a 1 means
-    "list of flags": (FLAGS, "does not say which are pruned; say what a 1 means with --mask-polarity keep or --mask-"),
+    "list of flags": (FLAGS, "does not say which are pruned; say what a 1 means with `mask_polarity='keep'` or `mask_"),
     "list of booleans": ([[bool(f) for f in row] for row in FLAGS], "does not say which are pruned"),
     "list of too few layers": (FLAGS[:2], "has flags of 2 layers, but the checkpoint has 3"),
     "list of too many layers": ([*FLAGS, FLAGS[0]], "has flags of 4 layers, but the checkpoint has 3"),
@@ -347,9 +347,9 @@ REFUSED: dict[str, tuple[object, str]] = {
     "list too deep": ([[[0], [1], [1], [0]]] * 3, "layer 0, head 0: [0] is neither 0 nor 1"),
     "flags as fractions": ({str(n): [float(f) for f in row] for n, row in enumerate(FLAGS)}, "may be flags or head"),
     # scores
-    "scores, no schedule": (SCORES, "holds scores, not a mask; give --rate and --schedule"),
-    "native scores, no schedule": (NATIVE_SCORES, "holds scores, not a mask; give --rate and --schedule"),
-    "saliency, no schedule": ({"saliency_scores": SCORES}, "holds scores, not a mask; give --rate and --schedule"),
+    "scores, no schedule": (SCORES, "holds scores, not a mask; give `rate` and `schedule`"),
+    "native scores, no schedule": (NATIVE_SCORES, "holds scores, not a mask; give `rate` and `schedule`"),
+    "saliency, no schedule": ({"saliency_scores": SCORES}, "holds scores, not a mask; give `rate` and `schedule`"),
     "saliency of too few heads": ({"saliency_scores": [[0.5, 0.1]] * 3}, "has scores of 2 heads, but the checkpoint"),
     "saliency beside a mask": ({"saliency_scores": SCORES, "pruned_heads": {"0": [1]}}, "'saliency_scores' is not a f"),
     # factors
@@ -443,21 +443,21 @@ def test_scores_become_a_mask_by_a_schedule(tmp_path: Path, content: object) -> 
 @pytest.mark.parametrize(
     ("content", "hint", "message"),
     [
-        (CALIBRATION, {"polarity": "keep"}, "where 1 = pruned; leave --mask-polarity keep out"),
-        (NATIVE, {"polarity": "prune"}, "so --mask-polarity has nothing to say; leave it out"),
+        (CALIBRATION, {"polarity": "keep"}, "where 1 = pruned; leave `mask_polarity='keep'` out"),
+        (NATIVE, {"polarity": "prune"}, "so `mask_polarity` has nothing to say; leave it out"),
         ({"0": [1, 2], "2": [0]}, {"polarity": "prune"}, "layer 1: missing; each of the 3 layers needs its flags"),
-        ({"0": [1, 2], "1": [3], "2": [0]}, {"polarity": "keep"}, "for listed head numbers leave --mask-polarity out"),
+        ({"0": [1, 2], "1": [3], "2": [0]}, {"polarity": "keep"}, "for listed head numbers leave `mask_polarity` out"),
         ({"pruned_heads": [[0, 1], [2, 0]]}, {"polarity": "prune"}, "has flags of 2 layers"),
-        (KEPT, {"polarity": "prune"}, "so a 1 cannot mean pruned; leave --mask-polarity prune out"),
+        (KEPT, {"polarity": "prune"}, "so a 1 cannot mean pruned; leave `mask_polarity='prune'` out"),
         (KEPT, {"polarity": "keep"}, "layer 0: has 2 flags for 4 heads"),
-        (SCORES, {"polarity": "keep", "schedule": QUARTER}, "holds scores, so --mask-polarity has nothing to say"),
-        (NATIVE, {"schedule": QUARTER}, "not scores; leave --rate and --schedule out"),
-        (CALIBRATION, {"schedule": QUARTER}, "not scores; leave --rate and --schedule out"),
-        (KEPT, {"schedule": QUARTER}, "not scores; leave --rate and --schedule out"),
-        ({"0": [1]}, {"schedule": QUARTER}, "not scores; leave --rate and --schedule out"),
-        ({"pruned_heads": [[0, 1]]}, {"schedule": QUARTER}, "not scores; leave --rate and --schedule out"),
-        (FLAGS, {"schedule": QUARTER}, "not scores; leave --rate and --schedule out"),
-        (FLAGS, {"schedule": QUARTER, "polarity": "keep"}, "not scores; leave --rate and --schedule out"),
+        (SCORES, {"polarity": "keep", "schedule": QUARTER}, "holds scores, so `mask_polarity` has nothing to say"),
+        (NATIVE, {"schedule": QUARTER}, "not scores; leave `rate` and `schedule` out"),
+        (CALIBRATION, {"schedule": QUARTER}, "not scores; leave `rate` and `schedule` out"),
+        (KEPT, {"schedule": QUARTER}, "not scores; leave `rate` and `schedule` out"),
+        ({"0": [1]}, {"schedule": QUARTER}, "not scores; leave `rate` and `schedule` out"),
+        ({"pruned_heads": [[0, 1]]}, {"schedule": QUARTER}, "not scores; leave `rate` and `schedule` out"),
+        (FLAGS, {"schedule": QUARTER}, "not scores; leave `rate` and `schedule` out"),
+        (FLAGS, {"schedule": QUARTER, "polarity": "keep"}, "not scores; leave `rate` and `schedule` out"),
     ],
 )
 def test_a_hint_that_the_file_contradicts_is_refused(
@@ -472,7 +472,7 @@ def test_a_polarity_that_agrees_with_a_calibration_file_is_fine(tmp_path: Path) 
 
 
 def test_a_polarity_of_another_name_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="mask polarity 'drop' is none of keep, prune"):
+    with pytest.raises(UsageError, match="`mask_polarity` 'drop' is none of keep, prune"):
         load(tmp_path, FLAGS, polarity="drop")
 
 
@@ -483,7 +483,7 @@ def test_with_two_heads_a_list_of_two_is_ambiguous_and_the_message_says_what_set
 ) -> None:
     with pytest.raises(MaskError, match="may be flags or head numbers") as caught:
         load(tmp_path, {"pruned_heads": {"0": heads} if spelling == "object" else [heads] * 3}, TWO_HEADS)
-    for way_out in ("--mask-polarity", "total_pruned_heads", "total_heads", "s4convert-mask/1"):
+    for way_out in ("`mask_polarity", "total_pruned_heads", "total_heads", "s4convert-mask/1"):
         assert way_out in str(caught.value)
 
 

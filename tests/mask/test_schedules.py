@@ -186,7 +186,7 @@ def test_global_divides_by_the_normalisers_of_the_scores() -> None:
     "rate", ["", "1", "1.0", "-0.1", "30%", "0.3.1", "1e-1", "1/3", "nan", "inf", " 0.3", "\u0660.\u0663"]
 )
 def test_a_rate_is_a_decimal_number_below_one(rate: str) -> None:
-    with pytest.raises(UsageError, match=re.escape(f"rate {rate!r} is not a number from 0 to 1")):
+    with pytest.raises(UsageError, match=re.escape(f"`rate` {rate!r} is not a number from 0 to 1")):
         exact_rate(rate)
 
 
@@ -205,15 +205,15 @@ def test_three_tenths_are_three_tenths(rate: Any) -> None:
 @pytest.mark.parametrize(
     ("text", "options", "message"),
     [
-        ("uniform", {}, "--schedule uniform needs --rate"),
-        ("global", {}, "--schedule global needs --rate"),
-        ("bands:0-31:0.2", {"rate": "0.2"}, "bands have rates of their own; leave --rate out"),
-        ("nonsense", {"rate": "0.2"}, "schedule 'nonsense' is none of uniform, adaptive, global, bands"),
-        ("uniform:0-5", {"rate": "0.2"}, "schedule 'uniform:0-5' is none of"),
+        ("uniform", {}, "`schedule='uniform'` needs `rate`"),
+        ("global", {}, "`schedule='global'` needs `rate`"),
+        ("bands:0-31:0.2", {"rate": "0.2"}, "bands have rates of their own; leave `rate` out"),
+        ("nonsense", {"rate": "0.2"}, "`schedule` 'nonsense' is none of uniform, adaptive, global or bands"),
+        ("uniform:0-5", {"rate": "0.2"}, "`schedule` 'uniform:0-5' is none of"),
         ("bands", {}, "band '' has no rate"),
         ("bands:", {}, "band '' has no rate"),
         ("bands:0-31", {}, "band '0-31' has no rate; write it as 0-5:0.2"),
-        ("bands:0-31:2", {}, "rate '2' is not a number from 0 to 1"),
+        ("bands:0-31:2", {}, "`rate` '2' is not a number from 0 to 1"),
         ("bands:0-5:0,5-31:0.2", {}, "layer 5: is in two bands"),
         ("bands:0-5:0,7-31:0.2", {}, "layer 6: is in no band"),
         ("bands:0-32:0.2", {}, "layer 32: out of range, there are layers 0 to 31"),
@@ -224,8 +224,8 @@ def test_three_tenths_are_three_tenths(rate: Any) -> None:
         ("uniform", {"rate": "0.3", "protect": "32"}, "layer 32: out of range"),
         ("adaptive", {"rate": "0.3", "protect": "32"}, "layer 32: out of range"),
         ("global", {"rate": "0.3", "protect": "32"}, "layer 32: out of range"),
-        ("uniform", {"rate": "0.3", "protect_rate": "0.1"}, "--protect-rate is for --schedule adaptive"),
-        ("adaptive", {"rate": "0.3", "protect_rate": "0.4"}, "--protect-rate 0.4 is more than --rate 0.3"),
+        ("uniform", {"rate": "0.3", "protect_rate": "0.1"}, "`protect_rate` is for `schedule='adaptive'`"),
+        ("adaptive", {"rate": "0.3", "protect_rate": "0.4"}, "`protect_rate` 0.4 is more than `rate` 0.3"),
         ("adaptive", {"rate": "0.98"}, "asks for 1003, but only 992 can go"),
         ("global", {"rate": "0.5", "protect": "0-19"}, "asks for 512, but only 372 can go"),
     ],
@@ -243,10 +243,10 @@ def test_a_rate_that_prunes_nothing_is_refused() -> None:
 @pytest.mark.parametrize(
     ("grouping", "message"),
     [
-        ({"granularity": "group"}, "--granularity group needs --num-kv-heads"),
+        ({"granularity": "group"}, "`granularity='group'` needs `num_kv_heads`"),
         ({"granularity": "group", "num_kv_heads": 5}, "32 heads cannot share 5 kv heads evenly"),
         ({"granularity": "group", "num_kv_heads": 0}, "32 heads cannot share 0 kv heads evenly"),
-        ({"granularity": "layer"}, "granularity 'layer' is none of head, group"),
+        ({"granularity": "layer"}, "`granularity` 'layer' is none of head, group"),
     ],
 )
 def test_groups_that_do_not_fit_are_refused(grouping: dict[str, Any], message: str) -> None:

@@ -14,13 +14,22 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from s4convert.checkpoint import Checkpoint
+from s4convert.compensation.fitting import known_before_fitting
 from s4convert.mask import HeadMask
-from s4convert.rewrite.plan import ColumnEdit, Plan, RowEdit, make_plan
+from s4convert.rewrite import plan as plan_module
+from s4convert.rewrite.assembly import assemble
+from s4convert.rewrite.plan import ColumnEdit, Plan, RowEdit
 from tests.support.synthetic import HUGGING_FACE, ORIGINAL, Spec, read_safetensors, write_checkpoint, write_safetensors
 
 WEIGHTS = "model.safetensors"
 # Six heads of width 3 on three kv heads; with biases.
 GROUPED = Spec(num_layers=3, num_kv_heads=3, heads_per_group=2, head_dim=3, hidden_size=8, text_model="qwen2")
+
+
+def make_plan(checkpoint: Checkpoint, mask: HeadMask, mode: str) -> Plan:
+    """The plan of a conversion with *mode*, which goes by the mask alone."""
+    fits = known_before_fitting(mode, checkpoint, mask)
+    return plan_module.make_plan(checkpoint, mask, fits, assemble(checkpoint))
 
 
 @pytest.fixture
@@ -40,7 +49,7 @@ def rows_of(plan: Plan) -> dict[str, list[tuple[int, int]]]:
 
 def factors_of(plan: Plan) -> dict[int, list[float]]:
     """The factor of every column of ``o_proj``, by layer."""
-    return {edit.layer: edit.mix().factors.tolist() for edit in plan.edits if isinstance(edit, ColumnEdit)}
+    return {edit.layer: edit.fitted.factors.tolist() for edit in plan.edits if isinstance(edit, ColumnEdit)}
 
 
 def test_neighbouring_heads_are_one_edit_and_others_one_each(checkpoint: Checkpoint) -> None:
@@ -147,7 +156,7 @@ def test_pruned_columns_become_positive_zero_whatever_they_held(checkpoint: Chec
     plan = make_plan(checkpoint, HeadMask(6, ((1,), (), ())), "scale")
     (edit,) = (edit for edit in plan.edits if isinstance(edit, ColumnEdit))
     rows = np.full((2, 18), -3.0, dtype=np.float32)
-    edited = edit.transform()(rows)
+    edited = edit.transform(rows)
     assert edited.dtype == np.float32
     assert (edited[:, 3:6] == 0).all()
     assert not np.signbit(edited[:, 3:6]).any()

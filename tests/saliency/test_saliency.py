@@ -347,11 +347,11 @@ def test_provenance_tells_what_was_measured() -> None:
     ("metric", "options", "message"),
     [
         ("entropy", {}, "no such metric; use one of cross-attention"),
-        ("energy", {}, "needs calibration data; give --calibration, or use one of magnitude, random"),
+        ("energy", {}, "needs calibration data; give `calibration`, or use one of magnitude, random"),
         ("random", {"images": QUESTIONS}, "belong to calibration data"),
-        ("random", {"seed": -1}, "--seed -1"),
+        ("random", {"seed": -1}, "`seed` -1"),
         ("random", {"device": "abacus"}, "there is no such device"),
-        ("cross-attention", {"calibration": FILE, "images": QUESTIONS, "gamma": float("nan")}, "--gamma nan"),
+        ("cross-attention", {"calibration": FILE, "images": QUESTIONS, "gamma": float("nan")}, "`gamma` nan"),
     ],
 )
 def test_bad_requests(metric: str, options: dict[str, Any], message: str) -> None:
