@@ -209,7 +209,7 @@ def test_a_checkpoint_that_is_put_back_is_not_replaced_without_force(
     source: Path, out: Path, mask: Path, killed_between_renames: Path
 ) -> None:
     old_files = digests(killed_between_renames)
-    with pytest.raises(S4ConvertError, match="--force"):
+    with pytest.raises(S4ConvertError, match="`force=True`"):
         convert_bytes(source, out, mask)
     assert digests(out) == old_files
     assert hidden_siblings(out) == []
@@ -746,7 +746,7 @@ def old(source: Path, out: Path, tmp_path: Path) -> dict[str, str]:
 def test_a_checkpoint_at_out_is_replaced_by_force_alone(
     source: Path, out: Path, mask: Path, tmp_path: Path, old: dict[str, str]
 ) -> None:
-    with pytest.raises(UsageError, match="is not empty; choose another OUT, or replace it with --force"):
+    with pytest.raises(UsageError, match="is not empty; choose another OUT, or replace it with `force=True`"):
         convert_bytes(source, out, mask)
     assert digests(out) == old
     convert_bytes(source, out, mask, force=True)

@@ -184,8 +184,8 @@ def commit(staging: Staging, *, replace: bool) -> None:
     """
     out = staging.out
     _sync_directories(staging.checkpoint)
-    shutil.rmtree(staging.scratch, ignore_errors=True)  # on the way out, it would outlive a kill behind the renaming
     with uninterrupted():  # an interrupt must not deny that OUT stands
+        _remove(staging.scratch)  # later, it would outlive a kill behind the renaming
         try:
             if replace and out.exists():
                 check_replaceable(out, force=True)  # something else may have been put there during the run
