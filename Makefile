@@ -42,6 +42,7 @@ check: $(BIN)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 bench: $(BIN)/.installed
 	$(BIN)/python -m benchmarks.copy_floor
