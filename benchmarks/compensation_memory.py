@@ -31,7 +31,7 @@ def main() -> None:
 
     from s4convert.calibration.statistics import Statistics
     from s4convert.checkpoint import Checkpoint
-    from s4convert.compensation import FittedCompensation
+    from s4convert.compensation import fit
     from s4convert.mask import HeadMask
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -57,10 +57,10 @@ def main() -> None:
         del inputs
         report(f"statistics of {samples} samples of {TOKENS} tokens", gathered, layers, samples, device, own)
         mask = HeadMask(32, (PRUNED,) * layers)
-        fitted = FittedCompensation("least-squares", checkpoint, mask, statistics)
+        maps = Path(scratch, "maps")
+        maps.mkdir()
         start = time.monotonic()
-        for layer in range(layers):
-            fitted.mix(layer)
+        fit("least-squares", checkpoint, mask, maps, moments=statistics, progress=True)
         solved = time.monotonic() - start
         report("choice of the damping and solve", solved, layers, SAMPLES, device, own)
 

@@ -25,8 +25,8 @@ import s4convert
 from benchmarks.mini.questions import HELD_OUT_SEED, write_scienceqa
 from s4convert.checkpoint import Checkpoint
 from s4convert.demo import MINI_LLAVA
-from s4convert.jobs.demo import ranked_heads
 from s4convert.mask import HeadMask
+from s4convert.saliency import score_heads
 from tests.stock.scripts import Accuracy, ask, score
 from tests.support.original_layout import write_original_layout
 
@@ -38,8 +38,8 @@ def weakest_of_the_model(checkpoint: Checkpoint, count: int) -> HeadMask:
     """A mask of *count* heads, chosen as the module's docstring says."""
     order = sorted(
         (rank, norm, layer, head)
-        for layer, heads in enumerate(ranked_heads(checkpoint))
-        for rank, (norm, head) in enumerate(heads)
+        for layer, norms in enumerate(score_heads(checkpoint, "magnitude").scores)
+        for rank, (norm, head) in enumerate(sorted((norm, head) for head, norm in enumerate(norms)))
     )
     pruned: list[list[int]] = [[] for _ in range(checkpoint.geometry.num_layers)]
     for _, _, layer, head in order[:count]:

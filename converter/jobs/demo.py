@@ -8,16 +8,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoint import Checkpoint
 from ..demo import MINI_LLAVA, QUESTIONS
 from ..errors import StorageError, UsageError
-from ..mask import HeadMask
 from ..model.conversation import LETTER_INSTRUCTION, conversation
 from ..model.decoder import stock_code
 from ..model.front_end import load_processor
-from ..saliency.metrics import Magnitude
 from ..verify.report import Report
 from .convert import convert
+from .mask import make_mask
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -45,7 +43,7 @@ class Chat:
         return str(self._processor.tokenizer.decode(new_tokens, skip_special_tokens=True)).strip()
 
 
-PRUNED_PER_LAYER = 2
+RATE = 0.25  # two of the eight heads of every layer
 
 
 @dataclass(frozen=True)
@@ -93,45 +91,23 @@ def demonstrate(directory: Path | str = "s4convert-demo", *, progress: bool = Fa
         StorageError: it cannot be written.
     """
     directory = Path(directory)
-    original, mask_file, converted = directory / "mini-llava", directory / "mask.json", directory / "mini-llava-pruned"
+    original, mask, converted = directory / "mini-llava", directory / "mask.json", directory / "mini-llava-pruned"
     try:
         if directory.exists() and any(directory.iterdir()):
             raise UsageError(f"{directory}: is not empty; remove it, or give the demo another directory")
         directory.mkdir(parents=True, exist_ok=True)
         shutil.copytree(MINI_LLAVA, original)
-        checkpoint = Checkpoint.open(original)
-        mask = weakest_heads(checkpoint, PRUNED_PER_LAYER)
-        mask.save(mask_file)
     except OSError as error:
         raise StorageError(f"{error.filename or directory}: cannot be written: {error.strerror}") from error
-    report = convert(original, converted, mask_file, progress=progress)
+    make_mask(original, mask, metric="magnitude", schedule="uniform", rate=RATE)
+    report = convert(original, converted, mask, progress=progress)
     questions = json.loads((QUESTIONS / "questions.json").read_text())
     said = [_ask(path, questions) for path in (original, converted)]
     answers = tuple(
         Answer(_question(q).replace("<image>\n", ""), q.get("image"), q["conversations"][1]["value"], before, after)
         for q, before, after in zip(questions, *said, strict=True)
     )
-    return Demonstration(original, mask_file, converted, report, answers)
-
-
-def weakest_heads(checkpoint: Checkpoint, per_layer: int) -> HeadMask:
-    """A mask of the *per_layer* heads of every layer that :func:`ranked_heads` ranks lowest."""
-    pruned = tuple(tuple(sorted(head for _, head in layer[:per_layer])) for layer in ranked_heads(checkpoint))
-    provenance = {"metric": "norm of O_h V_h", "heads": per_layer}
-    return HeadMask(checkpoint.geometry.num_heads, pruned, provenance=provenance)
-
-
-def ranked_heads(checkpoint: Checkpoint) -> list[list[tuple[float, int]]]:
-    """For every layer, its heads as (Frobenius norm of O_h V_h, head number), weakest first.
-
-    Ties go to the lower head number.
-    """
-    geometry = checkpoint.geometry
-    ranked = []
-    for layer in range(geometry.num_layers):
-        norms = Magnitude(checkpoint, layer).scores()
-        ranked.append(sorted((norm, head) for head, norm in enumerate(norms)))
-    return ranked
+    return Demonstration(original, mask, converted, report, answers)
 
 
 def _question(entry: dict[str, Any]) -> str:

@@ -63,6 +63,22 @@ def load_scores(path: Path | str, geometry: Geometry | None = None) -> HeadScore
         raise MaskError(f"{path}: {error}") from error
 
 
+def holds_scores(path: Path | str) -> bool:
+    """Whether the file *path* is one of scores, sound or not.
+
+    Raises:
+        MaskError: it cannot be told: it is no file, or no JSON.
+        StorageError: it cannot be read.
+    """
+    path = Path(path)
+    if path.suffix.lower() in ARRAY_READERS:
+        return False
+    try:
+        return interpret_json(read_bytes(path), are_scores)
+    except MaskError as error:
+        raise MaskError(f"{path}: {error}") from error
+
+
 def stated_size(path: Path) -> Geometry:
     """The layers and heads that the mask file *path* is for, where it says so; its other sizes are not known.
 

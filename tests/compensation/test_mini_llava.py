@@ -10,17 +10,16 @@ import pytest
 import torch
 
 import s4convert
-from s4convert import ConvertOptions
+from s4convert import ConvertOptions, make_mask
 from s4convert.calibration.moments import LayerMoments, Moments
 from s4convert.checkpoint import Checkpoint
 from s4convert.compensation import MODES, MomentsSource
 from s4convert.compensation.error import weight_error
-from s4convert.jobs.demo import weakest_heads
 from tests.compensation.stock_moments import mini_llava as load
 from tests.compensation.stock_moments import mini_samples, output_projection_inputs
 from tests.conftest import MINI_LLAVA
 
-MASK = weakest_heads(Checkpoint.open(MINI_LLAVA), 2)
+MASK = make_mask(MINI_LLAVA, metric="magnitude", schedule="uniform", rate=0.25).mask
 
 
 @pytest.fixture(scope="module")
