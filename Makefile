@@ -32,7 +32,7 @@ test: $(BIN)/.installed $(STOCK_BIN)/.installed
 
 stock: $(STOCK_BIN)/.installed
 
-# The README's table of supported families, from what the tests really ran in both environments.
+# The table of supported families in docs/checkpoints.md, from what the tests really ran in both environments.
 support: $(BIN)/.installed $(STOCK_BIN)/.installed
 	$(BIN)/python -m pytest tests/families --junitxml build/families.xml
 	$(STOCK_BIN)/python -m pytest tests/families --junitxml build/families-stock.xml

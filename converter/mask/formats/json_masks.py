@@ -64,7 +64,7 @@ def read_json(content: Any, hints: Hints) -> tuple[HeadMask, str]:
     for entry in FORMATS:
         if entry.recognises(content):
             return entry.read(content, hints)
-    raise MaskError("is neither a JSON object nor a list with a list per layer; see the README for the mask formats")
+    raise MaskError("is neither a JSON object nor a list with a list per layer; docs/masks.md lists the formats")
 
 
 def read_native(content: Any, geometry: Geometry) -> HeadMask:
