@@ -67,11 +67,22 @@ def open_mask(
         given.check_fits(geometry)
         return given
     parsed = schedule_of(schedule, rate)
-    name, path = file_name(given), Path(given)
-    if name is not None:
-        from .hub.download import fetch_mask
-
-        path, name = fetch_mask(name, progress=progress)
+    path, shown_as = locate_file(given, progress=progress)
     mask = load_mask(path, geometry, polarity=polarity, schedule=parsed)
-    _log.info("%s: %s", given if name is None else name, mask.how_read)
+    _log.info("%s: %s", shown_as, mask.how_read)
     return mask
+
+
+def locate_file(given: Path | str, *, progress: bool = False) -> tuple[Path, str]:
+    """(where the mask or scores file *given* lies on the disk, what messages call it).
+
+    Raises:
+        UsageError, MaskError, HubError, StorageError: as :func:`~s4convert.hub.download.fetch_mask` says.
+    """
+    name = file_name(given)
+    if name is None:
+        return Path(given), str(given)
+    from .hub.download import fetch_mask
+
+    path, found = fetch_mask(name, progress=progress)
+    return path, str(found)

@@ -181,7 +181,7 @@ class PlannedConversion:
             f"{plan.mask.num_pruned} heads in {len(plan.mask.touched_layers)} layers, compensation {plan.fits.mode}",
             f"{len(plan.edits)} edits in spans of {plan.num_bytes:,} bytes",
             f"{self.bytes_needed:,} bytes needed, {free_bytes(self.out):,} free",
-            "nothing was written, and no weight was looked at",
+            "nothing was written",
         ]
         return "\n".join(lines)
 

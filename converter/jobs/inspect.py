@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from ..calibration.statistics import DESCRIPTION_FILE, read_description
-from ..checkpoint import MANIFEST_FILE, Checkpoint
+from ..checkpoint import MANIFEST_FILE, Checkpoint, Geometry
 from ..disk import check_output
 from ..errors import UsageError
 from ..hub.names import checkpoint_name, file_name
 from ..mask import HeadMask, HeadScores
 from ..mask.files import holds_scores, load_mask, load_scores, stated_size
 from ..output.heatmap import check_picture, plot_heatmap, text_heatmap
-from ..sources import open_checkpoint, open_mask
+from ..sources import locate_file, open_checkpoint
 
 
 @dataclass(frozen=True)
@@ -117,14 +117,15 @@ def _checkpoint_text(checkpoint: Checkpoint, dtypes: Mapping[str, int], silent: 
 
 
 def _inspect_file(
-    path: Path | str, checkpoint: Path | str | None, polarity: str | None, plot: Path | None, *, progress: bool
+    given: Path | str, checkpoint: Path | str | None, polarity: str | None, plot: Path | None, *, progress: bool
 ) -> Inspection:
-    if Path(path).is_file() and checkpoint is None and polarity is None and holds_scores(path):
-        return _inspect_scores(Path(path), plot)
-    if checkpoint is not None:
-        mask = open_mask(path, open_checkpoint(checkpoint, progress=progress).geometry, polarity=polarity)
-    else:
-        mask = load_mask(path, stated_size(Path(path)), polarity=polarity)
+    path, _ = locate_file(given, progress=progress)
+    geometry = None if checkpoint is None else open_checkpoint(checkpoint, progress=progress).geometry
+    if holds_scores(path):
+        if polarity is not None:
+            raise UsageError(f"{path}: holds scores, so `mask_polarity` has nothing to say; leave it out")
+        return _inspect_scores(path, geometry, plot)
+    mask = load_mask(path, geometry or stated_size(path), polarity=polarity)
     if plot is not None:
         title = f"{mask.num_pruned} of {mask.num_layers * mask.num_heads} heads pruned"
         plot_heatmap(plot, mask.num_heads, mask.pruned, None, title)
@@ -132,8 +133,8 @@ def _inspect_file(
     return Inspection(mask, mask.to_json(), "\n".join([*lines, text_heatmap(mask.num_heads, mask.pruned)]))
 
 
-def _inspect_scores(path: Path, plot: Path | None) -> Inspection:
-    scores = load_scores(path)
+def _inspect_scores(path: Path, geometry: Geometry | None, plot: Path | None) -> Inspection:
+    scores = load_scores(path, geometry)
     none_pruned: tuple[tuple[int, ...], ...] = ((),) * scores.num_layers
     if plot is not None:
         plot_heatmap(plot, scores.num_heads, none_pruned, scores.scores, path.name)

@@ -24,7 +24,7 @@ Saliency = Sequence[Sequence[float]]  # [layers][heads]
 
 
 def text_heatmap(num_heads: int, pruned: Heads, saliency: Saliency | None = None) -> str:
-    """A line per layer: a character per head, :data:`PRUNED` or a shade, and how many are pruned.
+    """A line per layer: a character per head, :data:`PRUNED` or a shade, and how many are pruned, if any is.
 
     The shades rank the heads over the whole model, so that a few large figures do not leave all others blank.
     """
@@ -35,9 +35,13 @@ def text_heatmap(num_heads: int, pruned: Heads, saliency: Saliency | None = None
             PRUNED if head in heads else "." if shades is None else SHADES[int(shades[layer][head] * len(SHADES))]
             for head in range(num_heads)
         ]
-        lines.append(f"{layer:>5} |{''.join(row)}| {len(heads):>3} {'=' * len(heads)}".rstrip())
-    meaning = "" if shades is None else f", kept heads from {SHADES[0]!r} to {SHADES[-1]!r} by saliency"
-    return "\n".join(["layer  heads, and how many are pruned", *lines, f"{PRUNED} = pruned{meaning}"])
+        count = f" {len(heads):>3} {'=' * len(heads)}".rstrip() if any(pruned) else ""
+        lines.append(f"{layer:>5} |{''.join(row)}|{count}")
+    heading = "layer  heads, and how many are pruned" if any(pruned) else "layer  heads"
+    meaning = [] if shades is None else [f"heads from {SHADES[0]!r} to {SHADES[-1]!r} by saliency"]
+    if any(pruned):
+        meaning = [f"{PRUNED} = pruned", *(f"kept {shade}" for shade in meaning)]
+    return "\n".join([heading, *lines, ", ".join(meaning)]).rstrip()
 
 
 def check_picture(path: Path) -> None:
