@@ -17,7 +17,8 @@ from s4convert.checkpoint import Checkpoint
 
 MB = 1e6
 _RUN_AND_TELL_PEAK = """
-import cli, pathlib, sys
+import pathlib, sys
+from s4convert import cli
 try:
     cli.main()
 finally:
