@@ -41,7 +41,7 @@ def main() -> None:
         copy, sync = ["cp", "-r", str(source), str(out)], ["sync", "-f", str(out)]
         contestants = {
             "convert --no-verify": (
-                [sys.executable, "-m", "cli", str(source), str(out), "--mask", str(mask), "--no-verify", "-q"],
+                [sys.executable, "-m", "s4convert", str(source), str(out), "--mask", str(mask), "--no-verify", "-q"],
             ),
             "cp -r": (copy,),
             "cp -r, sync": (copy, sync),

@@ -101,19 +101,26 @@ def fit(
     with layer_bar("fit", len(mask.touched_layers), shown=progress and not is_quick) as bar:
         for number in mask.touched_layers:
             layer = pruned_layer(checkpoint, mask, number)
-            of_layer = None if moments is None else moments(number)
-            if of_layer is not None:
-                _check_size(layer, of_layer)
-                few = too_few_tokens(layer, of_layer.train) if mode == "least-squares" else None
-                if few is not None:
-                    layer.warn(few)
-            choice, mix = choose(mode, layer, of_layer)
-            choices[number] = choice
-            if of_layer is not None:
-                figures[number] = measure(layer, of_layer, choice, mix)
+            choices[number], mix, measured = _fit_layer(mode, layer, None if moments is None else moments(number))
+            if measured is not None:
+                figures[number] = measured
             mixes[number] = keep(mix, number, scratch)
+            del layer, mix  # a layer's weights and map must be gone before the next one's moments come
             bar.update(1)
     return Fits(mode, mixes, choices, figures)
+
+
+def _fit_layer(
+    mode: str, layer: PrunedLayer, moments: LayerMoments | None
+) -> tuple[Choice, HeadMix, LayerFigures | None]:
+    if moments is None:
+        return *choose(mode, layer, None), None
+    _check_size(layer, moments)
+    few = too_few_tokens(layer, moments.train) if mode == "least-squares" else None
+    if few is not None:
+        layer.warn(few)
+    choice, mix = choose(mode, layer, moments)
+    return choice, mix, measure(layer, moments, choice, mix)
 
 
 def known_before_fitting(mode: str, checkpoint: Checkpoint, mask: HeadMask) -> Fits:
