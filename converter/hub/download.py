@@ -14,10 +14,10 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Protocol
 
 from ..checkpoint import CONFIG_FILE, INDEX_FILE, Repository, read_json_object
-from ..checkpoint.families import Family, check_entries, find_weights, read_family
+from ..checkpoint.families import Family, check_entries, read_family
 from ..checkpoint.files import GIT_ATTRIBUTES_FILE, TORCH_INDEX_FILE
 from ..checkpoint.refusals import TRAINING_FILES
-from ..checkpoint.shards import read_weight_map
+from ..checkpoint.shards import find_weights, read_weight_map
 from ..checkpoint.sidecars import holds_another_model, is_weight_name
 from ..errors import CheckpointError, HubError, MaskError
 from ..mask.formats.content import MAX_BYTES
