@@ -23,7 +23,7 @@ from typing import Any
 
 from .. import strict_json
 from ..errors import CalibrationError, StorageError, UsageError
-from ..model.conversation import IMAGE_PLACEHOLDER, LETTER_INSTRUCTION, conversation
+from ..model.front_end import IMAGE_PLACEHOLDER, LETTER_INSTRUCTION, conversation
 
 _TEXT_SUFFIX = ".txt"
 _HUMAN, _ASSISTANT = "human", "gpt"

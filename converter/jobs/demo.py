@@ -12,9 +12,8 @@ from ..checkpoint import Checkpoint
 from ..demo import MINI_LLAVA, QUESTIONS
 from ..errors import StorageError, UsageError
 from ..mask import HeadMask
-from ..model.conversation import LETTER_INSTRUCTION, conversation
 from ..model.decoder import stock_code
-from ..model.front_end import load_processor
+from ..model.front_end import LETTER_INSTRUCTION, conversation, load_processor
 from ..saliency.metrics import Magnitude
 from ..verify.report import Report
 from .convert import convert

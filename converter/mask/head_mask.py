@@ -22,9 +22,9 @@ MIN_FACTOR, MAX_FACTOR = 1e-6, 1e6  # a scale out of this range is a mistake
 class HeadMask:
     """The pruned query heads of every layer.
 
-    *pruned* has a sorted tuple of head numbers per layer. *scale*, which is optional, maps a layer to the factor for its
-    kept heads; numpy's numbers become Python's. *provenance* is the mask's own statement of its origin. *how_read* says
-    in words how the mask was read from a file, and is no part of it.
+    *pruned* has a sorted tuple of head numbers per layer. *scale* (optional) maps a layer to the factor for its kept
+    heads; numpy's numbers become Python's. *provenance* states where the mask is from. *how_read* says in words how the
+    mask was read from a file, and is no part of it.
 
     Raises:
         MaskError: it prunes no head, or a whole layer, or a part of it is malformed.

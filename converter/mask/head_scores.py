@@ -20,8 +20,8 @@ NORMALISERS = "residual_energy"  # in the provenance: E||h||^2 of the residual s
 class HeadScores:
     """The saliency of every query head; higher means more worth keeping.
 
-    *scores* is [num_layers][num_heads], in any unit; the rows become tuples of floats. *provenance* states their origin;
-    a mask that is made from them inherits it. The schedule ``global`` divides the scores of each layer by its
+    *scores* is [num_layers][num_heads], in any unit; the rows become tuples of floats. *provenance* states where they
+    are from; a mask that is made from them inherits it. The schedule ``global`` divides the scores of each layer by its
     ``residual_energy`` [num_layers], if it has any.
 
     Raises:

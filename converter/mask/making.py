@@ -26,10 +26,10 @@ def prune_lowest(
 ) -> HeadMask:
     """The mask that prunes the heads with the lowest *scores* in each layer, as many as *schedule* says.
 
-    Of equal scores, the lower head number is pruned first. With *granularity* ``group``, whole kv groups are pruned: the
-    score of a group is the sum over its heads, and rates count groups, of which a layer has *num_kv_heads*. The
-    schedule ``global`` divides the scores of each layer by their normalisers; without these, it compares them as they
-    are. All arithmetic is exact, so the same scores give the same mask on any machine.
+    Of equal scores, the lower head number is pruned first. With *granularity* ``group``, whole kv groups are pruned: a
+    group's score is the sum over its heads, and rates count groups, of which a layer has *num_kv_heads*. The schedule
+    ``global`` divides the scores of each layer by their normalisers; without these, it compares them as they are. All
+    arithmetic is exact, so the same scores give the same mask on any machine.
 
     Raises:
         UsageError: the schedule or the groups do not fit the scores.

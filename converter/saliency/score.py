@@ -14,7 +14,7 @@ from ..checkpoint import Checkpoint
 from ..choices import GAMMA, IMAGE_WEIGHT
 from ..errors import CalibrationError, UsageError
 from ..mask.head_scores import HeadScores
-from ..model.device import check_device
+from ..model.decoder import check_device
 from ..progress import layer_bar
 from ..version import __version__
 from .metrics import METRICS, Settings
