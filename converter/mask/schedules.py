@@ -73,21 +73,17 @@ class Schedule(Protocol):
     @property
     def name(self) -> str:
         """Its name in ``--schedule``."""
-        ...
 
     @property
     def rate(self) -> Fraction | None:
         """The share of the model's units to prune; None where each layer has its own."""
-        ...
 
     @property
     def protect(self) -> Layers | None:
         """The protected layers; None for the schedule's default."""
-        ...
 
     def counts(self, costs: Costs) -> list[int]:
         """The number of units that each layer loses [layers]; UsageError where the schedule does not fit *costs*."""
-        ...
 
 
 @dataclass(frozen=True)
