@@ -25,7 +25,6 @@ from ..errors import CalibrationError, UsageError, reading
 from ..model.front_end import IMAGE_PLACEHOLDER, LETTER_INSTRUCTION, conversation
 
 _TEXT_SUFFIX = ".txt"
-_HUMAN, _ASSISTANT = "human", "gpt"
 
 
 @dataclass(frozen=True)
@@ -142,7 +141,7 @@ def _turns(entry: dict[str, Any], where: str) -> list[tuple[str, str | None]]:
     if not isinstance(said, list) or not said:
         raise CalibrationError(f"{where}: has neither conversations nor a text; give questions as LLaVA's files do")
     for number, turn in enumerate(said):
-        speaker = (_HUMAN, _ASSISTANT)[number % 2]
+        speaker = ("human", "gpt")[number % 2]
         if not isinstance(turn, dict) or turn.get("from") != speaker or not isinstance(turn.get("value"), str):
             raise CalibrationError(
                 f'{where}: conversations[{number}] is not {{"from": "{speaker}", "value": a text}}; '

@@ -73,12 +73,7 @@ class Statistics:
             raise UsageError(f"`image_weight` {self.image_weight}: give a share from 0 to 1")
 
     def __call__(self, layer: int) -> LayerMoments:
-        """The moments of *layer*.
-
-        Raises:
-            CalibrationError: the directory has no such layer.
-            StorageError: a file cannot be read.
-        """
+        """The moments of *layer*; CalibrationError or StorageError where they cannot be read."""
         path = self._path(layer)
         from safetensors import SafetensorError, safe_open
 

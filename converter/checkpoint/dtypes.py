@@ -6,7 +6,6 @@ numpy has no bfloat16; it is the upper 16 bits of a float32.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -14,16 +13,14 @@ import numpy.typing as npt
 Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
 
-ITEM_BYTES: Mapping[str, int] = MappingProxyType({"F32": 4, "F16": 2, "BF16": 2})
+ITEM_BYTES: Mapping[str, int] = {"F32": 4, "F16": 2, "BF16": 2}
 _NUMPY_DTYPES = {"F32": "<f4", "F16": "<f2"}
 
 # The distance from 1.0 to the next larger number of the dtype.
-EPSILON: Mapping[str, float] = MappingProxyType({"F32": 2.0**-23, "F16": 2.0**-10, "BF16": 2.0**-7})
+EPSILON: Mapping[str, float] = {"F32": 2.0**-23, "F16": 2.0**-10, "BF16": 2.0**-7}
 
 # The smallest magnitude that rounds to infinity: half a step beyond the largest number of the dtype.
-OVERFLOW: Mapping[str, float] = MappingProxyType(
-    {"F32": 2.0**128 - 2.0**103, "F16": 65520.0, "BF16": 2.0**128 - 2.0**119}
-)
+OVERFLOW: Mapping[str, float] = {"F32": 2.0**128 - 2.0**103, "F16": 65520.0, "BF16": 2.0**128 - 2.0**119}
 
 # The exponent of the smallest normal number; smaller (subnormal) numbers have its spacing.
 _MIN_EXPONENT = {"F32": -126, "F16": -14, "BF16": -126}

@@ -64,11 +64,7 @@ LANGUAGE_MODELS = (
 
 
 def find_language_model(model_type: object, where: str) -> LanguageModel:
-    """The language model with this *model_type*; *where* names the config's file in errors.
-
-    Raises:
-        CheckpointError: it is not supported.
-    """
+    """The language model with this *model_type*, from the file *where*; CheckpointError where it is not supported."""
     for language_model in LANGUAGE_MODELS:
         if language_model.model_type == model_type:
             return language_model
@@ -114,11 +110,7 @@ class Family:
         return re.fullmatch(self.prefix + r"embed_tokens\.weight", name) is not None
 
     def read_language_model(self, config: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], LanguageModel]:
-        """(the language model's part of *config*, its type); *where* names the file in errors.
-
-        Raises:
-            CheckpointError: there is no such part, or its type is not supported.
-        """
+        """(the language model's part of *config*, its type); CheckpointError where one is missing or not supported."""
         if not self.nested:
             return config, find_language_model(self.language_model, where)
         text_config = config.get("text_config")
@@ -147,11 +139,7 @@ FAMILIES = (
 
 
 def find_family(config: Mapping[str, Any], where: str) -> Family:
-    """The family of the checkpoint whose config.json holds *config*; *where* names that file in errors.
-
-    Raises:
-        CheckpointError: the family is not supported.
-    """
+    """The family of a config.json that holds *config*, the file *where*; CheckpointError where it is not supported."""
     model_type = config.get("model_type")
     if model_type == "llava" and "text_config" not in config:
         model_type = "llava_llama"  # original LLaVA before v1.2.0
@@ -167,11 +155,7 @@ def find_family(config: Mapping[str, Any], where: str) -> Family:
 
 
 def check_entries(path: Path, entries: Collection[str]) -> None:
-    """Refuse what can be told by file names alone.
-
-    Raises:
-        CheckpointError: an adapter, a delta, another format, or no checkpoint at all.
-    """
+    """Raise CheckpointError where file names tell an adapter, a delta, another format, or no checkpoint at all."""
     refuse_files(path, entries, ADAPTERS)  # also beside weights, which an adapter changes
     refuse_delta(path)
     if CONFIG_FILE not in entries:
@@ -180,11 +164,7 @@ def check_entries(path: Path, entries: Collection[str]) -> None:
 
 
 def read_family(path: Path, entries: Collection[str], config: Mapping[str, Any]) -> Family:
-    """The family of the checkpoint whose config.json holds *config*.
-
-    Raises:
-        CheckpointError: its weights are quantised or in another file, or its family is not supported.
-    """
+    """The family of a config.json that holds *config*; CheckpointError where the checkpoint cannot be converted."""
     refuse_quantised(path, entries, config)
     refuse_weights_elsewhere(path, config)
     return find_family(config, str(path / CONFIG_FILE))

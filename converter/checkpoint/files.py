@@ -21,12 +21,7 @@ GIT_ATTRIBUTES_FILE = ".gitattributes"
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """The JSON object in the file *path*.
-
-    Raises:
-        CheckpointError: not a JSON object.
-        StorageError: the file cannot be read.
-    """
+    """The JSON object in the file *path*; CheckpointError where it is none, StorageError where it cannot be read."""
     try:
         with reading(path):
             content = strict_json.parse(path.read_bytes())
@@ -38,12 +33,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 
 def read_span(descriptor: int, offset: int, size: int, path: Path) -> bytes:
-    """The bytes [offset, offset + size) of the open file *path*.
-
-    Raises:
-        StorageError: the file ends before that.
-        OSError: the disk refused.
-    """
+    """The bytes [offset, offset + size) of the open file *path*; StorageError where the file ends before."""
     data = os.pread(descriptor, size, offset)
     while len(data) < size:  # a network file system may return fewer bytes than asked
         more = os.pread(descriptor, size - len(data), offset + len(data))

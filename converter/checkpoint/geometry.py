@@ -42,11 +42,7 @@ class Geometry:
 
 
 def read_geometry(text_config: Mapping[str, Any], language_model: LanguageModel, where: str) -> Geometry:
-    """The geometry that a language model's config states, with the defaults of its class.
-
-    Raises:
-        CheckpointError: a size is missing, not a positive integer, or contradicts another.
-    """
+    """The geometry in a language model's config, with its class's defaults; CheckpointError where a size is wrong."""
 
     def size(name: str, fallback: int) -> int:
         value = text_config.get(name)

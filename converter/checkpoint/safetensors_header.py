@@ -24,16 +24,13 @@ LENGTH_BYTES = 8
 _MAX_INTEGER = 2**64 - 1
 _METADATA_KEY = "__metadata__"
 
-DTYPE_BITS: Mapping[str, int] = MappingProxyType(
-    {
-        "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
-        "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8,
-        "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
-        "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
-        "I32": 32, "U32": 32, "F32": 32,
-        "I64": 64, "U64": 64, "F64": 64, "C64": 64,
-    }
-)  # fmt: skip
+DTYPE_BITS: Mapping[str, int] = {
+    "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
+    "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
+    "I32": 32, "U32": 32, "F32": 32,
+    "I64": 64, "U64": 64, "F64": 64, "C64": 64,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -45,12 +42,7 @@ class SafetensorsHeader(WeightFile):
 
 
 def read_header(path: Path) -> SafetensorsHeader:
-    """Read and check the header of the safetensors file *path*; the data is not read.
-
-    Raises:
-        CheckpointError: the file is not a well-formed safetensors file.
-        StorageError: the file cannot be read.
-    """
+    """The header of the safetensors file *path*; CheckpointError where the file is not well-formed."""
     with reading(path), path.open("rb") as file:
         file_size = os.fstat(file.fileno()).st_size
         length_field = file.read(LENGTH_BYTES)

@@ -55,11 +55,7 @@ def _open_indexed(path: Path, index_file: str, read: Callable[[Path], WeightFile
 
 
 def find_weights(path: Path, entries: Collection[str]) -> str:
-    """The file that stock loaders open first: a file of weights, or an index; safetensors before ``.bin``.
-
-    Raises:
-        CheckpointError: there is none, or both a file and an index.
-    """
+    """The file that stock loaders open first: weights or an index, safetensors before ``.bin``; or CheckpointError."""
     for single, index in ((SINGLE_FILE, INDEX_FILE), (TORCH_SINGLE_FILE, TORCH_INDEX_FILE)):
         if single in entries and index in entries:
             raise CheckpointError(
@@ -76,12 +72,7 @@ def find_weights(path: Path, entries: Collection[str]) -> str:
 
 
 def read_weight_map(index: Path) -> dict[str, str]:
-    """The shard of every tensor, as the file *index* states it.
-
-    Raises:
-        CheckpointError: the file is malformed, or a shard's name is not a plain one.
-        StorageError: the file cannot be read.
-    """
+    """The shard of every tensor, as the file *index* states it; CheckpointError where it is malformed."""
     weight_map = read_json_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: has no weight_map; restore the file")

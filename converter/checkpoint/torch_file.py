@@ -14,7 +14,7 @@ import pickle
 import struct
 import warnings
 import zipfile
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,7 +86,13 @@ def _storage_spans(path: Path) -> Mapping[int, int]:
             if os.pread(file.fileno(), len(_ZIP_BEGIN), 0) != _ZIP_BEGIN:
                 raise zipfile.BadZipFile("Something stands in front of the zip file")  # torch does not read it
             members = archive.infolist()
-            _check_kind([member.filename.split("/")[-1] for member in members], path)
+            names = [member.filename.split("/")[-1] for member in members]
+            if "constants.pkl" in names:
+                raise CheckpointError(f"{path}: is a TorchScript archive; save the state_dict of its model instead")
+            if "data.pkl" not in names:
+                raise CheckpointError(
+                    f"{path}: is a zip archive, but none that torch.save wrote; get the weights again"
+                )
             for member in members:
                 *_, folder, name = ("", *member.filename.split("/"))
                 if name == "byteorder" and archive.read(member) != b"little":
@@ -107,14 +113,6 @@ def _storage_spans(path: Path) -> Mapping[int, int]:
             "copy it again, or load and save it with a newer torch"
         ) from error
     return spans
-
-
-def _check_kind(names: Collection[str], path: Path) -> None:
-    """Refuse, by the *names* of its members, an archive that ``torch.save`` did not write."""
-    if "constants.pkl" in names:
-        raise CheckpointError(f"{path}: is a TorchScript archive; save the state_dict of its model instead")
-    if "data.pkl" not in names:
-        raise CheckpointError(f"{path}: is a zip archive, but none that torch.save wrote; get the weights again")
 
 
 def _load(path: Path) -> dict[str, torch.Tensor]:
@@ -143,19 +141,12 @@ def _load(path: Path) -> dict[str, torch.Tensor]:
             raise CheckpointError(f"{path}: the name {name!r} is no text; save the state_dict alone")
         if not isinstance(tensor, torch.Tensor):
             raise CheckpointError(f"{path}: {name} is a {type(tensor).__name__}, no tensor; save the state_dict alone")
-        if not _is_plain(tensor):
+        is_dense = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_nested
+        if not is_dense or tensor.is_quantized or tensor.is_neg():
             raise CheckpointError(
                 f"{path}: {name} is sparse, nested, quantised, negated or without data; save it as a plain tensor first"
             )
     return content
-
-
-def _is_plain(tensor: torch.Tensor) -> bool:
-    """Whether the storage of *tensor* holds its values as they are."""
-    import torch
-
-    is_dense = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_nested
-    return is_dense and not tensor.is_quantized and not tensor.is_neg()
 
 
 def _mapping_begin(tensors: Mapping[str, torch.Tensor], storages: Mapping[int, int], path: Path) -> int:

@@ -93,11 +93,7 @@ def plan_push(
     create_pr: bool = False,
     progress: bool = False,
 ) -> Outgoing:
-    """What :func:`push` would send, without a request to the Hub.
-
-    Raises:
-        UsageError, CheckpointError, StorageError: as in :func:`push`.
-    """
+    """What :func:`push` would send, without a request to the Hub; it raises the same errors."""
     check_repo_id(repo_id)
     if revision is not None:
         check_branch(revision)
@@ -133,6 +129,8 @@ def push(
         CheckpointError, StorageError: as in :func:`~s4convert.hub.outgoing.read_outgoing`.
         HubError: the Hub refused, holds other files there, or what arrived differs from what was sent.
     """
+    from huggingface_hub import CommitOperationAdd
+
     outgoing = plan_push(directory, repo_id, revision=revision, create_pr=create_pr, progress=progress)
     directory = outgoing.directory
     kept = f"{directory} is whole"
@@ -145,11 +143,18 @@ def push(
         head, is_new = _prepare(hub, outgoing, repo_id, private, revision, create_pr)
         if _difference(outgoing, head) is None:
             return PushReport(outgoing, repo_id, head.commit, f"{hub.endpoint}/{repo_id}/tree/{head.commit}", is_new)
-        commit, url = _commit(hub, outgoing, repo_id, revision, create_pr, message, head.commit)
-        difference = _difference(outgoing, _read_head(hub, repo_id, commit))
+        made = hub.create_commit(
+            repo_id,
+            [CommitOperationAdd(name, directory / name) for name in outgoing.files],
+            commit_message=message or f"Upload a checkpoint that s4convert {__version__} wrote",
+            revision=revision,
+            create_pr=create_pr,
+            parent_commit=head.commit,
+        )
+        difference = _difference(outgoing, _read_head(hub, repo_id, made.oid))
         if difference is not None:
-            raise HubError(f"{repo_id}@{commit}: {difference}; {kept}; {again}")
-    return PushReport(outgoing, repo_id, commit, url, True)
+            raise HubError(f"{repo_id}@{made.oid}: {difference}; {kept}; {again}")
+    return PushReport(outgoing, repo_id, made.oid, str((create_pr and made.pr_url) or made.commit_url), True)
 
 
 def _require_token(repo_id: str) -> None:
@@ -170,11 +175,7 @@ def push_command(
 def _prepare(
     hub: HfApi, outgoing: Outgoing, repo_id: str, private: bool, revision: str | None, create_pr: bool
 ) -> tuple[_Head, bool]:
-    """(the parent of the commit, whether its branch is new); creates repository and branch where they are missing.
-
-    Raises:
-        HubError: the repository is public though it should be private, or holds other files.
-    """
+    """(the parent of the commit, whether its branch is new); creates repository and branch where they are missing."""
     from huggingface_hub.utils import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
@@ -215,29 +216,6 @@ def _refuse_other_files(outgoing: Outgoing, head: _Head, where: str) -> None:
             f"{where}: holds {others[0]}{more}, which is not of this conversion and might be loaded in its place; "
             "push to another repository, or remove it there"
         )
-
-
-def _commit(
-    hub: HfApi,
-    outgoing: Outgoing,
-    repo_id: str,
-    revision: str | None,
-    create_pr: bool,
-    message: str | None,
-    parent: str,
-) -> tuple[str, str]:
-    """(the new commit, its URL); files that the Hub already has are not sent again."""
-    from huggingface_hub import CommitOperationAdd
-
-    info = hub.create_commit(
-        repo_id,
-        [CommitOperationAdd(name, outgoing.directory / name) for name in outgoing.files],
-        commit_message=message or f"Upload a checkpoint that s4convert {__version__} wrote",
-        revision=revision,
-        create_pr=create_pr,
-        parent_commit=parent,
-    )
-    return info.oid, str(info.pr_url if create_pr and info.pr_url else info.commit_url)
 
 
 def _difference(outgoing: Outgoing, head: _Head) -> str | None:

@@ -51,8 +51,16 @@ class HeadScores:
     @property
     def normalisers(self) -> tuple[float, ...] | None:
         """A positive number per layer, or None where the provenance has none; MaskError where they are malformed."""
-        stated = (self.provenance or {}).get(NORMALISERS)
-        return None if stated is None else check_normalisers(stated, self.num_layers)
+        stated, layers = (self.provenance or {}).get(NORMALISERS), self.num_layers
+        if stated is None:
+            return None
+        if isinstance(stated, str | Mapping) or not hasattr(stated, "__len__") or len(stated) != layers:
+            raise MaskError(f"{NORMALISERS} {shown(stated)} are not a list of {layers} numbers, one per layer")
+        numbers = tuple(finite_number(value, f"layer {layer}", "normaliser") for layer, value in enumerate(stated))
+        for layer, number in enumerate(numbers):
+            if number <= 0:
+                raise MaskError(f"layer {layer}: the normaliser {number!r} is not positive")
+        return numbers
 
     def save(self, path: Path | str, *, force: bool = False) -> None:
         """Write the native scores file *path*, whole or not at all; *force* replaces an existing file.
@@ -71,14 +79,3 @@ class HeadScores:
             "scores": {str(layer): list(row) for layer, row in enumerate(self.scores)},
             "provenance": dict(self.provenance or {}),
         }
-
-
-def check_normalisers(values: Any, num_layers: int) -> tuple[float, ...]:
-    """*values* as a positive float per layer; MaskError otherwise."""
-    if isinstance(values, str | Mapping) or not hasattr(values, "__len__") or len(values) != num_layers:
-        raise MaskError(f"{NORMALISERS} {shown(values)} are not a list of {num_layers} numbers, one per layer")
-    numbers = tuple(finite_number(value, f"layer {layer}", "normaliser") for layer, value in enumerate(values))
-    for layer, number in enumerate(numbers):
-        if number <= 0:
-            raise MaskError(f"layer {layer}: the normaliser {number!r} is not positive")
-    return numbers

@@ -225,11 +225,7 @@ def parse_schedule(
 
 
 def schedule_of(schedule: str | Schedule | None, rate: Rate | None) -> Schedule | None:
-    """*schedule*, parsed with *rate* where it is text; None where both are None.
-
-    Raises:
-        UsageError: as in :func:`parse_schedule`, or *rate* has no schedule, or a schedule with its own rate.
-    """
+    """*schedule*, parsed with *rate* where it is text; None where both are None; UsageError where they do not fit."""
     if schedule is None:
         if rate is not None:
             raise UsageError(f"`rate` needs a `schedule`: {SCHEDULES}")

@@ -89,11 +89,7 @@ class LayerDecoder:
         self._layer = self._model.layers[0]
 
     def load(self, checkpoint: Checkpoint, layer: int) -> None:
-        """Load the weights of *checkpoint*'s decoder layer *layer*.
-
-        Raises:
-            CheckpointError: the stock layer and the checkpoint's differ in tensors or shapes.
-        """
+        """Load the weights of *checkpoint*'s decoder layer *layer*; CheckpointError where they do not fit."""
         import torch
 
         stored = checkpoint.layers[layer]

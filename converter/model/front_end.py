@@ -50,11 +50,7 @@ class FrontEnd(Protocol):
 
 
 def open_front_end(checkpoint: Checkpoint, *, with_images: bool, device: str = "cpu") -> FrontEnd:
-    """The front end of *checkpoint*; only *with_images* loads the vision tower, to *device*.
-
-    Raises:
-        CheckpointError: a part of it cannot be loaded; the message says which.
-    """
+    """The front end of *checkpoint*, on *device*, or CheckpointError; only *with_images* loads the vision tower."""
     lineage = checkpoint.family.lineage
     if with_images and lineage not in (HUGGING_FACE, ORIGINAL):
         raise CheckpointError(f"{checkpoint.path}: is a language model and takes no images; use text samples alone")
@@ -73,11 +69,7 @@ def open_front_end(checkpoint: Checkpoint, *, with_images: bool, device: str = "
 
 
 def embed(checkpoint: Checkpoint, token_ids: Sequence[int]) -> torch.Tensor:
-    """The embeddings of *token_ids*, [1, tokens, hidden_size]; no other row of the table is read.
-
-    Raises:
-        CheckpointError: an id is not in the table.
-    """
+    """The embeddings [1, tokens, hidden_size] of *token_ids*; CheckpointError where one is not in the table."""
     import numpy as np
     import torch
 

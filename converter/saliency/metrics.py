@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -101,30 +100,28 @@ class Metric:
     provenance: Callable[[Settings], dict[str, Any]] = lambda settings: {}
 
 
-METRICS: Mapping[str, Metric] = MappingProxyType(
-    {
-        "cross-attention": Metric(
-            lambda checkpoint, layer, settings: CrossAttention(checkpoint.geometry.num_heads, settings.gamma),
-            needs_data=True,
-            provenance=lambda settings: {"gamma": settings.gamma},
-        ),
-        "energy": Metric(
-            lambda checkpoint, layer, settings: Energy(checkpoint, layer, settings.device),
-            needs_data=True,
-        ),
-        "reconstruction": Metric(
-            lambda checkpoint, layer, settings: Reconstruction(checkpoint, layer, settings.device),
-            needs_data=True,
-            provenance=lambda settings: {"damping": DAMPING},
-        ),
-        "magnitude": Metric(
-            lambda checkpoint, layer, settings: Magnitude(checkpoint, layer),
-            needs_data=False,
-        ),
-        "random": Metric(
-            lambda checkpoint, layer, settings: Random(checkpoint.geometry, layer, settings.seed),
-            needs_data=False,
-            provenance=lambda settings: {"seed": settings.seed},
-        ),
-    }
-)
+METRICS: Mapping[str, Metric] = {
+    "cross-attention": Metric(
+        lambda checkpoint, layer, settings: CrossAttention(checkpoint.geometry.num_heads, settings.gamma),
+        needs_data=True,
+        provenance=lambda settings: {"gamma": settings.gamma},
+    ),
+    "energy": Metric(
+        lambda checkpoint, layer, settings: Energy(checkpoint, layer, settings.device),
+        needs_data=True,
+    ),
+    "reconstruction": Metric(
+        lambda checkpoint, layer, settings: Reconstruction(checkpoint, layer, settings.device),
+        needs_data=True,
+        provenance=lambda settings: {"damping": DAMPING},
+    ),
+    "magnitude": Metric(
+        lambda checkpoint, layer, settings: Magnitude(checkpoint, layer),
+        needs_data=False,
+    ),
+    "random": Metric(
+        lambda checkpoint, layer, settings: Random(checkpoint.geometry, layer, settings.seed),
+        needs_data=False,
+        provenance=lambda settings: {"seed": settings.seed},
+    ),
+}

@@ -10,7 +10,6 @@ import io
 import re
 import zipfile
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -131,6 +130,6 @@ def _check_shape(found: tuple[int, ...], shape: Shape) -> None:
         )
 
 
-ARRAY_READERS: Mapping[str, Callable[[bytes, Shape], tuple[Rows, str]]] = MappingProxyType(
-    {".npy": _read_npy, ".pt": _read_torch, ".pth": _read_torch, ".safetensors": _read_safetensors}
-)
+ARRAY_READERS: Mapping[str, Callable[[bytes, Shape], tuple[Rows, str]]] = {
+    ".npy": _read_npy, ".pt": _read_torch, ".pth": _read_torch, ".safetensors": _read_safetensors
+}  # fmt: skip

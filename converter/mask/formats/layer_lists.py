@@ -48,11 +48,7 @@ def make_mask(
 
 
 def read_flags(rows: Sequence[Any] | Mapping[int, Sequence[Any]], hints: Hints, what: str) -> tuple[HeadMask, str]:
-    """(the mask of 0/1 flags, in words how they were read); *rows* are [layers][heads], or map layers to lists.
-
-    Raises:
-        MaskError: they are no flags of this geometry, or the polarity is not given.
-    """
+    """(the mask of 0/1 flags, in words how they were read); *rows* are [layers][heads], or map layers to lists."""
     geometry = hints.geometry
     hints.refuse_schedule("0/1 flags")
     lists = rows if isinstance(rows, Mapping) else _rows_by_layer(rows, geometry)
