@@ -154,7 +154,8 @@ def push(
         difference = _difference(outgoing, _read_head(hub, repo_id, made.oid))
         if difference is not None:
             raise HubError(f"{repo_id}@{made.oid}: {difference}; {kept}; {again}")
-    return PushReport(outgoing, repo_id, made.oid, str((create_pr and made.pr_url) or made.commit_url), True)
+    url = str(made.pr_url if create_pr and made.pr_url else made.commit_url)
+    return PushReport(outgoing, repo_id, made.oid, url, True)
 
 
 def _require_token(repo_id: str) -> None:
