@@ -1,4 +1,4 @@
-"""Progress bars on stderr, shown only where someone asked for them and stderr is a terminal."""
+"""Progress bars on stderr, which show only where the user asked for them and stderr is a terminal."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from tqdm import tqdm
 
-# Told how much more is done.
+# Its argument is the work done since the last call.
 Advance = Callable[[int], object]
 
 
@@ -28,6 +28,6 @@ def sample_bar(description: str, total: int, *, shown: bool) -> tqdm[NoReturn]:
 
 
 def _disable(shown: bool) -> bool | None:
-    if not shown or sys.stderr is None:  # closed by whoever started us
+    if not shown or sys.stderr is None:  # the parent process closed it
         return True
-    return None  # lets tqdm look whether stderr is a terminal
+    return None  # tqdm then checks whether stderr is a terminal

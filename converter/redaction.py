@@ -1,4 +1,4 @@
-"""What must not be shown: access tokens of the Hub, and the signatures in the URLs that it hands out."""
+"""Hides secrets in messages: access tokens of the Hub, and signatures in its URLs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 _HIDDEN = "<hidden>"
 
-# The Hub's own tokens, and whatever else is sent to prove who someone is.
+# The Hub's tokens, and other credentials.
 _TOKEN = re.compile(r"\b(?:(?:hf|api_org)_[A-Za-z0-9]{16,}|hf_(?:oauth|jwt)_[A-Za-z0-9._-]{16,})")
 _AUTHORIZATION = re.compile(
     r"(?i)(\b(?:proxy-)?authorization\b['\"]?\s*[:=,]\s*(?:b(?=['\"]))?['\"]?(?:(?:bearer|basic|token)\s+)?)[^\s'\",)]+"
@@ -22,7 +22,7 @@ _QUERY = re.compile(r"\?[\w%.~-]+=[^\s'\"<>)]*")
 
 
 def redact(text: str) -> str:
-    """*text* without tokens, credentials in headers and URLs, and the queries of URLs, which may be signatures."""
+    """*text* without tokens, without credentials in headers and URLs, and without the queries of URLs."""
     for token in _known_tokens():
         text = text.replace(token, _HIDDEN)
     text = _TOKEN.sub(_HIDDEN, text)
@@ -33,7 +33,7 @@ def redact(text: str) -> str:
 
 
 class RedactingFormatter(logging.Formatter):
-    """A formatter of one line for a message, and whatever a traceback takes, all of it redacted."""
+    """Formats a message on one line, and redacts it and its traceback."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
         return " ".join(super().formatMessage(record).split("\n"))
@@ -43,10 +43,10 @@ class RedactingFormatter(logging.Formatter):
 
 
 def _known_tokens() -> set[str]:
-    """The tokens that the Hub's client may have read: from the environment, and from its file once it is loaded."""
+    """The tokens that the Hub's client may use: from the environment and, once it is imported, from its file."""
     tokens = {os.environ.get(name, "").strip() for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")}
     client = sys.modules.get("huggingface_hub.constants")
     if client is not None:
         with contextlib.suppress(OSError, ValueError):  # nobody is logged in
             tokens.add(Path(client.HF_TOKEN_PATH).read_text().strip())
-    return {token for token in tokens if len(token) >= 4}  # shorter ones would stand in any text
+    return {token for token in tokens if len(token) >= 4}  # shorter ones may be in any text

@@ -38,8 +38,7 @@ def locate_checkpoint(given: Path | str, *, progress: bool = False) -> tuple[Pat
         return Path(given), None
     from .hub.download import fetch_checkpoint
 
-    fetched = fetch_checkpoint(name, progress=progress)
-    return fetched.path, fetched.repository
+    return fetch_checkpoint(name, progress=progress)
 
 
 def open_mask(

@@ -1,4 +1,4 @@
-"""JSON that means one thing only: a name that stands twice in an object is an error, and so are -0, NaN and 1e400."""
+"""A strict JSON parser: it refuses a name that an object has twice, -0, NaN and 1e400."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ class NotFiniteError(ValueError):
 
 
 def parse(text: bytes | str, *, finite: bool = True) -> Any:
-    """The value of the JSON *text*. With *finite* off, NaN and infinities pass: for who can say where they stand.
+    """The value of the JSON *text*; with *finite* off, NaN and infinities pass.
 
     Raises:
         NotFiniteError: a number is not finite.
-        ValueError: not JSON, nested too deeply, a name is repeated in an object, or an integer is -0 (which other
-            parsers read as a float).
+        ValueError: not JSON, nested too deeply, an object has a name twice, or an integer is -0.
     """
     try:
         return json.loads(

@@ -12,7 +12,7 @@ from benchmarks.mini.questions import (
     FactsScene,
     ShapesScene,
 )
-from s4convert.model.conversation import LETTER_INSTRUCTION, SYSTEM_PROMPT
+from s4convert.model.front_end import LETTER_INSTRUCTION, SYSTEM_PROMPT
 
 VOCAB_SIZE = 640
 WORD_INSTRUCTION = "Answer the question using a single word or phrase."

@@ -41,7 +41,7 @@ from benchmarks.mini.questions import (
     ShapesScene,
 )
 from benchmarks.mini.tokenizer import train_tokenizer
-from s4convert.model.conversation import LETTER_INSTRUCTION, SYSTEM_PROMPT
+from s4convert.model.front_end import LETTER_INSTRUCTION, SYSTEM_PROMPT
 
 SEQUENCE_LENGTH = 288
 SHARE_OF_LETTERS = 0.4

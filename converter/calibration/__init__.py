@@ -1,1 +1,1 @@
-"""Calibration: data run through the language model, one decoder layer in memory at a time, and what is measured."""
+"""Calibration: runs data through the language model, one decoder layer in memory at a time, and measures it."""

@@ -1,4 +1,4 @@
-"""From samples to inputs of the language model, once, before any decoder layer is in memory."""
+"""Turns samples into inputs of the language model, before any decoder layer is in memory."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-MAX_TOKENS = 2048  # LLaVA's own model_max_length; what is longer is cut, as its training does
+MAX_TOKENS = 2048  # LLaVA's model_max_length; as in its training, the rest is cut off
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """One sample: *hidden*, its place in the residual stream [1, tokens, hidden_size] in float32 on the CPU, and
-    *is_image* [tokens], whether a position holds a part of an image."""
+    """A sample: *hidden* is the residual stream [1, tokens, hidden_size] in float32 on the CPU; *is_image* [tokens],
+    whether a position is a part of an image."""
 
     hidden: torch.Tensor
     is_image: torch.Tensor
@@ -35,11 +35,11 @@ class Inputs:
 def make_inputs(
     checkpoint: Checkpoint, samples: Sequence[Sample], *, device: str = "cpu", progress: bool = False
 ) -> list[Inputs]:
-    """What *checkpoint*'s stock front end hands to its language model for *samples*; the front end is freed again.
+    """The inputs that *checkpoint*'s stock front end makes from *samples*, at most :data:`MAX_TOKENS` tokens each.
 
     Raises:
-        CheckpointError: the front end cannot be had, or a token is beyond the embedding table.
-        CalibrationError: an image cannot be read, or a sample has no tokens.
+        CheckpointError: the front end cannot be loaded, or a token is beyond the embedding table.
+        CalibrationError: an image cannot be read.
     """
     front_end = open_front_end(
         checkpoint, with_images=any(sample.image is not None for sample in samples), device=device

@@ -1,11 +1,12 @@
-"""Moments of a layer's concatenated head outputs, the input of ``o_proj``: what every fit and data-driven score needs.
+"""Moments of the input of a layer's ``o_proj``, the concatenated head outputs, for fits and for scores.
 
-Text and image tokens are summed apart and mixed afterwards: the 576 image tokens of a sample would drown its text.
+Text and image tokens are summed separately and mixed afterwards, by default with equal weights: a sample has some 576
+image tokens and far fewer text tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,10 +24,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """Of the inputs x [columns] of a layer's ``o_proj``, over *num_tokens* tokens.
+    """The moments of the inputs x [columns] of a layer's ``o_proj``, over *num_tokens* tokens.
 
-    *second* [columns, columns] is E[x x^T], *mean* [columns] is E[x]. Large products with them are taken on *device*,
-    as torch names it.
+    *second* [columns, columns] is E[x x^T], *mean* [columns] is E[x]. Large products with them run on torch's *device*.
     """
 
     second: Float64Array
@@ -56,20 +56,17 @@ class Moments:
 
 @dataclass(frozen=True, eq=False)
 class LayerMoments:
-    """The moments of one layer: *train* to fit with, *held_out* of other tokens to judge a fit by, or None."""
+    """The moments of one layer: *train* to fit, and *held_out* (or None) of other samples to judge the fit."""
 
     train: Moments
     held_out: Moments | None = None
 
 
 def mix_moments(text: Moments | None, image: Moments | None, *, image_weight: float = IMAGE_WEIGHT) -> Moments:
-    """The moments as if a share *image_weight* of all tokens were image tokens.
-
-    A sample has some 576 image tokens and far fewer text tokens, which would drown among them; so the two are kept
-    apart, and by default each counts half. Where there is only one kind, it counts alone.
+    """The moments as if a share *image_weight* of all tokens were image tokens; where one is None, the other.
 
     Raises:
-        CompensationError: neither is given, or the weight is not from 0 to 1.
+        CompensationError: both are None, or the weight is not from 0 to 1.
     """
     if not 0.0 <= image_weight <= 1.0:
         raise CompensationError(f"image weight {image_weight} is not a share from 0 to 1")
@@ -87,75 +84,71 @@ def mix_moments(text: Moments | None, image: Moments | None, *, image_weight: fl
 
 
 class ModalityMean:
-    """The mean of something per token, text and image tokens apart. Sums are in float64."""
+    """The mean of a value per token, over the text tokens and over the image tokens; in float64."""
 
     def __init__(self) -> None:
         self._sums: dict[bool, torch.Tensor] = {}
         self._counts = {False: 0, True: 0}
 
-    def add(self, total: torch.Tensor, count: int, *, image: bool) -> None:
-        """Count in *count* tokens of one modality, over which the sum is *total* (float64)."""
-        if not count:
-            return
-        if image in self._sums:
-            self._sums[image] += total
-        else:
-            self._sums[image] = total.clone()
-        self._counts[image] += count
+    def add(
+        self,
+        values: torch.Tensor,
+        is_image: torch.Tensor,
+        total: Callable[[torch.Tensor], torch.Tensor] = lambda tokens: tokens.sum(0),
+    ) -> None:
+        """Count in the tokens of *values* [tokens, ...]; *total* is what the tokens of one modality add."""
+        for image in (False, True):
+            tokens = values[is_image == image].double()
+            if not len(tokens):
+                continue
+            if image in self._sums:
+                self._sums[image] += total(tokens)
+            else:
+                self._sums[image] = total(tokens)
+            self._counts[image] += len(tokens)
 
     def count(self, *, image: bool) -> int:
-        """The tokens of one modality that were counted in."""
+        """The number of image tokens, or of text tokens."""
         return self._counts[image]
 
     def mean(self, *, image: bool) -> torch.Tensor | None:
-        """The mean over one modality, or None where it has no tokens."""
+        """The mean over the image tokens, or over the text tokens; None where there are none."""
         return self._sums[image] / self._counts[image] if image in self._sums else None
 
-    def mixed(self, image_weight: float = IMAGE_WEIGHT) -> torch.Tensor:
-        """(1 - image_weight) of the mean over text plus image_weight of that over images; all of the only one."""
+    def mixed(self) -> torch.Tensor:
+        """The two means, mixed by :data:`IMAGE_WEIGHT`; where there is only one, that one."""
         text, image = self.mean(image=False), self.mean(image=True)
-        if text is None or image is None:
-            only = image if text is None else text
-            if only is None:
-                raise ValueError("no tokens were counted in")
-            return only
-        return text.mul_(1 - image_weight).add_(image, alpha=image_weight)
-
-
-class SecondMoments(ModalityMean):
-    """S = E[x x^T] [num_heads * head_dim, num_heads * head_dim] for x the heads' outputs, as the mean of a layer.
-
-    Products are taken and added in float64: one S per modality that has tokens, 134 MB each at 7B.
-    """
-
-    def observe(self, sample: LayerSample) -> None:
-        """Count in every token of *sample*."""
-        for image in (False, True):
-            outputs: torch.Tensor = sample.heads[0][sample.is_image == image].double()
-            self.add(outputs.T @ outputs, len(outputs), image=image)
+        if text is not None and image is not None:
+            return text.mul_(1 - IMAGE_WEIGHT).add_(image, alpha=IMAGE_WEIGHT)
+        only = image if text is None else text
+        if only is None:
+            raise ValueError("no tokens were counted in")
+        return only
 
 
 class FirstMoments(ModalityMean):
-    """mu = E[x] [num_heads * head_dim] for x the heads' outputs, as the mean of a layer."""
+    """E[x] [num_heads * head_dim] of the head outputs x of a layer."""
 
     def observe(self, sample: LayerSample) -> None:
-        """Count in every token of *sample*."""
-        for image in (False, True):
-            outputs: torch.Tensor = sample.heads[0][sample.is_image == image].double()
-            self.add(outputs.sum(0), len(outputs), image=image)
+        self.add(sample.heads[0], sample.is_image)
+
+
+class SecondMoments(ModalityMean):
+    """E[x x^T] [num_heads * head_dim, num_heads * head_dim] of the head outputs x of a layer, 134 MB each at 7B."""
+
+    def observe(self, sample: LayerSample) -> None:
+        self.add(sample.heads[0], sample.is_image, lambda outputs: outputs.T @ outputs)
 
 
 class SplitMoments:
-    """The moments of a layer over two parts of the samples: to fit with, and held out to judge the fit by."""
+    """The moments of a layer over two parts of the samples; *held_out* says for each sample whether it is held out."""
 
     def __init__(self, held_out: Sequence[bool]) -> None:
-        """*held_out* says of every sample, in the order in which they are streamed, which part it belongs to."""
         self._held_out = list(held_out)
         self._num_seen = 0
         self.parts = {name: (FirstMoments(), SecondMoments()) for name in ("train", "held_out")}
 
     def observe(self, sample: LayerSample) -> None:
-        """Count in every token of *sample*."""
         for moments in self.parts["held_out" if self._held_out[self._num_seen] else "train"]:
             moments.observe(sample)
         self._num_seen += 1

@@ -1,15 +1,14 @@
-"""Reading calibration data: LLaVA's own question files, and plain text.
+"""Reads calibration data: LLaVA's question files, and plain text.
 
-A question file is a JSON list of entries, or one entry a line (JSONL). An entry has ``conversations`` (turns of
-``human`` and ``gpt``, as LLaVA's training and ScienceQA files have) or ``text`` (one question without an answer, as
-LLaVA's evaluation files have), and may name an ``image``, a file in the directory of the images. It becomes one
-``vicuna_v1`` conversation, with the answers in it, under the rules of LLaVA's own code:
+A question file is a JSON list of entries, or has one entry per line (JSONL). An entry has ``conversations`` (turns of
+``human`` and ``gpt``, as in LLaVA's training and ScienceQA files) or ``text`` (a question without an answer, as in
+LLaVA's evaluation files). It may name an ``image``, a file in the directory of images. As in LLaVA's own code, it
+becomes one ``vicuna_v1`` conversation with its answers:
 
-- the image comes first in the first question, wherever ``<image>`` stands in it, or if it stands nowhere;
-- where an answer is an option's letter alone, as in ScienceQA, its question gets the instruction to answer so.
+- the image comes first in the first question, wherever ``<image>`` is in it;
+- where an answer is only the letter of an option, as in ScienceQA, the question asks to answer with the letter.
 
-A file whose name ends in ``.txt`` is plain text: a sample is a paragraph (between blank lines), or a line where the
-file has no blank lines between its texts. Samples are taken from the start of the file, in its order.
+A file whose name ends in ``.txt`` is plain text: a sample is a paragraph, or a line in a file without blank lines.
 """
 
 from __future__ import annotations
@@ -22,16 +21,15 @@ from pathlib import Path
 from typing import Any
 
 from .. import strict_json
-from ..errors import CalibrationError, StorageError, UsageError
-from ..model.conversation import IMAGE_PLACEHOLDER, LETTER_INSTRUCTION, conversation
+from ..errors import CalibrationError, UsageError, reading
+from ..model.front_end import IMAGE_PLACEHOLDER, LETTER_INSTRUCTION, conversation
 
 _TEXT_SUFFIX = ".txt"
-_HUMAN, _ASSISTANT = "human", "gpt"
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One text, in which ``<image>`` stands once where there is an *image*; *where* names file and entry in errors."""
+    """A text, with one ``<image>`` in it if there is an *image*; *where* names file and entry in errors."""
 
     text: str
     image: Path | None
@@ -40,7 +38,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Samples:
-    """The samples taken from a file, how many it holds, and the *sha256* of the file."""
+    """The samples taken from a file, the number that it holds, and its *sha256*."""
 
     samples: tuple[Sample, ...]
     num_available: int
@@ -48,22 +46,18 @@ class Samples:
 
 
 def read_samples(path: Path | str, images: Path | str | None = None, num_samples: int | None = None) -> Samples:
-    """The first *num_samples* samples (all where None, or where there are fewer) of the file *path*.
-
-    *images* is the directory that its entries' images are in.
+    """The first *num_samples* samples of the file *path*, or all; *images* is the directory of its images.
 
     Raises:
-        CalibrationError: the file is malformed, or an image is missing; the message names file and entry.
-        UsageError: *num_samples* is not positive, or entries name images and *images* is not given.
+        CalibrationError: the file is malformed, or an image is missing.
+        UsageError: *num_samples* is not positive, or entries name images and *images* is None.
         StorageError: the file cannot be read.
     """
     path, images = Path(path), None if images is None else Path(images)
     if num_samples is not None and num_samples < 1:
         raise UsageError(f"`num_samples` {num_samples}: take at least one sample")
-    try:
+    with reading(path):
         content = path.read_bytes()
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be read: {error.strerror}") from error
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -94,7 +88,7 @@ def _text_sample(text: str, where: str) -> Sample:
 
 
 def _entries(text: str, path: Path) -> list[tuple[Any, str]]:
-    """Every entry, and what it is called in errors."""
+    """(entry, its place in errors) of every entry."""
     if text.lstrip().startswith("["):
         try:
             entries = strict_json.parse(text)
@@ -147,7 +141,7 @@ def _turns(entry: dict[str, Any], where: str) -> list[tuple[str, str | None]]:
     if not isinstance(said, list) or not said:
         raise CalibrationError(f"{where}: has neither conversations nor a text; give questions as LLaVA's files do")
     for number, turn in enumerate(said):
-        speaker = (_HUMAN, _ASSISTANT)[number % 2]
+        speaker = ("human", "gpt")[number % 2]
         if not isinstance(turn, dict) or turn.get("from") != speaker or not isinstance(turn.get("value"), str):
             raise CalibrationError(
                 f'{where}: conversations[{number}] is not {{"from": "{speaker}", "value": a text}}; '

@@ -1,7 +1,7 @@
-"""Statistics on disk: the moments of every layer, so that a second mask or mode needs no second pass.
+"""Statistics on disk: the moments of every layer, so that a second mask or mode needs no second pass over the data.
 
-A directory with ``statistics.json`` and one safetensors file per layer. Of a symmetric S only the lower triangle is
-kept, in float64; text and image tokens stand apart, so that they can be weighed anew.
+A directory with ``statistics.json`` and a safetensors file per layer, which holds the lower triangle of E[x x^T] in
+float64; text and image tokens are separate, so that another image weight needs no second pass either.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from .. import strict_json
 from ..checkpoint import Checkpoint
+from ..checkpoint.dtypes import Float64Array
 from ..choices import HOLDOUT, IMAGE_WEIGHT
 from ..errors import CalibrationError, StorageError, UsageError
 from ..progress import layer_bar
@@ -30,15 +31,16 @@ from .stream import stream_layers
 STATISTICS_FORMAT = "s4convert-statistics/1"
 DESCRIPTION_FILE = "statistics.json"
 _MODALITIES = {"text": False, "image": True}
-
-Float64Array = npt.NDArray[np.float64]
+_LAYER_FILE = re.compile(r"layer-[0-9]{5}\.safetensors")
+_SIZES = ("num_layers", "num_heads", "num_kv_heads", "head_dim", "hidden_size")
+_BLOCK = 256  # rows of a matrix at a time
 
 
 @dataclass(frozen=True)
 class CalibrationData:
-    """A file of questions or texts, the directory of its *images*, and how much of it is used, and how.
+    """A file of questions or texts, the directory of its *images*, and how to use it.
 
-    The share *holdout* of the samples, spread evenly, is kept out of the fit to judge it by. *device* runs the model.
+    Fits do not use the share *holdout* of the samples, spread evenly, but are judged by it. *device* runs the model.
     """
 
     file: Path
@@ -48,33 +50,30 @@ class CalibrationData:
     device: str = "cpu"
 
     def check(self) -> None:
-        """Raise, before any work, what can be seen to be wrong: UsageError, CalibrationError, StorageError."""
+        """Raise UsageError, CalibrationError or StorageError where the data is wrong, before any work."""
         if not 0 <= self.holdout < 1:
             raise UsageError(f"`holdout` {self.holdout}: give a share from 0 to below 1")
         read_samples(self.file, self.images, self.num_samples)
 
 
+@dataclass(frozen=True)
 class Statistics:
-    """The moments in *directory*, asked for layer by layer; nothing is read before that.
+    """The moments in *directory*, read layer by layer; fits to them are computed on *device*.
 
-    *image_weight* is the share of image tokens in them, and *device* is where fits to them are computed.
+    Raises:
+        UsageError: *image_weight*, the share of image tokens in the moments, is not from 0 to 1.
     """
 
-    def __init__(self, directory: Path, *, image_weight: float = IMAGE_WEIGHT, device: str = "cpu") -> None:
-        """Raises UsageError where the weight is not from 0 to 1."""
-        if not 0 <= image_weight <= 1:
-            raise UsageError(f"`image_weight` {image_weight}: give a share from 0 to 1")
-        self.directory = directory
-        self.image_weight = image_weight
-        self.device = device
+    directory: Path
+    image_weight: float = IMAGE_WEIGHT
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.image_weight <= 1:
+            raise UsageError(f"`image_weight` {self.image_weight}: give a share from 0 to 1")
 
     def __call__(self, layer: int) -> LayerMoments:
-        """The moments of *layer*.
-
-        Raises:
-            CalibrationError: the directory has no such layer.
-            StorageError: a file cannot be read.
-        """
+        """The moments of *layer*; CalibrationError or StorageError where they cannot be read."""
         path = self._path(layer)
         from safetensors import SafetensorError, safe_open
 
@@ -89,11 +88,7 @@ class Statistics:
         return LayerMoments(train, self._mixed(tensors, "held_out"))
 
     def check(self, checkpoint: Checkpoint, layers: Collection[int]) -> None:
-        """Refuse statistics that are not of *checkpoint*'s geometry, or lack one of *layers*.
-
-        Raises:
-            CalibrationError: they are not, or do.
-        """
+        """Raise CalibrationError where the statistics are not of *checkpoint*'s geometry, or lack one of *layers*."""
         stated, expected = read_description(self.directory), _description(checkpoint)
         for name in _SIZES:
             if stated.get(name) != expected[name]:
@@ -106,11 +101,7 @@ class Statistics:
                 raise CalibrationError(f"{self.directory}: has no layer {layer}; gather the statistics again")
 
     def check_new(self) -> None:
-        """Refuse a directory that holds anything but what a gathering that was killed has left, if it exists.
-
-        Raises:
-            UsageError: it does.
-        """
+        """Raise UsageError where the directory holds more than the files of an unfinished :meth:`gather`."""
         if not self.directory.exists():
             return
         names = [path.name for path in self.directory.iterdir()] if self.directory.is_dir() else ["a file"]
@@ -120,10 +111,10 @@ class Statistics:
     def gather(
         self, checkpoint: Checkpoint, data: CalibrationData, layers: Collection[int], *, progress: bool = False
     ) -> None:
-        """Run *data* through *checkpoint* and keep the moments of *layers*; the description is written last.
+        """Run *data* through *checkpoint* and save the moments of *layers*; the description is written last.
 
         Raises:
-            S4ConvertError: the subclass says what kind.
+            S4ConvertError: as in :func:`read_samples`, :func:`make_inputs` and :func:`stream_layers`.
         """
         read = read_samples(data.file, data.images, data.num_samples)
         inputs = make_inputs(checkpoint, read.samples, device=data.device, progress=progress)
@@ -149,7 +140,7 @@ class Statistics:
         provenance: Mapping[str, Any],
         progress: bool = False,
     ) -> None:
-        """As :meth:`gather`, for ready *inputs*, which are taken over; *provenance* tells where they are from."""
+        """As :meth:`gather`, for ready *inputs*, which are overwritten; *provenance* tells where they are from."""
         held_out = [int((i + 1) * holdout) > int(i * holdout) for i in range(len(inputs))]
         try:
             self.directory.mkdir(exist_ok=True)
@@ -187,16 +178,8 @@ class Statistics:
         save_file(tensors, self._path(layer))
 
 
-_LAYER_FILE = re.compile(r"layer-[0-9]{5}\.safetensors")
-_SIZES = ("num_layers", "num_heads", "num_kv_heads", "head_dim", "hidden_size")
-
-
 def read_description(directory: Path) -> Mapping[str, Any]:
-    """What the statistics in *directory* say of themselves.
-
-    Raises:
-        CalibrationError: nothing, or it is malformed or of another version.
-    """
+    """The description of the statistics in *directory*; CalibrationError where it is missing or malformed."""
     path = directory / DESCRIPTION_FILE
     try:
         stated = strict_json.parse(path.read_bytes())
@@ -209,15 +192,14 @@ def read_description(directory: Path) -> Mapping[str, Any]:
 
 
 def scratch_bytes(checkpoint: Checkpoint, num_layers: int) -> int:
-    """What the moments of *num_layers* layers take on the disk, at the most."""
+    """The most bytes that the moments of *num_layers* layers take on the disk."""
     columns = checkpoint.geometry.num_columns("o")
     return num_layers * 2 * len(_MODALITIES) * 8 * (columns * (columns + 1) // 2 + columns)
 
 
 def _description(checkpoint: Checkpoint) -> dict[str, Any]:
     sizes = {name: getattr(checkpoint.geometry, name) for name in _SIZES}
-    source = checkpoint.source
-    return {"format": STATISTICS_FORMAT, "tool_version": __version__, "source": source, **sizes}
+    return {"format": STATISTICS_FORMAT, "tool_version": __version__, "source": checkpoint.source, **sizes}
 
 
 def _moments(tensors: Mapping[str, npt.NDArray[Any]], name: str, device: str) -> Moments | None:
@@ -228,12 +210,9 @@ def _moments(tensors: Mapping[str, npt.NDArray[Any]], name: str, device: str) ->
     return Moments(second, mean, int(tensors[f"{name}.num_tokens"][0]), device)
 
 
-# Row by row and block by block: numpy's tril_indices takes 0.5 GB and ten times as long at the size of a 7B model.
-_BLOCK = 256
-
-
+# At the size of a 7B model, numpy's tril_indices takes 0.5 GB and ten times as long as the loops below.
 def _lower_triangle(matrix: Float64Array) -> Float64Array:
-    """The rows of *matrix* [n, n] up to the diagonal, one after the other [n (n + 1) / 2]."""
+    """The rows of *matrix* [n, n] up to and with the diagonal, flat [n (n + 1) / 2]."""
     return np.concatenate([row[: number + 1] for number, row in enumerate(matrix)])
 
 

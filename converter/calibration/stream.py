@@ -1,4 +1,4 @@
-"""Streams calibration inputs through the language model, one decoder layer in memory at a time."""
+"""Runs calibration inputs through the language model, one decoder layer in memory at a time."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 class LayerSample:
     """One sample inside one layer, on the device that computes.
 
-    *is_image* [tokens]; *heads*, the input of ``o_proj`` [1, tokens, num_heads * head_dim]; *attention*, what the
-    attention kernel was given.
+    *is_image* is [tokens], *heads* the input of ``o_proj`` [1, tokens, num_heads * head_dim], *attention* the input of
+    the attention kernel.
     """
 
     is_image: torch.Tensor
@@ -30,9 +30,10 @@ class LayerSample:
 
 
 class Observer(Protocol):
-    """What looks at every sample inside one layer."""
+    """Measures something inside one layer."""
 
-    def observe(self, sample: LayerSample) -> None: ...
+    def observe(self, sample: LayerSample) -> None:
+        """Count in *sample*."""
 
 
 ObserverT = TypeVar("ObserverT", bound=Observer)
@@ -40,10 +41,9 @@ ObserverT = TypeVar("ObserverT", bound=Observer)
 
 @dataclass(frozen=True)
 class ObservedLayer(Generic[ObserverT]):
-    """A layer that every sample went through.
+    """A layer after every sample went through it.
 
-    *residual_energy* is E||h||^2 of the residual stream h [hidden_size] that the layer reads, and that its
-    attention's output is added to; over tokens, text and image mixed as everywhere.
+    *residual_energy* is E||h||^2 over tokens (text and image mixed) of the residual stream h that the layer reads.
     """
 
     layer: int
@@ -54,10 +54,10 @@ class ObservedLayer(Generic[ObserverT]):
 def stream_layers(
     checkpoint: Checkpoint, inputs: list[Inputs], observer: Callable[[int], ObserverT], *, device: str = "cpu"
 ) -> Iterator[ObservedLayer[ObserverT]]:
-    """Run *inputs* through every layer of *checkpoint*; each layer gets an *observer* of its own, and is yielded.
+    """Run *inputs* through *checkpoint* layer by layer; *observer* makes the observer of a layer.
 
-    *inputs* is taken over: its entries are replaced by the residual stream behind each layer, so that no second
-    copy of it is kept. One sample at a time is on *device*.
+    *inputs* is overwritten: each layer replaces its entries by the residual stream after the layer. One sample at a
+    time is on *device*.
 
     Raises:
         UsageError: the installed stock code cannot run this model, or shows no attention.
@@ -71,10 +71,7 @@ def stream_layers(
         with stock_code(), full_float32():
             for number, sample in enumerate(inputs):
                 hidden, is_image = sample.hidden.to(device), sample.is_image.to(device)
-                squares = hidden[0].double().square().sum(-1)
-                for image in (False, True):
-                    of_modality = squares[is_image == image]
-                    energy.add(of_modality.sum(), len(of_modality), image=image)
+                energy.add(hidden[0].double().square().sum(-1), is_image)
                 after = _through(decoder, hidden, is_image, looking)
                 if not after.isfinite().all():
                     raise CheckpointError(f"{checkpoint.path}: layer {layer}: hidden states are not finite")
@@ -83,7 +80,7 @@ def stream_layers(
 
 
 def _through(decoder: LayerDecoder, hidden: torch.Tensor, is_image: torch.Tensor, observer: Observer) -> torch.Tensor:
-    """The residual stream behind the loaded layer; *observer* is shown what happens inside."""
+    """The residual stream after the loaded layer; *observer* sees the sample inside it."""
     import torch
 
     heads: list[torch.Tensor] = []

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import CheckpointError, StorageError
+from ..errors import CheckpointError, StorageError, reading
 from .dtypes import ITEM_BYTES, Float32Array, decode
 from .families import Family, LanguageModel, check_entries, read_family
 from .files import CONFIG_FILE, MANIFEST_FILE, TORCH_INDEX_FILE, read_json_object, read_span
@@ -22,14 +22,14 @@ from .shards import open_shards
 from .sidecars import other_files
 from .tensors import Projection, StoredTensor, TensorEntry, WeightFile
 
-# Of a silent head: one that is silent in all rows is silent in these; few trained heads are.
+# silent_heads reads these rows first: few heads that are not silent are zero in all of them.
 PROBE_ROWS = 16
 BLOCK_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
 class Repository:
-    """Where on the Hub a checkpoint came from: the *files* of *repo_id* at *commit*, a hash of 40 digits."""
+    """The source of a checkpoint on the Hub: the *files* of *repo_id* at *commit*, a hash of 40 digits."""
 
     repo_id: str
     commit: str
@@ -41,7 +41,7 @@ class Repository:
 
 @dataclass(frozen=True)
 class FileStamp:
-    """What tells that a file was not touched since it was looked at."""
+    """Tells whether a file changed."""
 
     size: int
     mtime_ns: int
@@ -55,11 +55,11 @@ class FileStamp:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened checkpoint. Paths inside it (*shards*, *sidecars*, *left_behind*) are relative to *path*.
+    """An opened checkpoint. The names in *shards*, *sidecars* and *left_behind* are relative to *path*.
 
-    *shards* are safetensors files, or ``.bin`` files (*is_torch*). *left_behind* are files that hold weights which
-    no loader reads beside the ones in *shards*: copied, they would carry the unpruned model along. *stamps* has
-    one entry per shard and sidecar. *repository* is where it was downloaded from, if it was.
+    *shards* are safetensors files, or ``.bin`` files (*is_torch*). *left_behind* are other files of weights, which no
+    loader reads: a copy of them would hold the unpruned model. *stamps* has an entry for every shard and sidecar.
+    *repository* is None where it was not downloaded.
     """
 
     path: Path
@@ -79,32 +79,28 @@ class Checkpoint:
     def open(path: Path | str, repository: Repository | None = None) -> Checkpoint:
         """Open the checkpoint directory *path*; of the weights, only headers are read.
 
-        Where *path* is what was downloaded of a *repository*, other files than the repository's are not looked at.
+        Where *path* is a download of *repository*, only the repository's files count.
 
         Raises:
-            CheckpointError: no LLaVA checkpoint of a supported kind, malformed, or contradicting its config.
+            CheckpointError: it is not a checkpoint of a supported kind, is malformed, or contradicts its config.
             StorageError: a file cannot be read.
         """
         path = Path(path)
         if not path.is_dir():
             raise CheckpointError(f"{path}: no such directory; give the directory that holds {CONFIG_FILE}")
         among = None if repository is None else repository.files
-        try:
+        with reading(path):
             entries = {entry.name for entry in path.iterdir() if entry.exists()}
-        except OSError as error:
-            raise StorageError(f"{error.filename}: cannot be read: {error.strerror}") from error
         entries = entries if among is None else entries & among
         check_entries(path, entries)
         config = read_json_object(path / CONFIG_FILE)
         family = read_family(path, entries, config)
         text_config, language_model = family.read_language_model(config, str(path / CONFIG_FILE))
-        try:
+        with reading(path):
             shards, index, is_torch = open_shards(path, entries)
             replaced = {TORCH_INDEX_FILE} if is_torch else set()
             sidecars, left_behind = other_files(path, family, {*shards, MANIFEST_FILE, *replaced}, index, among)
             stamps = {name: FileStamp.of(path / name) for name in (*shards, *sidecars)}
-        except OSError as error:
-            raise StorageError(f"{error.filename}: cannot be read: {error.strerror}") from error
         checkpoint = Checkpoint(
             path=path,
             config=config,
@@ -124,23 +120,23 @@ class Checkpoint:
 
     @property
     def known_as(self) -> Path:
-        """What people and loaders call it: its directory, or ``org/name`` on the Hub."""
+        """Its directory, or ``org/name`` on the Hub: the name that loaders use."""
         return self.path if self.repository is None else Path(self.repository.repo_id)
 
     @property
     def source(self) -> str:
-        """Where it came from, without a path of this machine: the directory's name, or ``org/name@commit``."""
+        """Its source without a path of this machine: the directory's name, or ``org/name@commit``."""
         return self.path.resolve().name if self.repository is None else str(self.repository)
 
     @cached_property
     def manifest(self) -> Mapping[str, Any] | None:
-        """What an earlier conversion wrote of itself, or None where the checkpoint is no conversion's output."""
+        """The manifest of an earlier conversion, or None where the checkpoint is no output of one."""
         path = self.path / MANIFEST_FILE
         return read_json_object(path) if path.is_file() else None
 
     @cached_property
     def tensors(self) -> Mapping[str, StoredTensor]:
-        """Every tensor by its name, shard by shard in the order of the data."""
+        """Every tensor by its name; shard by shard, in the order of the data."""
         return MappingProxyType(
             {e.name: StoredTensor(e, shard) for shard, weights in self.shards.items() for e in weights.entries}
         )
@@ -174,7 +170,7 @@ class Checkpoint:
 
     @cached_property
     def embedding(self) -> StoredTensor:
-        """The language model's table of token embeddings, [vocabulary, hidden_size]."""
+        """The table of token embeddings [vocabulary, hidden_size]."""
         for tensor in self.tensors.values():
             if self.family.is_embedding(tensor.name):
                 return tensor
@@ -189,23 +185,21 @@ class Checkpoint:
         return None
 
     def output_projection(self, layer: int) -> StoredTensor:
-        """The weight of ``o_proj``, [hidden_size, num_heads * head_dim]; a tensor of its own in every layout."""
+        """The weight of ``o_proj`` [hidden_size, num_heads * head_dim]."""
         return self.layers[layer]["self_attn.o_proj.weight"]
 
     def projections_in(self, tensor: StoredTensor) -> tuple[int, tuple[ProjectionRows, ...]] | None:
-        """The decoder layer of *tensor* and the projections that it holds, or None where it holds none."""
-        key = self.family.layer_key(tensor.name)
-        if key is None:
-            return None
-        held = projections_in(key[1], self.geometry)
-        return (key[0], held) if held else None
+        """(the decoder layer of *tensor*, the projections that it holds), or None where it holds none."""
+        layer, name = self.family.layer_key(tensor.name) or (0, "")
+        held = projections_in(name, self.geometry)
+        return (layer, held) if held else None
 
     def read_rows(self, tensor: StoredTensor, first: int = 0, count: int | None = None) -> Float32Array:
-        """Rows [first, first + count) of *tensor* as float32; all of it where *count* is None.
+        """Rows [first, first + count) of *tensor* as float32; all from *first* on where *count* is None.
 
         Raises:
-            CheckpointError: its dtype is none of :data:`ITEM_BYTES`.
-            StorageError: the file cannot be read, or is shorter than it was.
+            CheckpointError: its dtype is not in :data:`ITEM_BYTES`.
+            StorageError: the file cannot be read, or became shorter.
         """
         if tensor.dtype not in ITEM_BYTES:
             raise CheckpointError(
@@ -216,11 +210,11 @@ class Checkpoint:
         return decode(self.read_bytes(tensor, first, count), tensor.dtype).reshape(count, *tensor.shape[1:])
 
     def read_bytes(self, tensor: StoredTensor, first: int = 0, count: int | None = None) -> bytes:
-        """Rows [first, first + count) of *tensor* as they are stored, one after the other; all where *count* is None.
+        """As :meth:`read_rows`, but the bytes as they are stored, one row after the other.
 
         Raises:
-            CheckpointError: it has fewer rows.
-            StorageError: the file cannot be read, or is shorter than it was.
+            CheckpointError: *tensor* has fewer rows.
+            StorageError: the file cannot be read, or became shorter.
         """
         entry, path = tensor.entry, self.path / tensor.shard
         count = tensor.num_rows - first if count is None else count
@@ -229,19 +223,12 @@ class Checkpoint:
         begin, end = entry.begin, entry.end
         if entry.strides is None:
             begin, end = begin + first * tensor.row_bytes, begin + (first + count) * tensor.row_bytes
-        try:
-            with path.open("rb") as file:
-                data = read_span(file.fileno(), begin, end - begin, path)
-        except OSError as error:
-            raise StorageError(f"{path}: cannot be read: {error.strerror}") from error
+        with reading(path), path.open("rb") as file:
+            data = read_span(file.fileno(), begin, end - begin, path)
         return data if entry.strides is None else _gather(data, entry)[first : first + count].tobytes()
 
     def silent_heads(self, layer: int) -> tuple[int, ...]:
-        """The heads of *layer* whose ``o_proj`` columns are zero in every row, sorted.
-
-        Raises:
-            StorageError: the weights cannot be read.
-        """
+        """The heads of *layer* whose ``o_proj`` columns are all zero, sorted; StorageError as :meth:`read_rows`."""
         output = self.output_projection(layer)
         geometry = self.geometry
         silent = np.ones(geometry.num_heads, dtype=bool)
@@ -254,7 +241,7 @@ class Checkpoint:
         return tuple(int(head) for head in np.flatnonzero(silent))
 
     def check_unchanged(self) -> None:
-        """Raise StorageError if a file of the checkpoint changed since it was opened."""
+        """Raise StorageError where a file of the checkpoint changed since it was opened."""
         for name, stamp in self.stamps.items():
             try:
                 now = FileStamp.of(self.path / name)
@@ -290,7 +277,7 @@ class Checkpoint:
             self._check_parts(layer)
 
     def _check_parts(self, layer: int) -> None:
-        """Refuse a projection that stands twice, and biases that stand in the place of more."""
+        """Refuse a projection that is stored twice, and biases of other projections than in layer 0."""
         for kind in ("weight", "bias"):
             apart = [name for p in "qkv" if (name := f"self_attn.{p}_proj.{kind}") in self.layers[layer]]
             if apart and f"self_attn.qkv_proj.{kind}" in self.layers[layer]:
@@ -312,7 +299,7 @@ class Checkpoint:
 
 
 def _gather(data: bytes, entry: TensorEntry) -> npt.NDArray[np.void]:
-    """The items of a tensor whose rows do not follow each other, from the bytes that it is spread over."""
+    """The elements of a tensor that is not contiguous, from the bytes *data* that it spans."""
     item = entry.num_bytes // prod(entry.shape)
     strides = tuple(stride * item for stride in entry.strides or ())
     return np.lib.stride_tricks.as_strided(np.frombuffer(data, f"V{item}", 1), entry.shape, strides)

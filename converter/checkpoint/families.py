@@ -1,7 +1,7 @@
-"""The table of supported families, that of their language models, and which of them a checkpoint is.
+"""The supported families and language models, and which of them a checkpoint is.
 
-What tells the family looks at names and at config.json alone, so that a repository on the Hub can be judged before its
-weights are downloaded. *path* is for messages; *entries* are the names of what stands at its top.
+The functions look only at file names and at config.json, so that they can judge a repository on the Hub before its
+weights are downloaded. *path* is for messages; *entries* are the names at its top level.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
-from .files import CONFIG_FILE, INDEX_FILE, SINGLE_FILE, TORCH_INDEX_FILE, TORCH_SINGLE_FILE
+from .files import CONFIG_FILE
 from .refusals import (
-    refuse_adapter,
+    ADAPTERS,
+    OTHER_FORMATS,
     refuse_delta,
-    refuse_misnamed_weights,
+    refuse_files,
     refuse_model_type,
-    refuse_other_formats,
     refuse_quantised,
     refuse_weights_elsewhere,
 )
@@ -29,9 +29,9 @@ from .refusals import (
 class LanguageModel:
     """A type of language model.
 
-    *stock_type* is the ``model_type`` of the stock class that runs it. The sizes are what its config class
-    assumes where a (partial) config is silent; None means as many kv heads as heads, and hidden_size over heads
-    for *head_dim*. *settings* are further defaults in which the config class differs from the stock class's.
+    *stock_type* is the ``model_type`` of the stock class that runs it. The sizes are the defaults of its config class;
+    None stands for as many kv heads as heads, and for a *head_dim* of hidden_size / heads. *settings* are other
+    defaults that differ from those of the stock class.
     """
 
     model_type: str
@@ -50,7 +50,7 @@ LANGUAGE_MODELS = (
     LanguageModel("qwen2", "qwen2", num_key_value_heads=32),
     LanguageModel("qwen3", "qwen3", num_key_value_heads=32, head_dim=128),
     LanguageModel("phi3", "phi3", hidden_size=3072),
-    # Qwen3 under another name; the multimodal rotary embedding is the plain one for text and single images.
+    # Qwen3 under another name; for text and single images, its multimodal rotary embedding is the plain one.
     LanguageModel(
         "LLaVAOneVision1_5_text",
         "qwen3",
@@ -64,11 +64,7 @@ LANGUAGE_MODELS = (
 
 
 def find_language_model(model_type: object, where: str) -> LanguageModel:
-    """The language model that a config calls *model_type*; *where* names the config's file in errors.
-
-    Raises:
-        CheckpointError: it is not supported.
-    """
+    """The language model with this *model_type*, from the file *where*; CheckpointError where it is not supported."""
     for language_model in LANGUAGE_MODELS:
         if language_model.model_type == model_type:
             return language_model
@@ -83,8 +79,8 @@ ORIGINAL = "original"
 HUGGING_FACE = "Hugging Face"
 LANGUAGE_MODEL = "language model"
 
-# What the keys of the language model begin with; "model.language_model.layers" and "language_model.model.layers"
-# are the same tensors as different versions of transformers name them.
+# The prefixes of the language model's tensors. Versions of transformers differ: the same tensors are
+# "model.language_model.layers" or "language_model.model.layers".
 _FLAT = r"model\."
 _NESTED = r"(?:model\.)?language_model\.(?:model\.)?"
 _FLAT_OR_NESTED = r"model\.(?:language_model\.)?"
@@ -92,10 +88,10 @@ _FLAT_OR_NESTED = r"model\.(?:language_model\.)?"
 
 @dataclass(frozen=True)
 class Family:
-    """One kind of checkpoint: *model_type* as its config spells it, *lineage* as to who loads it.
+    """One kind of checkpoint: the *model_type* in its config, and its *lineage*, which says what code loads it.
 
-    *prefix* is the pattern that the language model's keys begin with. *language_model* is its type; where
-    *nested*, its config stands in ``text_config``, whose own ``model_type`` comes first.
+    *prefix* is a pattern: the names of the language model's tensors begin with it. *language_model* is its type. Where
+    *nested*, ``text_config`` holds its config, and a ``model_type`` there overrides *language_model*.
     """
 
     model_type: str
@@ -105,7 +101,7 @@ class Family:
     nested: bool
 
     def layer_key(self, name: str) -> tuple[int, str] | None:
-        """(decoder layer, name inside that layer) of a tensor, or None where it is in no decoder layer."""
+        """(decoder layer, name inside that layer) of the tensor *name*, or None where it is in no decoder layer."""
         match = re.fullmatch(self.prefix + r"layers\.(0|[1-9][0-9]{0,5})\.(.+)", name)
         return (int(match[1]), match[2]) if match else None
 
@@ -114,11 +110,7 @@ class Family:
         return re.fullmatch(self.prefix + r"embed_tokens\.weight", name) is not None
 
     def read_language_model(self, config: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], LanguageModel]:
-        """The language model's part of *config*, and its type; *where* names the file in errors.
-
-        Raises:
-            CheckpointError: there is no such part, or its type is not supported.
-        """
+        """(the language model's part of *config*, its type); CheckpointError where one is missing or not supported."""
         if not self.nested:
             return config, find_language_model(self.language_model, where)
         text_config = config.get("text_config")
@@ -147,14 +139,10 @@ FAMILIES = (
 
 
 def find_family(config: Mapping[str, Any], where: str) -> Family:
-    """The family of the checkpoint whose config.json holds *config*; *where* names that file in errors.
-
-    Raises:
-        CheckpointError: of no family of the table.
-    """
+    """The family of a config.json that holds *config*, the file *where*; CheckpointError where it is not supported."""
     model_type = config.get("model_type")
     if model_type == "llava" and "text_config" not in config:
-        model_type = "llava_llama"  # what original LLaVA called itself before v1.2.0
+        model_type = "llava_llama"  # original LLaVA before v1.2.0
     for family in FAMILIES:
         if family.model_type == model_type:
             return family
@@ -167,45 +155,16 @@ def find_family(config: Mapping[str, Any], where: str) -> Family:
 
 
 def check_entries(path: Path, entries: Collection[str]) -> None:
-    """Refuse what no config.json needs to be read for.
-
-    Raises:
-        CheckpointError: an adapter, a delta, another format, or no checkpoint at all.
-    """
-    refuse_adapter(path, entries)
+    """Raise CheckpointError where file names tell an adapter, a delta, another format, or no checkpoint at all."""
+    refuse_files(path, entries, ADAPTERS)  # also beside weights, which an adapter changes
     refuse_delta(path)
     if CONFIG_FILE not in entries:
-        refuse_other_formats(path, entries)
+        refuse_files(path, entries, OTHER_FORMATS)
         raise CheckpointError(f"{path}: has no {CONFIG_FILE}; give the directory of a checkpoint")
 
 
 def read_family(path: Path, entries: Collection[str], config: Mapping[str, Any]) -> Family:
-    """The family of the checkpoint whose config.json holds *config*.
-
-    Raises:
-        CheckpointError: its weights are quantised or elsewhere, or it is of no family that is known.
-    """
+    """The family of a config.json that holds *config*; CheckpointError where the checkpoint cannot be converted."""
     refuse_quantised(path, entries, config)
     refuse_weights_elsewhere(path, config)
     return find_family(config, str(path / CONFIG_FILE))
-
-
-def find_weights(path: Path, entries: Collection[str]) -> str:
-    """The file that stock loaders begin at: a single file of weights, or an index; safetensors come before ``.bin``.
-
-    Raises:
-        CheckpointError: there is none, or there are two of one kind.
-    """
-    for single, index in ((SINGLE_FILE, INDEX_FILE), (TORCH_SINGLE_FILE, TORCH_INDEX_FILE)):
-        if single in entries and index in entries:
-            raise CheckpointError(
-                f"{path}: has both {single} and {index}, and loaders differ in which they read; remove one"
-            )
-        if single in entries or index in entries:
-            return single if single in entries else index
-    refuse_other_formats(path, entries)
-    refuse_misnamed_weights(path, entries)
-    raise CheckpointError(
-        f"{path}: has none of {SINGLE_FILE}, {INDEX_FILE}, {TORCH_SINGLE_FILE}, {TORCH_INDEX_FILE}; "
-        "download the weights as well"
-    )

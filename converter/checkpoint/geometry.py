@@ -1,4 +1,4 @@
-"""The sizes of a language model's attention, and which rows of which tensor each projection is."""
+"""The sizes of a language model's attention, and the rows of the tensors that hold its projections."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from .families import LanguageModel
 class Geometry:
     """Attention geometry of a language model; sizes are in elements.
 
-    Query head ``h`` reads kv head ``h // heads_per_group``. Rows of ``q``/``k``/``v`` and columns of ``o``
-    that belong to head ``h`` are ``[h * head_dim, (h + 1) * head_dim)``.
+    Query head ``h`` reads kv head ``h // heads_per_group``. To head ``h`` belong the rows of ``q``/``k``/``v`` and the
+    columns of ``o`` from ``h * head_dim`` up to, not including, ``(h + 1) * head_dim``.
     """
 
     num_layers: int
@@ -42,11 +42,7 @@ class Geometry:
 
 
 def read_geometry(text_config: Mapping[str, Any], language_model: LanguageModel, where: str) -> Geometry:
-    """The geometry that a language model's config states, class defaults filled in.
-
-    Raises:
-        CheckpointError: a size is missing, not a positive integer, or contradicts another.
-    """
+    """The geometry in a language model's config, with its class's defaults; CheckpointError where a size is wrong."""
 
     def size(name: str, fallback: int) -> int:
         value = text_config.get(name)
@@ -57,7 +53,7 @@ def read_geometry(text_config: Mapping[str, Any], language_model: LanguageModel,
 
     hidden_size = size("hidden_size", language_model.hidden_size)
     num_heads = size("num_attention_heads", language_model.num_attention_heads)
-    # Stated as null, it means one kv head per head, also where the class has another default.
+    # A null in the config means one kv head per head, whatever the default of the class.
     kv_default = None if "num_key_value_heads" in text_config else language_model.num_key_value_heads
     num_kv_heads = size("num_key_value_heads", kv_default or num_heads)
     head_dim = size("head_dim", language_model.head_dim or hidden_size // num_heads)
@@ -65,18 +61,13 @@ def read_geometry(text_config: Mapping[str, Any], language_model: LanguageModel,
         raise CheckpointError(
             f"{where}: {num_heads} heads cannot share {num_kv_heads} kv heads evenly; mend the config"
         )
-    return Geometry(
-        num_layers=size("num_hidden_layers", language_model.num_hidden_layers),
-        num_heads=num_heads,
-        num_kv_heads=num_kv_heads,
-        head_dim=head_dim,
-        hidden_size=hidden_size,
-    )
+    num_layers = size("num_hidden_layers", language_model.num_hidden_layers)
+    return Geometry(num_layers, num_heads, num_kv_heads, head_dim, hidden_size)
 
 
 PROJECTIONS = ("q", "k", "v", "o")
 
-# Phi-3 keeps q, k and v in one tensor, one below the other.
+# The one tensor qkv_proj of Phi-3 holds the rows of q, then of k, then of v.
 _PATTERN = re.compile(r"self_attn\.(q|k|v|o|qkv)_proj\.(weight|bias)")
 
 
@@ -103,6 +94,6 @@ def projections_in(name_in_layer: str, geometry: Geometry) -> tuple[ProjectionRo
 
 
 def expected_shape(held: tuple[ProjectionRows, ...], geometry: Geometry) -> tuple[int, ...]:
-    """The shape that a tensor with these projections must have."""
+    """The shape of the tensor with the projections *held*."""
     rows = sum(part.count for part in held)
     return (rows, geometry.num_columns(held[0].projection)) if held[0].kind == "weight" else (rows,)

@@ -1,7 +1,6 @@
-"""As which class stock LLaVA would load a directory: it goes by the directory's name, not by config.json.
+"""The class that stock LLaVA loads a directory as: it decides by the directory's name, not by config.json.
 
-The rules are those of ``load_pretrained_model`` in llava/model/builder.py, of the original LLaVA and, for
-``llava_qwen``, of its successor LLaVA-NeXT.
+Source: ``load_pretrained_model`` in llava/model/builder.py of original LLaVA and, for ``llava_qwen``, of LLaVA-NeXT.
 """
 
 from __future__ import annotations
@@ -13,14 +12,14 @@ from .families import ORIGINAL, Family
 
 _LLAMA, _MISTRAL, _QWEN = "LlavaLlamaForCausalLM", "LlavaMistralForCausalLM", "LlavaQwenForCausalLM"
 
-# For each model_type, the class that its weights are of, and a name that is loaded as that class.
+# For each model_type: the class of its weights, and a name that stock LLaVA loads as that class.
 _WANTED = {
     "llava_llama": (_LLAMA, "llava"),
     "llava_mistral": (_MISTRAL, "llava-mistral"),
     "llava_qwen": (_QWEN, "llava-qwen"),
 }
 
-# The first row of whose substrings a name contains every one decides.
+# The first row decides all of whose substrings are in the name.
 _Rules = tuple[tuple[tuple[str, ...], str], ...]
 _ORIGINAL_RULES: _Rules = (
     (("lora",), "a LoRA adapter"),
@@ -47,16 +46,12 @@ _NEXT_RULES: _Rules = (
     ((), _LLAMA),
 )
 
-# A suffix that trips none of the substrings by which loaders and evaluation scripts choose.
+# It contains no substring that loaders and evaluation scripts look for.
 SUFFIX = "-pruned"
 
 
 def check_loader_name(family: Family, source: Path, out: Path) -> None:
-    """Refuse an OUT that stock LLaVA would load as another class than IN's, and suggest a name.
-
-    Raises:
-        UsageError: it would.
-    """
+    """Raise UsageError, with a better name, where stock LLaVA would load *out* as another class than *source*."""
     if family.lineage != ORIGINAL:
         return
     wanted, found = _WANTED[family.model_type][0], _class_by_name(family, out.absolute().name)
@@ -68,7 +63,7 @@ def check_loader_name(family: Family, source: Path, out: Path) -> None:
 
 
 def suggest_name(family: Family, source: Path) -> str:
-    """A name for the conversion of *source* that stock LLaVA loads as *family*'s class: IN's, where that will do."""
+    """A name for the conversion of *source* that stock LLaVA loads as the class of *family*."""
     source = source.resolve()
     name = f"{source.parent.name}-{source.name}" if source.name.startswith("checkpoint-") else source.name
     wanted, plain = _WANTED[family.model_type]

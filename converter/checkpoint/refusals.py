@@ -1,4 +1,7 @@
-"""What is known and cannot be converted: each by its name, with the way out."""
+"""Known kinds of checkpoints that cannot be converted: each is named, with what to do instead.
+
+*names* are the names at the top of *path*, a directory or a repository on the Hub.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ _INTERNLM2 = (
 _TOWER = "is a vision tower alone; give the directory of the whole LLaVA"
 _MOE = "is a mixture of experts, which is not supported; use a dense checkpoint"
 
-# By the model_type of config.json or of its text_config.
+# By the model_type in config.json or in its text_config.
 MODEL_TYPES: Mapping[str, str] = {
     **dict.fromkeys(("llava_mpt", "mpt"), _MPT),
     **dict.fromkeys(("internlm2", "internlm", "internlmxcomposer2", "internvl_chat"), _INTERNLM2),
@@ -24,18 +27,19 @@ MODEL_TYPES: Mapping[str, str] = {
     **dict.fromkeys(("llava_mixtral", "mixtral", "llava_qwen_moe", "qwen2_moe", "qwen3_moe"), _MOE),
 }
 
-# By the pattern of a file's name. The first whose file is there is told.
-_ADAPTERS = (
-    ("adapter_config.json", "is a LoRA adapter"),
-    ("adapter_model.*", "is a LoRA adapter"),
-    ("non_lora_trainables.bin", "is the rest of a LoRA training"),
-)
 _MERGE = (
     "merge it into its base model first (scripts/merge_lora_weights.py of LLaVA), then convert the merged checkpoint"
 )
 
-# What stands in the place of weights that can be read.
-_OTHER_FORMATS = (
+# Patterns of file names, in order: the message is that of the first pattern that a file matches.
+ADAPTERS = (
+    ("adapter_config.json", f"is a LoRA adapter; {_MERGE}"),
+    ("adapter_model.*", f"is a LoRA adapter; {_MERGE}"),
+    ("non_lora_trainables.bin", f"is the rest of a LoRA training; {_MERGE}"),
+)
+
+# Formats that are not read.
+OTHER_FORMATS = (
     ("mm_projector.bin", "holds the projector alone; give the directory of the whole LLaVA that it was trained into"),
     ("*.gguf", "is GGUF; convert the original checkpoint instead, then make the GGUF file from the result"),
     ("*.ggml", "is GGML; convert the original checkpoint instead, then make the GGML file from the result"),
@@ -50,12 +54,13 @@ _OTHER_FORMATS = (
     ("pytorch_model_fsdp*", "belongs to an FSDP checkpoint; merge it first (accelerate merge-weights)"),
 )
 
-_MISNAMED = (
+# Weights that no loader reads.
+MISNAMED = (
     ("*.safetensors", "is under a name that no loader looks for; name it model.safetensors or restore the index"),
     ("*.bin", "is under a name that no loader looks for; name it pytorch_model.bin or restore the index"),
 )
 
-# What training leaves beside weights.
+# Files of a training that are no weights.
 TRAINING_FILES = ("training_args.bin", "optimizer.bin", "scheduler.bin", "scaler.bin")
 
 _DELTA = "-delta-"
@@ -63,16 +68,16 @@ _DELTA = "-delta-"
 _QUANTIZATION_FILES = ("quantize_config.json", "quant_config.json")
 
 
-def refuse_adapter(path: Path, names: Collection[str]) -> None:
-    """Raise CheckpointError where *names* in *path* are an adapter's, also beside weights: it changes them.
-
-    Here and below, *names* are what stands in *path*, a directory or a repository on the Hub.
-    """
-    _refuse_files(path, names, tuple((pattern, f"{what}; {_MERGE}") for pattern, what in _ADAPTERS))
+def refuse_files(path: Path, names: Collection[str], kinds: Sequence[tuple[str, str]]) -> None:
+    """Raise CheckpointError where one of *names* is of one of *kinds*, a table above."""
+    for pattern, what in kinds:
+        for name in sorted(names):
+            if fnmatchcase(name, pattern) and name not in TRAINING_FILES:
+                raise CheckpointError(f"{path / name}: {what}")
 
 
 def refuse_delta(path: Path) -> None:
-    """Raise CheckpointError where *path* is named as deltas are: nothing else tells them apart."""
+    """Raise CheckpointError where *path* has the name of a delta: only the name tells a delta."""
     if _DELTA in path.resolve().name:
         raise CheckpointError(
             f"{path}: is named as a delta is; apply it to its base model first (python -m llava.model.apply_delta), "
@@ -81,32 +86,29 @@ def refuse_delta(path: Path) -> None:
 
 
 def refuse_delta_name(out: Path) -> None:
-    """Raise UsageError where *out*, whose weights will be whole, would be named as deltas are."""
+    """Raise UsageError where the output directory *out* has the name of a delta."""
     if _DELTA in out.absolute().name:
         raise UsageError(f"{out}: would be taken for a delta by its name; choose one without {_DELTA}")
 
 
 def refuse_quantised(path: Path, names: Collection[str], config: Mapping[str, Any]) -> None:
-    """Raise CheckpointError where the checkpoint *path* with the config.json *config* holds quantised weights."""
+    """Raise CheckpointError where the checkpoint *path*, whose config.json is *config*, holds quantised weights."""
+    remedy = "convert the checkpoint that they were made from, then quantise the result"
     text_config = config.get("text_config")
     for part in (config, text_config if isinstance(text_config, dict) else {}):
         quantization = part.get("quantization_config")
         if quantization:
             method = quantization.get("quant_method") if isinstance(quantization, dict) else None
             raise CheckpointError(
-                f"{path / 'config.json'}: the weights are quantised{f' ({method})' if method else ''}; "
-                "convert the checkpoint that they were made from, then quantise the result"
+                f"{path / 'config.json'}: the weights are quantised{f' ({method})' if method else ''}; {remedy}"
             )
     for name in _QUANTIZATION_FILES:
         if name in names:
-            raise CheckpointError(
-                f"{path / name}: the weights are quantised; "
-                "convert the checkpoint that they were made from, then quantise the result"
-            )
+            raise CheckpointError(f"{path / name}: the weights are quantised; {remedy}")
 
 
 def refuse_weights_elsewhere(path: Path, config: Mapping[str, Any]) -> None:
-    """Raise CheckpointError where config.json sends loaders to weights under another name, as transformers 5 allows."""
+    """Raise CheckpointError where config.json names the file of the weights, as transformers 5 allows."""
     if config.get("transformers_weights"):
         raise CheckpointError(
             f"{path / 'config.json'}: transformers_weights names {config['transformers_weights']!r}, which other "
@@ -115,23 +117,6 @@ def refuse_weights_elsewhere(path: Path, config: Mapping[str, Any]) -> None:
 
 
 def refuse_model_type(model_type: object, where: str) -> None:
-    """Raise CheckpointError where *model_type*, as the file *where* has it, is known and not supported."""
+    """Raise CheckpointError where *model_type*, from the file *where*, is one that cannot be converted."""
     if isinstance(model_type, str) and model_type in MODEL_TYPES:
         raise CheckpointError(f"{where}: model_type {model_type!r} {MODEL_TYPES[model_type]}")
-
-
-def refuse_other_formats(path: Path, names: Collection[str]) -> None:
-    """Raise CheckpointError where *names* in *path* are weights in a format that is not read."""
-    _refuse_files(path, names, _OTHER_FORMATS)
-
-
-def refuse_misnamed_weights(path: Path, names: Collection[str]) -> None:
-    """Raise CheckpointError where *names* in *path*, which has no weights that are loaded, are others."""
-    _refuse_files(path, names, _MISNAMED)
-
-
-def _refuse_files(path: Path, names: Collection[str], kinds: Sequence[tuple[str, str]]) -> None:
-    for pattern, what in kinds:
-        for name in sorted(names):
-            if fnmatchcase(name, pattern) and name not in TRAINING_FILES:
-                raise CheckpointError(f"{path / name}: {what}")

@@ -1,8 +1,7 @@
 """The header of a safetensors file, parsed more strictly than the reference parser does.
 
-A converter must not repeat an ambiguity into its output, so everything that the reference rejects is
-rejected here, and so is what it lets pass: duplicate tensor names, duplicate metadata keys, unknown fields,
-white space before ``{``, unsafe names. Format: https://github.com/huggingface/safetensors#format
+Beside what the reference rejects, it rejects what is ambiguous: duplicate tensor names and metadata keys, unknown
+fields, white space before ``{``, unsafe names. Format: https://github.com/huggingface/safetensors#format
 """
 
 from __future__ import annotations
@@ -17,58 +16,47 @@ from types import MappingProxyType
 from typing import Any
 
 from .. import strict_json
-from ..errors import CheckpointError, StorageError
+from ..errors import CheckpointError, reading
 from .tensors import TensorEntry, WeightFile
 
 MAX_HEADER_BYTES = 100_000_000  # the reference parser's limit
-MAX_INTEGER = 2**64 - 1
 LENGTH_BYTES = 8
-METADATA_KEY = "__metadata__"
+_MAX_INTEGER = 2**64 - 1
+_METADATA_KEY = "__metadata__"
 
-DTYPE_BITS: Mapping[str, int] = MappingProxyType(
-    {
-        "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
-        "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8,
-        "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
-        "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
-        "I32": 32, "U32": 32, "F32": 32,
-        "I64": 64, "U64": 64, "F64": 64, "C64": 64,
-    }
-)  # fmt: skip
+DTYPE_BITS: Mapping[str, int] = {
+    "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
+    "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
+    "I32": 32, "U32": 32, "F32": 32,
+    "I64": 64, "U64": 64, "F64": 64, "C64": 64,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class SafetensorsHeader(WeightFile):
-    """What a safetensors file says of itself; its tensors begin at byte *data_begin*."""
+    """The header of a safetensors file, whose tensors begin at byte *data_begin*."""
 
     metadata: Mapping[str, str]
     data_begin: int
 
 
 def read_header(path: Path) -> SafetensorsHeader:
-    """Read and check the header of the safetensors file *path*; the data is not read.
-
-    Raises:
-        CheckpointError: the file is not a well-formed safetensors file.
-        StorageError: the file cannot be read.
-    """
-    try:
-        with path.open("rb") as file:
-            file_size = os.fstat(file.fileno()).st_size
-            length_field = file.read(LENGTH_BYTES)
-            if len(length_field) < LENGTH_BYTES:
-                raise CheckpointError(f"{path}: {file_size} bytes are too few for a safetensors file; copy it again")
-            length = int.from_bytes(length_field, "little")
-            if length > MAX_HEADER_BYTES:
-                raise CheckpointError(
-                    f"{path}: its header claims {length:,} bytes, more than {MAX_HEADER_BYTES:,}; "
-                    "this is not a safetensors file"
-                )
-            if length > file_size - LENGTH_BYTES:
-                raise CheckpointError(f"{path}: the header ends past the end of the file; copy the file again")
-            raw = file.read(length)
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be read: {error.strerror}") from error
+    """The header of the safetensors file *path*; CheckpointError where the file is not well-formed."""
+    with reading(path), path.open("rb") as file:
+        file_size = os.fstat(file.fileno()).st_size
+        length_field = file.read(LENGTH_BYTES)
+        if len(length_field) < LENGTH_BYTES:
+            raise CheckpointError(f"{path}: {file_size} bytes are too few for a safetensors file; copy it again")
+        length = int.from_bytes(length_field, "little")
+        if length > MAX_HEADER_BYTES:
+            raise CheckpointError(
+                f"{path}: its header claims {length:,} bytes, more than {MAX_HEADER_BYTES:,}; "
+                "this is not a safetensors file"
+            )
+        if length > file_size - LENGTH_BYTES:
+            raise CheckpointError(f"{path}: the header ends past the end of the file; copy the file again")
+        raw = file.read(length)
     try:
         return parse_header(raw, file_size)
     except ValueError as error:
@@ -76,7 +64,7 @@ def read_header(path: Path) -> SafetensorsHeader:
 
 
 def parse_header(raw: bytes, file_size: int) -> SafetensorsHeader:
-    """The header whose JSON text is *raw*, of a file of *file_size* bytes; ValueError says what is wrong."""
+    """The header whose JSON text is *raw*, in a file of *file_size* bytes; ValueError where it is malformed."""
     if not raw.startswith(b"{"):
         raise ValueError("it does not start with '{'")
     try:
@@ -85,7 +73,7 @@ def parse_header(raw: bytes, file_size: int) -> SafetensorsHeader:
         raise ValueError(f"not UTF-8 at byte {error.start}") from error
     if not isinstance(fields, dict):
         raise ValueError("not a JSON object")
-    metadata = fields.pop(METADATA_KEY, {})
+    metadata = fields.pop(_METADATA_KEY, {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise ValueError("__metadata__ must map names to strings")
     for text in (*metadata, *metadata.values()):
@@ -108,10 +96,9 @@ def parse_header(raw: bytes, file_size: int) -> SafetensorsHeader:
 def format_header(tensors: Sequence[tuple[str, str, tuple[int, ...], int]]) -> bytes:
     """The header (length field and JSON) of a file that holds *tensors*, (name, dtype, shape, bytes), in that order.
 
-    Padded with spaces to a multiple of 8 bytes, as the reference does. ``{"format": "pt"}`` is in it, because
-    transformers up to 4.45 fails without.
+    Like the reference, it pads the JSON with spaces to a multiple of 8 bytes.
     """
-    fields: dict[str, Any] = {METADATA_KEY: {"format": "pt"}}
+    fields: dict[str, Any] = {_METADATA_KEY: {"format": "pt"}}  # transformers up to 4.45 fails without
     position = 0
     for name, dtype, shape, num_bytes in tensors:
         fields[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, position + num_bytes]}
@@ -142,12 +129,12 @@ def _parse_entry(name: str, entry: Any, data_begin: int) -> TensorEntry:
 
 
 def check_name_and_shape(name: str, shape: Sequence[int]) -> None:
-    """Raise ValueError where a file must not have a tensor of this *name* and *shape*."""
-    if not name or "\0" in name or ".." in name or name == METADATA_KEY:
+    """Raise ValueError where the *name* or the *shape* of a tensor is not safe."""
+    if not name or "\0" in name or ".." in name or name == _METADATA_KEY:
         raise ValueError(f"tensor name {name!r} is not safe")
     _check_unicode(name)
-    # The product of the non-zero sizes: a zero must not hide a size that no machine can hold.
-    if prod(size for size in shape if size) > MAX_INTEGER // 64:
+    # Zeros are left out: they would hide the other sizes.
+    if prod(size for size in shape if size) > _MAX_INTEGER // 64:
         raise ValueError(f"tensor {name!r} has an absurd shape")
 
 
@@ -157,4 +144,4 @@ def _check_unicode(text: str) -> None:
 
 
 def _is_size(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_INTEGER
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MAX_INTEGER

@@ -1,4 +1,4 @@
-"""Which files hold a checkpoint's weights: what stock loaders would read, single or by an index."""
+"""The files of weights that stock loaders read: a single file, or the shards that an index names."""
 
 from __future__ import annotations
 
@@ -6,17 +6,21 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from ..errors import CheckpointError
-from .families import find_weights
-from .files import INDEX_FILE, TORCH_INDEX_FILE, TORCH_SINGLE_FILE, read_json_object
+from .files import INDEX_FILE, SINGLE_FILE, TORCH_INDEX_FILE, TORCH_SINGLE_FILE, read_json_object
+from .refusals import MISNAMED, OTHER_FORMATS, refuse_files
 from .safetensors_header import read_header
 from .tensors import WeightFile
 from .torch_file import read_torch_file, warn_of_old_torch
 
 
 def open_shards(path: Path, entries: Collection[str]) -> tuple[dict[str, WeightFile], str | None, bool]:
-    """(shards, the index that names them, whether they are torch's): what stock loaders would read, in their order.
+    """(shards by name, the index that names them, whether they are ``.bin`` files) of the checkpoint *path*.
 
-    *entries* are the names of what stands in the directory *path*.
+    *entries* are the names in the directory *path*.
+
+    Raises:
+        CheckpointError: the weights are missing or malformed, or contradict the index.
+        StorageError: a file cannot be read.
     """
     found = find_weights(path, entries)
     is_torch = found in (TORCH_SINGLE_FILE, TORCH_INDEX_FILE)
@@ -50,18 +54,30 @@ def _open_indexed(path: Path, index_file: str, read: Callable[[Path], WeightFile
     return shards
 
 
-def read_weight_map(index: Path) -> dict[str, str]:
-    """Which shard holds each tensor, as the file *index* says.
+def find_weights(path: Path, entries: Collection[str]) -> str:
+    """The file that stock loaders open first: weights or an index, safetensors before ``.bin``; or CheckpointError."""
+    for single, index in ((SINGLE_FILE, INDEX_FILE), (TORCH_SINGLE_FILE, TORCH_INDEX_FILE)):
+        if single in entries and index in entries:
+            raise CheckpointError(
+                f"{path}: has both {single} and {index}, and loaders differ in which they read; remove one"
+            )
+        if single in entries or index in entries:
+            return single if single in entries else index
+    refuse_files(path, entries, OTHER_FORMATS)
+    refuse_files(path, entries, MISNAMED)
+    raise CheckpointError(
+        f"{path}: has none of {SINGLE_FILE}, {INDEX_FILE}, {TORCH_SINGLE_FILE}, {TORCH_INDEX_FILE}; "
+        "download the weights as well"
+    )
 
-    Raises:
-        CheckpointError: the file is malformed, or a shard's name is not a plain one.
-        StorageError: the file cannot be read.
-    """
+
+def read_weight_map(index: Path) -> dict[str, str]:
+    """The shard of every tensor, as the file *index* states it; CheckpointError where it is malformed."""
     weight_map = read_json_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: has no weight_map; restore the file")
     for tensor, shard in weight_map.items():
-        # A plain name only: neither reading nor publishing may ever reach outside the directory.
+        # Only plain names: nothing outside the directory may be read or uploaded.
         if not isinstance(shard, str) or Path(shard).name != shard or {"\0", "\\"} & set(shard) or shard in (".", ".."):
             raise CheckpointError(f"{index}: {tensor} is mapped to {shard!r}, which is not a plain file name")
     return weight_map

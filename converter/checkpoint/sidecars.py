@@ -1,4 +1,4 @@
-"""The files of a checkpoint that hold none of its weights: those that travel along, and those that must not."""
+"""The files of a checkpoint beside its weights: those that a conversion copies, and those that it leaves behind."""
 
 from __future__ import annotations
 
@@ -20,11 +20,15 @@ _WEIGHT_SUFFIXES = (
 def other_files(
     path: Path, family: Family, accounted_for: set[str], index: str | None, among: Collection[str] | None
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(sidecars, weights that no loader reads): every file, or every one *among* these, that is not *accounted_for*.
+    """(sidecars, weights that no loader reads), of all files that are not *accounted_for*.
 
-    Hidden directories and ``.gitattributes`` are left out: what git and the Hub keep for themselves. A directory with a
-    model of another type in it (a vision tower, a projector) is a part of the checkpoint; one of the same type is
-    an earlier state of it.
+    *among*, if not None, limits the search to these files. Hidden directories and ``.gitattributes`` are left out. A
+    directory with a model of another type (a vision tower, a projector) is a part of the checkpoint; one with a model
+    of the same type is an earlier state of it.
+
+    Raises:
+        CheckpointError: something is neither a directory nor a regular file.
+        OSError: the disk refused.
     """
     sidecars: list[str] = []
     left_behind: list[str] = []
@@ -47,7 +51,7 @@ def other_files(
 
 
 def is_weight_name(name: str) -> bool:
-    """Whether the file *name* would hold weights, or name files that do, in whatever format."""
+    """Whether a file of this *name* holds weights in any format, or is an index of them."""
     return name.lower().endswith(_WEIGHT_SUFFIXES) or (name.startswith("pytorch_model") and name.endswith(".bin"))
 
 

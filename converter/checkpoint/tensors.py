@@ -1,4 +1,4 @@
-"""Where tensors stand in a file of weights, whatever its format, and in which shard of a checkpoint."""
+"""The place of a tensor: its bytes in a file of weights of any format, and its shard in a checkpoint."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """One tensor of a file: it lies in the bytes [*begin*, *end*) from the start of the file.
+    """One tensor of a file, in the bytes [*begin*, *end*) from the start of the file.
 
-    *strides* are in elements, for a tensor whose rows do not follow each other; None for one whose rows do.
+    *strides* are in elements, and None where the tensor is contiguous.
     """
 
     name: str
@@ -42,7 +42,7 @@ class StoredTensor:
 
     @property
     def is_contiguous(self) -> bool:
-        """Whether its rows follow each other in the shard."""
+        """Whether its rows follow each other in the shard, without gaps."""
         return self.entry.strides is None
 
     @property
@@ -60,7 +60,7 @@ class StoredTensor:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one index of the first axis; 0 for an empty tensor."""
+        """The bytes of one row; 0 for an empty tensor."""
         return self.entry.num_bytes // self.num_rows if self.num_rows else 0
 
 

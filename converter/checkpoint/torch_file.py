@@ -1,8 +1,7 @@
-"""Where the tensors of a ``.bin`` file stand: what ``torch.save`` wrote, a zip archive of storages and a pickle.
+"""The places of the tensors in a ``.bin`` file, which ``torch.save`` wrote: a zip archive of storages and a pickle.
 
-``torch.load`` reads it, with ``weights_only=True``, so that nothing in the pickle is ever run, and memory-mapped,
-so that no weight is. Every storage is a member of the archive, kept without compression; where the mapped tensors
-point to says which bytes of the file are theirs.
+``torch.load`` reads it with ``weights_only=True``, which runs no code from the pickle, and memory-mapped, which reads
+no weight. Every storage is an uncompressed member of the archive; the addresses of the mapped tensors tell their bytes.
 Format: https://docs.pytorch.org/docs/stable/notes/serialization.html
 """
 
@@ -15,11 +14,11 @@ import pickle
 import struct
 import warnings
 import zipfile
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import CheckpointError, StorageError
+from ..errors import CheckpointError, reading
 from .safetensors_header import check_name_and_shape
 from .tensors import TensorEntry, WeightFile
 
@@ -29,9 +28,9 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _ZIP_BEGIN = b"PK\3\4"
-_LOCAL_HEADER = struct.Struct("<26xHH")  # a zip member's own header, down to the lengths of its name and extra field
+_LOCAL_HEADER = struct.Struct("<26xHH")  # a zip member's own header; the fields are the lengths of name and extra
 
-# By the names that torch gives them; those of newer versions may be unknown to the one that runs.
+# By torch's names, because an old torch does not have every dtype.
 _DTYPES = {
     "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16",
     "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2",
@@ -39,25 +38,23 @@ _DTYPES = {
     "uint64": "U64", "uint32": "U32", "uint16": "U16", "uint8": "U8", "bool": "BOOL",
 }  # fmt: skip
 
-# Before this version, a crafted file could run code in spite of weights_only (CVE-2025-32434, CVE-2026-24747).
+# In older versions, a crafted file can run code in spite of weights_only (CVE-2025-32434, CVE-2026-24747).
 _SAFE_TORCH = (2, 10)
 
 
 def read_torch_file(path: Path) -> WeightFile:
-    """Read which tensors the file *path* holds and where; no weight is read.
+    """The tensors of the file *path* and their places; no weight is read.
 
     Raises:
-        CheckpointError: it is no such file, holds something else than tensors, or is damaged.
+        CheckpointError: it is not such a file, holds more than tensors, or is damaged.
         StorageError: the file cannot be read.
     """
-    try:
+    with reading(path):
         storages = _storage_spans(path)
         tensors = _load(path)
         base = _mapping_begin(tensors, storages, path)
         entries = [_entry(name, tensor, base, path) for name, tensor in tensors.items()]
         return WeightFile(tuple(sorted(entries, key=lambda entry: (entry.begin, entry.name))), path.stat().st_size)
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 def torch_dtype(dtype: str) -> torch.dtype:
@@ -69,7 +66,7 @@ def torch_dtype(dtype: str) -> torch.dtype:
 
 
 def warn_of_old_torch() -> None:
-    """Say so where the installed torch reads ``.bin`` files less safely than newer ones do."""
+    """Log a warning where the installed torch has known security holes in reading ``.bin`` files."""
     import torch
 
     version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
@@ -82,14 +79,20 @@ def warn_of_old_torch() -> None:
 
 
 def _storage_spans(path: Path) -> Mapping[int, int]:
-    """The size, by the begin, of every non-empty storage in the archive."""
+    """The sizes of the non-empty storages in the archive, by their first byte in the file."""
     spans: dict[int, int] = {}
     try:
         with path.open("rb") as file, zipfile.ZipFile(file) as archive:
             if os.pread(file.fileno(), len(_ZIP_BEGIN), 0) != _ZIP_BEGIN:
-                raise zipfile.BadZipFile("Something stands in front of the zip file")  # which torch does not read
+                raise zipfile.BadZipFile("Something stands in front of the zip file")  # torch does not read it
             members = archive.infolist()
-            _check_kind([member.filename.split("/")[-1] for member in members], path)
+            names = [member.filename.split("/")[-1] for member in members]
+            if "constants.pkl" in names:
+                raise CheckpointError(f"{path}: is a TorchScript archive; save the state_dict of its model instead")
+            if "data.pkl" not in names:
+                raise CheckpointError(
+                    f"{path}: is a zip archive, but none that torch.save wrote; get the weights again"
+                )
             for member in members:
                 *_, folder, name = ("", *member.filename.split("/"))
                 if name == "byteorder" and archive.read(member) != b"little":
@@ -98,13 +101,13 @@ def _storage_spans(path: Path) -> Mapping[int, int]:
                     continue
                 if member.compress_type != zipfile.ZIP_STORED:
                     raise CheckpointError(f"{path}: {member.filename} is compressed; load and save it with torch")
-                archive.open(member).close()  # compares its own header with the directory at the archive's end
+                archive.open(member).close()  # compares the member's header with the archive's directory
                 file.seek(member.header_offset)
                 lengths = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
                 spans[member.header_offset + _LOCAL_HEADER.size + sum(lengths)] = member.file_size
     except (CheckpointError, OSError):
         raise
-    except Exception as error:  # zipfile raises many kinds at what is no archive, or a damaged one
+    except Exception as error:  # zipfile raises errors of many kinds at damaged archives
         raise CheckpointError(
             f"{path}: is damaged, or not in the format that torch writes since version 1.6 ({_first_line(error)}); "
             "copy it again, or load and save it with a newer torch"
@@ -112,21 +115,13 @@ def _storage_spans(path: Path) -> Mapping[int, int]:
     return spans
 
 
-def _check_kind(names: Collection[str], path: Path) -> None:
-    """Refuse an archive that is none of ``torch.save``'s, by the *names* of its members."""
-    if "constants.pkl" in names:
-        raise CheckpointError(f"{path}: is a TorchScript archive; save the state_dict of its model instead")
-    if "data.pkl" not in names:
-        raise CheckpointError(f"{path}: is a zip archive, but none that torch.save wrote; get the weights again")
-
-
 def _load(path: Path) -> dict[str, torch.Tensor]:
     import torch
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch to whoever wrote the file
-            # As text: older versions of torch map no Path.
+            warnings.simplefilter("ignore")  # they are for the file's author
+            # As text: old versions of torch cannot map a Path.
             content: Any = torch.load(os.fspath(path), map_location="cpu", mmap=True, weights_only=True)
     except OSError:
         raise
@@ -135,7 +130,7 @@ def _load(path: Path) -> dict[str, torch.Tensor]:
             f"{path}: holds more than tensors and may run code when it is loaded; do not load it, and get the "
             "checkpoint as safetensors or from another source"
         ) from error
-    except Exception as error:  # a pickle can be wrong in as many ways as a program
+    except Exception as error:  # a damaged pickle raises errors of any kind
         raise CheckpointError(f"{path}: cannot be read by torch ({_first_line(error)}); copy it again") from error
     if not isinstance(content, dict):
         raise CheckpointError(
@@ -146,23 +141,16 @@ def _load(path: Path) -> dict[str, torch.Tensor]:
             raise CheckpointError(f"{path}: the name {name!r} is no text; save the state_dict alone")
         if not isinstance(tensor, torch.Tensor):
             raise CheckpointError(f"{path}: {name} is a {type(tensor).__name__}, no tensor; save the state_dict alone")
-        if not _is_plain(tensor):
+        is_dense = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_nested
+        if not is_dense or tensor.is_quantized or tensor.is_neg():
             raise CheckpointError(
                 f"{path}: {name} is sparse, nested, quantised, negated or without data; save it as a plain tensor first"
             )
     return content
 
 
-def _is_plain(tensor: torch.Tensor) -> bool:
-    """Whether the values of *tensor* are what its storage holds, one beside the other."""
-    import torch
-
-    is_dense = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_nested
-    return is_dense and not tensor.is_quantized and not tensor.is_neg()
-
-
 def _mapping_begin(tensors: Mapping[str, torch.Tensor], storages: Mapping[int, int], path: Path) -> int:
-    """The address at which the file is mapped: the only one that makes every tensor's storage one of the archive's."""
+    """The address that the file is mapped at: the only one at which every tensor's storage is in the archive."""
     sizes = {
         storage.data_ptr(): storage.nbytes()
         for tensor in tensors.values()
@@ -198,5 +186,5 @@ def _entry(name: str, tensor: torch.Tensor, base: int, path: Path) -> TensorEntr
 
 
 def _first_line(error: Exception) -> str:
-    """What *error* says, without the trace of calls that torch adds."""
+    """The message of *error* without the trace that torch adds."""
     return next(iter(str(error).splitlines()), type(error).__name__)

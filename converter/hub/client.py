@@ -1,4 +1,4 @@
-"""The Hub's client, set up so that it keeps to our ways of showing messages and progress."""
+"""Sets up the Hub's client: its messages, its progress bars, and what an interrupt does."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 
-# What a transfer runs in: told how things stand if it is interrupted. The client lets a transfer end only when every
-# file that it is at has ended, so the command line puts in here what ends the process at once.
+# The context that a transfer runs in; its argument tells the state after an interrupt. The client does not end a
+# transfer before its current files are complete, so the command line sets a context that ends the process at once.
 interruptible: ContextVar[Callable[[str], AbstractContextManager[None]]] = ContextVar(
     "interruptible", default=lambda then: nullcontext()
 )
@@ -24,23 +24,16 @@ interruptible: ContextVar[Callable[[str], AbstractContextManager[None]]] = Conte
 
 @contextmanager
 def hub_client(*, progress: bool, then: str) -> Iterator[HfApi]:
-    """The client; its bars show only where *progress* asks for them and stderr is a terminal.
+    """The client; with *progress*, it shows bars if stderr is a terminal. *then* tells the state after an interrupt.
 
-    *then* says how things stand if it is interrupted.
-
-    Its own environment variables (HF_ENDPOINT, HF_TOKEN, HF_HOME, HF_HUB_OFFLINE) hold for it.
+    The client reads its environment variables (HF_ENDPOINT, HF_TOKEN, HF_HOME, HF_HUB_OFFLINE).
     """
     from huggingface_hub import HfApi
 
-    _hand_over_messages()
+    if logging.getLogger().handlers:  # otherwise the client's messages would also go to stderr
+        logging.getLogger("huggingface_hub").handlers.clear()
     with interruptible.get()(then), _bars(shown=progress and sys.stderr is not None and sys.stderr.isatty()):
         yield HfApi(library_name="s4convert", library_version=__version__)
-
-
-def _hand_over_messages() -> None:
-    """Where somebody has set up logging, the client's messages go there, and not past it to stderr as well."""
-    if logging.getLogger().handlers:
-        logging.getLogger("huggingface_hub").handlers.clear()
 
 
 @contextmanager

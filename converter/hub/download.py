@@ -1,6 +1,6 @@
-"""In from the Hub: which files of a repository a conversion needs, and how they come through the client's cache.
+"""Downloads from the Hub: chooses the files that a conversion needs, and gets them through the client's cache.
 
-The cache belongs to the client: it writes there, resumes what was cut off, and is only read from here.
+Only the client writes to its cache; a download that was cut off continues.
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ import glob
 import logging
 import os
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from ..checkpoint import CONFIG_FILE, INDEX_FILE, Repository, read_json_object
-from ..checkpoint.families import Family, check_entries, find_weights, read_family
+from ..checkpoint.families import check_entries, read_family
 from ..checkpoint.files import GIT_ATTRIBUTES_FILE, TORCH_INDEX_FILE
 from ..checkpoint.refusals import TRAINING_FILES
-from ..checkpoint.shards import read_weight_map
+from ..checkpoint.shards import find_weights, read_weight_map
 from ..checkpoint.sidecars import holds_another_model, is_weight_name
 from ..errors import CheckpointError, HubError, MaskError
 from ..mask.formats.content import MAX_BYTES
@@ -29,97 +29,44 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 
-_TOP = PurePosixPath()
-
-
-def choose_files(
-    files: Collection[str], weights: Collection[str], holds_another_model: Callable[[str], bool]
-) -> frozenset[str]:
-    """*weights*, which stand at the top of the repository, and the sidecars among its *files*.
-
-    A folder with weights in it is a part of the checkpoint (a vision tower) where it *holds_another_model*, and
-    comes with weights of one kind; any other is another state or format of the same model, and stays behind with all
-    that is below it. So do hidden folders, what training leaves beside a model, and what is git's.
-    """
-    folders = {folder for file in files for folder in PurePosixPath(file).parents}
-    with_weights = {PurePosixPath(file).parent for file in files if is_weight_name(PurePosixPath(file).name)} - {_TOP}
-    parts = {folder for folder in with_weights if holds_another_model(folder.as_posix())}
-    left_out = (with_weights - parts) | {folder for folder in folders if folder.name.startswith(".")}
-    chosen = set(weights)
-    for file in map(PurePosixPath, files):
-        if left_out.intersection(file.parents) or file.name in (*TRAINING_FILES, GIT_ATTRIBUTES_FILE):
-            continue
-        if not is_weight_name(file.name) or (file.parent in parts and _is_read(file, files)):
-            chosen.add(file.as_posix())
-    return frozenset(chosen)
-
-
-def _is_read(weights: PurePosixPath, files: Iterable[str]) -> bool:
-    """Whether loaders read the file *weights* of a part: safetensors, or ``.bin`` where there are none."""
-    beside = {file.name for file in map(PurePosixPath, files) if file.parent == weights.parent}
-    kind = ".safetensors" if any(name.endswith(".safetensors") for name in beside) else ".bin"
-    return weights.name.endswith((kind, f"{kind}.index.json"))
-
-
 _log = logging.getLogger(__name__)
 
 _KEPT = "what has arrived is kept"
 _INTERRUPTED = "nothing was written; what was downloaded is kept"
 
 
-@dataclass(frozen=True)
-class FetchedCheckpoint:
-    """A directory of the client's cache, whose files are links, and the repository that it is an image of."""
+def fetch_checkpoint(name: HubName, *, progress: bool = False) -> tuple[Path, Repository]:
+    """Download what a conversion needs of the repository *name*: (a directory in the client's cache, the repository).
 
-    path: Path
-    repository: Repository
-
-
-class _Snapshot(Protocol):
-    """One commit of a repository."""
-
-    commit: str
-    files: tuple[str, ...]
-
-    def get(self, file: str) -> Path:
-        """Where *file* lies on the disk."""
-
-    def get_all(self, files: frozenset[str]) -> Path:
-        """The directory where *files* lie on the disk."""
-
-
-def fetch_checkpoint(name: HubName, *, progress: bool = False) -> FetchedCheckpoint:
-    """Bring what a conversion reads of the repository *name* onto the disk, unless it is there already.
-
-    The revision is resolved to a commit first. Weights of one kind are downloaded, and the sidecars; a repository
-    that cannot be converted is refused before that. With HF_HUB_OFFLINE, it is what the cache holds.
+    A repository that cannot be converted is refused before its weights are downloaded. With HF_HUB_OFFLINE, everything
+    comes from the cache.
 
     Raises:
         CheckpointError: it is no checkpoint of a supported kind.
-        HubError: the repository cannot be had, or with HF_HUB_OFFLINE, not all of it.
+        HubError: the download failed, or with HF_HUB_OFFLINE, the cache lacks a file.
         StorageError: the disk refused.
     """
     from huggingface_hub import constants
 
     with hub_client(progress=progress, then=_INTERRUPTED) as hub:
         is_offline = constants.HF_HUB_OFFLINE
-        snapshot: _Snapshot = _Cached(hub, name) if is_offline else _Remote(hub, name)
+        snapshot = _Cached(hub, name) if is_offline else _Remote(hub, name)
         chosen = _choose(name, snapshot)
         path = snapshot.get_all(chosen)
         if is_offline:
             _log.info("%s@%s: taken from the cache as it stands there", name.repo_id, snapshot.commit)
     missing = sorted(file for file in chosen if not (path / file).is_file())
-    if missing:  # the client returns what it has where it fails late
+    if missing:  # where the client fails late, it returns all the same
         raise HubError(f"{name}: {missing[0]} has not arrived; {_KEPT}; run again")
-    return FetchedCheckpoint(path, Repository(name.repo_id, snapshot.commit, chosen))
+    return path, Repository(name.repo_id, snapshot.commit, chosen)
 
 
 def fetch_mask(name: HubName, *, progress: bool = False) -> tuple[Path, HubName]:
-    """(where the file *name* lies on the disk, its name with the commit as the revision), downloaded if need be.
+    """Download the file *name*, unless the cache has it: (its path, its name with the commit as the revision).
 
     Raises:
         MaskError: it is too large for a mask.
-        HubError: it cannot be had.
+        HubError: the download failed.
         StorageError: the disk refused.
     """
     from huggingface_hub import constants
@@ -136,8 +83,38 @@ def fetch_mask(name: HubName, *, progress: bool = False) -> tuple[Path, HubName]
     return path, replace(name, revision=commit)
 
 
+def choose_files(
+    files: Collection[str], weights: Collection[str], holds_another_model: Callable[[str], bool]
+) -> frozenset[str]:
+    """*weights*, which are at the top of the repository, and the sidecars among its *files*.
+
+    A folder with weights is a part of the checkpoint (a vision tower) where it *holds_another_model*, and is downloaded
+    with weights of one kind. Any other folder with weights holds another state or format of the same model; it is left
+    out with all below it, as are hidden folders, files of a training, and git's.
+    """
+    folders = {folder for file in files for folder in PurePosixPath(file).parents}
+    weight_files = (PurePosixPath(file) for file in files if is_weight_name(PurePosixPath(file).name))
+    with_weights = {file.parent for file in weight_files} - {PurePosixPath()}
+    parts = {folder for folder in with_weights if holds_another_model(folder.as_posix())}
+    left_out = (with_weights - parts) | {folder for folder in folders if folder.name.startswith(".")}
+    chosen = set(weights)
+    for file in map(PurePosixPath, files):
+        if left_out.intersection(file.parents) or file.name in (*TRAINING_FILES, GIT_ATTRIBUTES_FILE):
+            continue
+        if not is_weight_name(file.name) or (file.parent in parts and _is_read(file, files)):
+            chosen.add(file.as_posix())
+    return frozenset(chosen)
+
+
+def _is_read(weights: PurePosixPath, files: Iterable[str]) -> bool:
+    """Whether loaders read the file *weights* of a folder: safetensors, or ``.bin`` where there are none."""
+    beside = {file.name for file in map(PurePosixPath, files) if file.parent == weights.parent}
+    kind = ".safetensors" if any(name.endswith(".safetensors") for name in beside) else ".bin"
+    return weights.name.endswith((kind, f"{kind}.index.json"))
+
+
 class _Remote:
-    """A commit on the Hub."""
+    """A commit on the Hub; :meth:`get` and :meth:`get_all` download files to the cache."""
 
     def __init__(self, hub: HfApi, name: HubName) -> None:
         self._hub, self._name = hub, name
@@ -151,7 +128,7 @@ class _Remote:
             return Path(self._hub.hf_hub_download(self._name.repo_id, file, revision=self.commit))
 
     def get_all(self, files: frozenset[str]) -> Path:
-        # By the revision as it was given, so that the cache remembers where a branch stands.
+        # By the revision as the user named it, so that the cache knows the commit of a branch.
         with hub_failures(str(self._name), kept=_KEPT):
             path = Path(
                 self._hub.snapshot_download(
@@ -166,7 +143,7 @@ class _Remote:
 
 
 class _Cached:
-    """A commit as far as the cache holds it."""
+    """A commit of which the cache holds some files or all."""
 
     def __init__(self, hub: HfApi, name: HubName) -> None:
         self._name = name
@@ -201,12 +178,12 @@ class _Cached:
 
 
 def _otherwise(name: HubName) -> str | None:
-    """What else a name without a revision may have been meant as."""
+    """A hint for a *name* that may have been meant as a directory."""
     return None if name.revision else "there is no directory of that name here"
 
 
-def _choose(name: HubName, snapshot: _Snapshot) -> frozenset[str]:
-    """The files that a conversion reads; refuses, with few and small files downloaded, what cannot be converted."""
+def _choose(name: HubName, snapshot: _Remote | _Cached) -> frozenset[str]:
+    """The files that a conversion needs; refuses what cannot be converted, before weights are downloaded."""
     where = Path(name.repo_id)
     entries = {file.partition("/")[0] for file in snapshot.files}
     check_entries(where, entries)
@@ -218,9 +195,9 @@ def _choose(name: HubName, snapshot: _Snapshot) -> frozenset[str]:
     if isinstance(snapshot, _Remote) and not shards <= set(snapshot.files):
         absent = min(shards - set(snapshot.files))
         raise CheckpointError(f"{name}: {weights} names {absent}, which is missing; its owner has to upload it")
-    return choose_files(snapshot.files, shards, lambda folder: _is_part(snapshot, folder, family))
 
+    def is_part(folder: str) -> bool:
+        config = f"{folder}/{CONFIG_FILE}"
+        return config in snapshot.files and holds_another_model(snapshot.get(config).parent, family)
 
-def _is_part(snapshot: _Snapshot, folder: str, family: Family) -> bool:
-    config = f"{folder}/{CONFIG_FILE}"
-    return config in snapshot.files and holds_another_model(snapshot.get(config).parent, family)
+    return choose_files(snapshot.files, shards, is_part)

@@ -1,7 +1,7 @@
-"""What goes wrong between here and the Hub, as one line each: what, where, and what to do.
+"""Turns the errors of the Hub's client into one line each: what, where, and what to do.
 
-The client raises its own errors, those of its HTTP library (requests, httpx or httpx2, by its version), of its
-transfer library, and bare ones around all of them; what tells most is often a cause of what is raised.
+The client raises its own errors, those of its HTTP library (by its version requests, httpx or httpx2) and those of its
+transfer library; often the cause of an error says more than the error.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from ..errors import HubError, S4ConvertError, StorageError
 from ..redaction import redact
 
-_MAX_SAID = 200  # characters of what the Hub says of itself
+_MAX_SAID = 200  # characters of the Hub's own message that ours shows
 
 _HTTP_LIBRARIES = {"requests", "urllib3", "httpx", "httpx2", "httpcore", "httpcore2"}
 _NOT_CONNECTED = {"ConnectError", "ConnectionError", "ProxyError", "SSLError", "ConnectionRefusedError"}
@@ -34,7 +34,7 @@ _RUN_AGAIN = "run again"
 
 @dataclass(frozen=True)
 class _Task:
-    """What was being done, as :func:`hub_failures` has it."""
+    """The arguments of :func:`hub_failures`."""
 
     where: str
     kept: str | None
@@ -42,12 +42,12 @@ class _Task:
     otherwise: str | None
 
     def failure(self, what: str, remedy: str | None, again: bool = True) -> HubError:
-        """The error that says *what* went wrong, and to do *remedy* and try *again*."""
+        """The error that says *what* went wrong and what to do: the *remedy*, and to try *again*."""
         steps = [step for step in (remedy, self.again if again else None) if step]
         return HubError("; ".join(part for part in (f"{self.where}: {what}", self.kept, " and ".join(steps)) if part))
 
     def absence(self, what: str, remedy: str) -> HubError:
-        """The error of a name that leads nowhere on the Hub, and may have been meant otherwise."""
+        """The error of a name that is not found on the Hub, with *otherwise* as a hint."""
         return self.failure(what if self.otherwise is None else f"{what} ({self.otherwise})", remedy, again=False)
 
 
@@ -55,20 +55,20 @@ class _Task:
 def hub_failures(
     where: str, *, kept: str | None = None, again: str = _RUN_AGAIN, otherwise: str | None = None
 ) -> Iterator[None]:
-    """Turn what the Hub's client raises into an error of ours.
+    """Turn an error of the Hub's client into ours, which names *where*: the repository, or a file in it.
 
-    *where* is the repository, and the file, if it is about one; *kept* is what is not lost by the failure, *again* how
-    to go on once its cause is mended. *otherwise* is told where there is no such repository or no Hub to ask.
+    Its message also says what is *kept* in spite of the failure, how to try *again* after the remedy and, where the
+    repository is not found or the Hub not reached, the hint *otherwise*.
 
     Raises:
-        HubError: the Hub could not be reached, refused, or does not have what was asked for.
+        HubError: the Hub cannot be reached, refuses, or does not have what was asked for.
         StorageError: the disk refused.
     """
     try:
         yield
     except S4ConvertError:
         raise
-    except Exception as error:  # the block holds calls of the client only, so whatever it is, it is the client's
+    except Exception as error:  # of the client, whose calls alone are in the block
         raise _told(error, _Task(where, kept, again, otherwise)) from error
 
 
@@ -84,13 +84,13 @@ def _told(error: Exception, task: _Task) -> S4ConvertError:
                 f"{cause.filename or task.where}: {os.strerror(cause.errno or 0)}; mend that, {task.again}"
             )
     sizes = re.search(r"should be of size \d+ but has size \d+", str(error))
-    if sizes:  # as the client's consistency check says
+    if sizes:  # the client's consistency check
         return task.failure(f"a file did not arrive whole: it {sizes[0]}", None)
     return task.failure(f"the Hub's client failed ({type(error).__name__}: {_shortened(str(error))})", None)
 
 
 def _refusal(error: BaseException, task: _Task) -> HubError | None:
-    """What the Hub, or its client in its name, says no to."""
+    """Our error where the Hub, or its client, refused the request."""
     from huggingface_hub.utils import (
         EntryNotFoundError,
         GatedRepoError,
@@ -103,7 +103,7 @@ def _refusal(error: BaseException, task: _Task) -> HubError | None:
     if isinstance(error, OfflineModeIsEnabled):
         return task.absence("HF_HUB_OFFLINE is set, and this needs the Hub", "unset it and run again")
     if isinstance(error, LocalEntryNotFoundError):
-        if len(_chain(error)) > 1:  # it was looked for only because something else had failed
+        if len(_chain(error)) > 1:  # the client looked in the cache because of another failure
             return None
         return task.absence("is not in the cache, and HF_HUB_OFFLINE is set", "unset it and run again")
     if isinstance(error, GatedRepoError):
@@ -128,7 +128,7 @@ def _refusal(error: BaseException, task: _Task) -> HubError | None:
 
 
 def _answer(response: Any, message: str | None, task: _Task) -> HubError:
-    """What an HTTP status says."""
+    """Our error for the HTTP status of *response*; *message* is the Hub's."""
     status: int = response.status_code
     said = f" ({_shortened(message)})" if message else ""
     if not str(response.url).startswith(_endpoint()):
@@ -154,15 +154,15 @@ def _answer(response: Any, message: str | None, task: _Task) -> HubError:
 
 
 def _disconnection(error: BaseException, task: _Task) -> HubError | None:
-    """What kept requests or answers from arriving, where that is what *error* says."""
+    """Our error where the connection failed."""
     from huggingface_hub.utils import LocalEntryNotFoundError
 
     name = type(error).__name__
     if name == "JSONDecodeError":
         return task.failure("the Hub answered what is not JSON", "check HF_ENDPOINT")
     modules = {cls.__module__.partition(".")[0] for cls in type(error).__mro__}
-    is_about_it = modules & _HTTP_LIBRARIES or isinstance(error, (ConnectionError, TimeoutError))
-    if not is_about_it or isinstance(error, LocalEntryNotFoundError):  # an HTTP error, too, in older clients
+    is_of_connection = modules & _HTTP_LIBRARIES or isinstance(error, (ConnectionError, TimeoutError))
+    if not is_of_connection or isinstance(error, LocalEntryNotFoundError):  # in older clients, an HTTP error as well
         return None
     if "Timeout" in name:
         return task.failure(f"the Hub did not answer in time ({name})", None)
@@ -176,7 +176,7 @@ def _disconnection(error: BaseException, task: _Task) -> HubError | None:
 
 
 def _chain(error: BaseException) -> list[BaseException]:
-    """*error* and what it was raised from or during, the outermost first."""
+    """*error*, its cause, the cause of that, and so on."""
     chain: list[BaseException] = []
     cause: BaseException | None = error
     while cause is not None and cause not in chain:
@@ -190,7 +190,7 @@ def _has_token() -> bool:
 
     try:
         return bool(get_token())
-    except Exception:  # newer clients may ask a server for one
+    except Exception:  # newer clients may ask a server for it
         return False
 
 
@@ -201,6 +201,6 @@ def _endpoint() -> str:
 
 
 def _shortened(text: str) -> str:
-    """One line of *text* that may be shown."""
+    """*text* on one line, redacted and cut to :data:`_MAX_SAID`."""
     line = redact(" ".join(text.split()))
     return line if len(line) <= _MAX_SAID else f"{line[: _MAX_SAID - 3]}..."

@@ -1,5 +1,5 @@
 """Names on the Hugging Face Hub: ``org/name``, ``org/name@revision``, ``org/name:path/to/file``, with or without
-``hf://`` in front. What exists on the disk under a name is meant by it, not the repository.
+``hf://`` in front. A name that exists on the disk is a path.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..errors import UsageError, shown
 
-# A Path makes one slash of the two.
+# One slash after hf: as well, because a Path turns two into one.
 _NAME = re.compile(
     r"(?P<scheme>hf:/{1,2})?(?P<repo_id>[^/@:]+/[^/@:]+)(?:@(?P<revision>[^:]+))?(?::(?P<file>.+))?", re.DOTALL
 )
@@ -19,7 +19,7 @@ _NAME = re.compile(
 
 @dataclass(frozen=True)
 class HubName:
-    """A repository, a *revision* (branch, tag or commit; None for the main branch) and, where named, a *file* of it."""
+    """A repository, its *revision* (branch, tag or commit; None for the main branch) and a *file* in it, or None."""
 
     repo_id: str
     revision: str | None = None
@@ -31,32 +31,24 @@ class HubName:
 
 
 def checkpoint_name(given: Path | str) -> HubName | None:
-    """The repository that *given* names, or None where it can only be a directory.
-
-    Raises:
-        UsageError: it begins with ``hf://`` and names no repository.
-    """
+    """The repository that *given* names, or None for a path; UsageError at ``hf://`` without a repository."""
     return _parse(given, with_file=False)
 
 
 def file_name(given: Path | str) -> HubName | None:
-    """The file in a repository that *given* names, or None where it can only be a path.
-
-    Raises:
-        UsageError: it begins with ``hf://`` and names no file in a repository.
-    """
+    """The file in a repository that *given* names, or None for a path; UsageError at ``hf://`` without a file."""
     return _parse(given, with_file=True)
 
 
 def check_repo_id(text: str) -> None:
-    """Raise UsageError unless *text* is the name of a repository, ``org/name``, and nothing else."""
+    """Raise UsageError unless *text* is the name of a repository, ``org/name``."""
     reason = _fault(text) if text.count("/") == 1 else "it has one slash"
     if reason:
         raise UsageError(f"{shown(text)}: is not the name of a repository on the Hub; give it as ORG/NAME ({reason})")
 
 
 def check_branch(text: str) -> None:
-    """Raise UsageError unless *text* can name a branch; the rules are those of ``git check-ref-format``."""
+    """Raise UsageError unless *text* can name a branch, by the rules of ``git check-ref-format``."""
     parts = text.split("/")
     forbidden = re.search(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{", text)
     if (
@@ -82,12 +74,12 @@ def _parse(given: Path | str, *, with_file: bool) -> HubName | None:
 
 
 def _is_inside(file: str | None) -> bool:
-    """Whether *file*, if any, is a path inside a repository."""
+    """Whether *file* is None or a path inside a repository."""
     return file is None or not {"", ".", ".."} & set(file.split("/"))
 
 
 def _fault(repo_id: str) -> str | None:
-    """What the Hub's client has against *repo_id*, if anything."""
+    """The fault that the Hub's client finds in *repo_id*, or None."""
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
     try:

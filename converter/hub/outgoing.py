@@ -1,4 +1,4 @@
-"""What of a directory goes to the Hub: the files that its manifest states, if they are still what it states."""
+"""The files of a directory that go to the Hub: those that its manifest states, unchanged since."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Any
 
 from ..checkpoint import MANIFEST_FILE, read_json_object
 from ..disk import sha256_of
-from ..errors import CheckpointError, StorageError, UsageError
+from ..errors import CheckpointError, UsageError, reading
 from ..output.manifest import read_files
 from ..progress import byte_bar
 
 
 @dataclass(frozen=True)
 class Outgoing:
-    """The conversion in *directory*: *files* maps the names of what goes to (size, sha256), the manifest among them.
+    """The conversion in *directory*: *files* maps the names that go, with the manifest's, to (size, sha256).
 
-    *strays* are files that stand there too, and stay. *source* is what it was converted from, as the manifest says.
+    *strays* are other files in the directory, which stay. *source* is the checkpoint that was converted.
     """
 
     directory: Path
@@ -33,12 +33,12 @@ class Outgoing:
         return sum(size for size, _ in self.files.values())
 
     def to_json(self) -> dict[str, Any]:
-        """What goes and what stays, for a script to read."""
+        """The files that go and those that stay, for a script."""
         files = {name: {"size": size, "sha256": sha256} for name, (size, sha256) in self.files.items()}
         return {"directory": str(self.directory), "files": files, "stays_behind": list(self.strays)}
 
     def to_text(self) -> str:
-        """What goes and what stays, for a person to read."""
+        """The files that go and those that stay, for a person."""
         width = max(len(f"{size:,}") for size, _ in self.files.values())
         lines = [f"{size:>{width},}  {name}" for name, (size, _) in self.files.items()]
         lines += [f"stays behind, it is not in {MANIFEST_FILE}: {name}" for name in self.strays]
@@ -49,8 +49,8 @@ def read_outgoing(directory: Path, *, progress: bool = False) -> Outgoing:
     """Read every file of the conversion in *directory*, and compare it with the manifest.
 
     Raises:
-        UsageError: it is no directory, no conversion, or holds links or things that are no files.
-        CheckpointError: the manifest is malformed, or a file is not what it states.
+        UsageError: it is no directory, no conversion, or holds a link or a special file.
+        CheckpointError: the manifest is malformed, or a file differs from it.
         StorageError: a file cannot be read.
     """
     if not directory.is_dir():
@@ -60,7 +60,7 @@ def read_outgoing(directory: Path, *, progress: bool = False) -> Outgoing:
         raise UsageError(
             f"{directory}: has no {MANIFEST_FILE}, so s4convert did not write it; only conversions are pushed"
         )
-    try:
+    with reading(directory):
         standing = _regular_files(directory)
         content = read_json_object(manifest)
         stated = read_files(content, manifest)
@@ -74,17 +74,11 @@ def read_outgoing(directory: Path, *, progress: bool = False) -> Outgoing:
                         f"{directory / name}: is not what {MANIFEST_FILE} says of it; convert the original again"
                     )
         files = dict(sorted((stated | {MANIFEST_FILE: (standing[MANIFEST_FILE], sha256_of(manifest))}).items()))
-    except OSError as error:
-        raise StorageError(f"{error.filename}: cannot be read: {error.strerror}") from error
     return Outgoing(directory, str(content.get("source")), files, tuple(sorted(standing.keys() - files.keys())))
 
 
 def _regular_files(directory: Path) -> dict[str, int]:
-    """The size of every file in *directory*, but for hidden directories, where git and the Hub's client keep theirs.
-
-    Raises:
-        UsageError: something is a link, or no file.
-    """
+    """The size of every file in *directory*, except in hidden directories; UsageError at a link or a special file."""
     sizes = {}
     for folder, subfolders, files in os.walk(directory):
         for name in (*subfolders, *files):

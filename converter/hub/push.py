@@ -1,4 +1,4 @@
-"""Out to the Hub: the files of a conversion in one commit, and what arrived compared with them."""
+"""Uploads the files of a conversion to the Hub in one commit, and compares what arrived with them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..checkpoint.families import find_family
 from ..checkpoint.files import GIT_ATTRIBUTES_FILE
 from ..checkpoint.loader_names import check_loader_name
 from ..disk import sha256_of
-from ..errors import HubError, StorageError, UsageError
+from ..errors import HubError, StorageError, UsageError, reading
 from ..version import __version__
 from .client import hub_client
 from .failures import hub_failures
@@ -30,9 +30,9 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PushReport:
-    """What stands on the Hub now: *outgoing*, at *commit* of *repo_id*; *url* is the commit's or the pull request's.
+    """The Hub holds *outgoing* at *commit* of *repo_id*; *url* is that of the commit or of the pull request.
 
-    *is_new* is off where it stood there before, and nothing was done.
+    *is_new* is False where the Hub held it before, and nothing was done.
     """
 
     outgoing: Outgoing
@@ -42,12 +42,12 @@ class PushReport:
     is_new: bool
 
     def to_json(self) -> dict[str, Any]:
-        """The push for a script to read."""
+        """The push for a script."""
         place = {"repo_id": self.repo_id, "commit": self.commit, "url": self.url, "is_new": self.is_new}
         return place | self.outgoing.to_json()
 
     def to_text(self) -> str:
-        """The push for a person to read."""
+        """The push for a person."""
         what = f"{len(self.outgoing.files)} files, {self.outgoing.num_bytes:,} bytes"
         state = "on the Hub as the manifest states them" if self.is_new else "were on the Hub already, nothing was done"
         return f"{what}: {state}\npushed: {self.url}"
@@ -55,18 +55,18 @@ class PushReport:
 
 @dataclass(frozen=True)
 class _Head:
-    """The *commit* that a revision stands at, and its *files*."""
+    """The *commit* of a revision, and its *files*."""
 
     commit: str
     files: dict[str, RepoFile]
 
 
 def check_access(repo_id: str) -> None:
-    """Ask the Hub who we are, and refuse what cannot end well: call it before work that takes long.
+    """Ask the Hub whether the user may write to *repo_id*, before work that takes long.
 
     Raises:
         UsageError: *repo_id* is not the name of a repository.
-        HubError: there is no token, it may not write, or not into that organisation; or the Hub cannot be reached.
+        HubError: there is no token, it may not write there, or the Hub cannot be reached.
     """
     check_repo_id(repo_id)
     with hub_client(progress=False, then="nothing was written") as hub, hub_failures(repo_id):
@@ -93,11 +93,7 @@ def plan_push(
     create_pr: bool = False,
     progress: bool = False,
 ) -> Outgoing:
-    """What :func:`push` would send; the Hub is not asked for anything.
-
-    Raises:
-        UsageError, CheckpointError, StorageError: as :func:`push` says.
-    """
+    """What :func:`push` would send, without a request to the Hub; it raises the same errors."""
     check_repo_id(repo_id)
     if revision is not None:
         check_branch(revision)
@@ -123,16 +119,18 @@ def push(
     message: str | None = None,
     progress: bool = False,
 ) -> PushReport:
-    """Bring the conversion in *directory* to the repository *repo_id* on the Hub, in one commit, and check it there.
+    """Upload the conversion in *directory* to the repository *repo_id* in one commit, and check it there.
 
-    The repository is made if there is none, *private* or not, and so is the branch *revision*. With *create_pr* the
-    commit is a pull request. *message* is the commit's. *directory* is only read.
+    A missing repository is created, *private* or public, and so is the branch *revision*. With *create_pr*, the commit
+    is a pull request. *message* is the commit message.
 
     Raises:
-        UsageError: *repo_id* or *revision* cannot be a name, or *directory* is not as a conversion left it.
-        CheckpointError, StorageError: as :func:`~s4convert.hub.outgoing.read_outgoing` says.
-        HubError: the Hub refused, holds other files there, or what arrived is not what was sent.
+        UsageError: *repo_id* or *revision* is no valid name, or *directory* is not what a conversion wrote.
+        CheckpointError, StorageError: as in :func:`~s4convert.hub.outgoing.read_outgoing`.
+        HubError: the Hub refused, holds other files there, or what arrived differs from what was sent.
     """
+    from huggingface_hub import CommitOperationAdd
+
     outgoing = plan_push(directory, repo_id, revision=revision, create_pr=create_pr, progress=progress)
     directory = outgoing.directory
     kept = f"{directory} is whole"
@@ -145,11 +143,19 @@ def push(
         head, is_new = _prepare(hub, outgoing, repo_id, private, revision, create_pr)
         if _difference(outgoing, head) is None:
             return PushReport(outgoing, repo_id, head.commit, f"{hub.endpoint}/{repo_id}/tree/{head.commit}", is_new)
-        commit, url = _commit(hub, outgoing, repo_id, revision, create_pr, message, head.commit)
-        difference = _difference(outgoing, _read_head(hub, repo_id, commit))
+        made = hub.create_commit(
+            repo_id,
+            [CommitOperationAdd(name, directory / name) for name in outgoing.files],
+            commit_message=message or f"Upload a checkpoint that s4convert {__version__} wrote",
+            revision=revision,
+            create_pr=create_pr,
+            parent_commit=head.commit,
+        )
+        difference = _difference(outgoing, _read_head(hub, repo_id, made.oid))
         if difference is not None:
-            raise HubError(f"{repo_id}@{commit}: {difference}; {kept}; {again}")
-    return PushReport(outgoing, repo_id, commit, url, True)
+            raise HubError(f"{repo_id}@{made.oid}: {difference}; {kept}; {again}")
+    url = str(made.pr_url if create_pr and made.pr_url else made.commit_url)
+    return PushReport(outgoing, repo_id, made.oid, url, True)
 
 
 def _require_token(repo_id: str) -> None:
@@ -162,7 +168,7 @@ def _require_token(repo_id: str) -> None:
 def push_command(
     directory: Path, repo_id: str, private: bool = False, revision: str | None = None, create_pr: bool = False
 ) -> str:
-    """What to type to push *directory* again."""
+    """The command line that pushes *directory* again."""
     options = [*(["--private"] if private else []), *([] if revision is None else ["--revision", revision])]
     return shlex.join(["s4convert", "push", str(directory), repo_id, *options, *(["--create-pr"] if create_pr else [])])
 
@@ -170,11 +176,7 @@ def push_command(
 def _prepare(
     hub: HfApi, outgoing: Outgoing, repo_id: str, private: bool, revision: str | None, create_pr: bool
 ) -> tuple[_Head, bool]:
-    """(the head that the commit goes on top of, whether its branch was made for it); a repository may be made, too.
-
-    Raises:
-        HubError: what stands there is public, or holds other files.
-    """
+    """(the parent of the commit, whether its branch is new); creates repository and branch where they are missing."""
     from huggingface_hub.utils import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
@@ -217,35 +219,8 @@ def _refuse_other_files(outgoing: Outgoing, head: _Head, where: str) -> None:
         )
 
 
-def _commit(
-    hub: HfApi,
-    outgoing: Outgoing,
-    repo_id: str,
-    revision: str | None,
-    create_pr: bool,
-    message: str | None,
-    parent: str,
-) -> tuple[str, str]:
-    """(the commit, where a person finds it); files whose content the Hub has are not sent again."""
-    from huggingface_hub import CommitOperationAdd
-
-    info = hub.create_commit(
-        repo_id,
-        [CommitOperationAdd(name, outgoing.directory / name) for name in outgoing.files],
-        commit_message=message or f"Upload a checkpoint that s4convert {__version__} wrote",
-        revision=revision,
-        create_pr=create_pr,
-        parent_commit=parent,
-    )
-    return info.oid, str(info.pr_url if create_pr and info.pr_url else info.commit_url)
-
-
 def _difference(outgoing: Outgoing, head: _Head) -> str | None:
-    """How the files at *head* differ from *outgoing*, if they do.
-
-    Raises:
-        StorageError: a file on the disk is not what it was.
-    """
+    """The first difference of the files at *head* from *outgoing*, or None."""
     for name, (size, sha256) in outgoing.files.items():
         if name not in head.files:
             return f"{name} is not there"
@@ -261,18 +236,16 @@ def _difference(outgoing: Outgoing, head: _Head) -> str | None:
 
 
 def _git_hash(path: Path, sha256: str) -> str:
-    """What git calls the content of the file *path*, which is small if it is not in LFS."""
-    try:
+    """The git hash of the file *path*, which is small: large files are in LFS."""
+    with reading(path):
         if sha256_of(path) != sha256:
             raise StorageError(f"{path}: changed during the push; run again when it is at rest")
         content = path.read_bytes()
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be read: {error.strerror}") from error
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
 def _advise_on_name(directory: Path, repo_id: str) -> None:
-    """Say so where stock LLaVA, which goes by names, would load the repository as another class."""
+    """Log a warning where stock LLaVA, which decides by names, would load the repository as another class."""
     config = directory / CONFIG_FILE
     try:
         check_loader_name(find_family(read_json_object(config), str(config)), directory, Path(repo_id))

@@ -22,8 +22,7 @@ from ..disk import free_bytes
 from ..errors import CheckpointError, S4ConvertError, UsageError, VerificationError, shown
 from ..mask import HeadMask, Schedule
 from ..mask.schedules import Rate
-from ..model.decoder import require_stock_code
-from ..model.device import check_device
+from ..model.decoder import check_device, require_stock_code
 from ..output.card import CARD_FILES, BaseCard, public_command, read_base_card, write_card
 from ..output.manifest import manifest, write_manifest
 from ..progress import byte_bar

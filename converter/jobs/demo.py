@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..demo import MINI_LLAVA, QUESTIONS
 from ..errors import StorageError, UsageError
-from ..model.conversation import LETTER_INSTRUCTION, conversation
 from ..model.decoder import stock_code
-from ..model.front_end import load_processor
+from ..model.front_end import LETTER_INSTRUCTION, conversation, load_processor
 from ..verify.report import Report
 from .convert import convert
 from .mask import make_mask

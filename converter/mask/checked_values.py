@@ -1,4 +1,4 @@
-"""What Python code or a file hands over, made plain: finite numbers, and a provenance that JSON can hold."""
+"""Checks of values from Python code or a file: finite numbers, and a provenance that JSON can hold."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def check_provenance(provenance: Any) -> None:
 
 
 def finite_number(value: Any, where: str, what: str) -> float:
-    """*value* as a float; MaskError, with the place *where* and *what* it should be, if it is no finite number."""
+    """*value* as a float; MaskError where it is no finite number, which names the place *where* and *what* it is."""
     if isinstance(value, Real) and not isinstance(value, bool):
         try:
             number = float(value)

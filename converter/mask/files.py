@@ -1,7 +1,9 @@
-"""The one door to mask and scores files: a file's ending says what kind it is, its content which format."""
+"""Reads mask and scores files: the ending of the name tells an array from JSON, the content tells the format."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,56 +13,60 @@ from ..choices import POLARITIES
 from ..errors import MaskError, UsageError, shown
 from .formats.arrays import ARRAY_READERS
 from .formats.content import interpret_json, read_bytes
-from .formats.flags import Hints, read_flag_rows
 from .formats.json_masks import read_json
-from .formats.layer_lists import is_integer
+from .formats.layer_lists import SIZES, Hints, is_integer, read_flags
 from .formats.scores import are_scores, read_scores
 from .head_mask import HeadMask
 from .head_scores import HeadScores
 from .schedules import Schedule
 
-_MOST = 10_000  # layers, or heads of a layer, of any model
+_MOST = 10_000  # more layers, or heads in a layer, than any model has
 
 
 def load_mask(
     path: Path | str, geometry: Geometry, *, polarity: str | None = None, schedule: Schedule | None = None
 ) -> HeadMask:
-    """Read the mask file *path*, in any format that docs/masks.md lists, for a model of *geometry*.
+    """Read the mask file *path*, in any format of docs/masks.md, for a model of *geometry*.
 
     *polarity* says what a 1 means where the file does not: ``keep`` or ``prune`` the head. *schedule* turns a file
-    of scores into a mask. Endings other than those of arrays are read as JSON. How the file was read is in the mask's
-    ``how_read``.
+    of scores into a mask. ``how_read`` of the mask says how the file was read.
 
     Raises:
         MaskError: there is no such file, or it is malformed, ambiguous, without effect or not of this geometry.
-        UsageError: *polarity* or *schedule* cannot be followed.
+        UsageError: there is no such *polarity*, or *schedule* does not fit the scores.
         StorageError: the file cannot be read.
     """
     path = Path(path)
     if polarity is not None and polarity not in POLARITIES:
         raise UsageError(f"`mask_polarity` {shown(polarity)} is none of {', '.join(POLARITIES)}")
-    content = read_bytes(path)
-    try:
-        mask, how_read = _read_mask(path, content, Hints(geometry, polarity, schedule))
+    content, hints = read_bytes(path), Hints(geometry, polarity, schedule)
+    array = ARRAY_READERS.get(path.suffix.lower())
+    with _naming(path):
+        if array is None:
+            mask, how_read = interpret_json(content, lambda parsed: read_json(parsed, hints))
+        else:
+            rows, what = array(content, (geometry.num_layers, geometry.num_heads))
+            mask, how_read = read_flags(rows, hints, what)
         mask.check_fits(geometry)
-    except MaskError as error:
-        raise MaskError(f"{path}: {error}") from error
     return replace(mask, how_read=f"{how_read}, {mask.num_pruned} of {mask.num_layers * mask.num_heads} heads")
 
 
 def load_scores(path: Path | str, geometry: Geometry | None = None) -> HeadScores:
-    """Read the scores file *path*, in any spelling that docs/masks.md lists, for a model of *geometry* if given.
+    """Read the scores file *path*, in any format of docs/masks.md, for a model of *geometry* or of any.
 
     Raises:
         MaskError: there is no such file, it holds no scores, or they are malformed or of another geometry.
         StorageError: the file cannot be read.
     """
-    path = Path(path)
-    content = read_bytes(path)
-    try:
-        return interpret_json(content, lambda parsed: _scores(parsed, geometry))
-    except MaskError as error:
-        raise MaskError(f"{path}: {error}") from error
+
+    def interpret(content: Any) -> HeadScores:
+        if not are_scores(content):
+            raise MaskError("holds no scores; docs/masks.md lists the formats of scores files")
+        return read_scores(content, geometry)
+
+    content = read_bytes(Path(path))
+    with _naming(Path(path)):
+        return interpret_json(content, interpret)
 
 
 def holds_scores(path: Path | str) -> bool:
@@ -80,22 +86,21 @@ def holds_scores(path: Path | str) -> bool:
 
 
 def stated_size(path: Path) -> Geometry:
-    """The layers and heads that the mask file *path* is for, where it says so; its other sizes are not known.
+    """The numbers of layers and heads that the mask file *path* states; the other sizes in the result mean nothing.
 
     Raises:
-        MaskError: it does not, or is not JSON.
-        StorageError: it cannot be read.
+        MaskError: it does not state them, or is not JSON.
+        StorageError: the file cannot be read.
     """
     unknown = MaskError(f"{path}: does not say how many layers and heads the model has; give its `checkpoint`")
     if path.suffix.lower() in ARRAY_READERS:
         raise unknown
-    try:
-        content = interpret_json(read_bytes(path), lambda parsed: parsed)
-    except MaskError as error:
-        raise MaskError(f"{path}: {error}") from error
-    sizes: list[Any] = [content.get(name) for name in ("num_layers", "num_heads")] if isinstance(content, dict) else []
+    raw = read_bytes(path)
+    with _naming(path):
+        content = interpret_json(raw, lambda parsed: parsed)
+    sizes: list[Any] = [content.get(name) for name in SIZES] if isinstance(content, dict) else []
     if isinstance(content, dict) and "total_heads" in content and isinstance(content.get("pruned_heads"), dict):
-        rows = content["pruned_heads"].values()  # of an S4 calibration file: the flags of every layer
+        rows = content["pruned_heads"].values()  # an S4 calibration file: the flags of every layer
         sizes = [len(rows), max((len(row) for row in rows if isinstance(row, list)), default=0)]
     if not sizes or not all(is_integer(size) and 0 < size <= _MOST for size in sizes):
         raise unknown
@@ -103,15 +108,10 @@ def stated_size(path: Path) -> Geometry:
     return Geometry(num_layers, num_heads, num_heads, 1, num_heads)
 
 
-def _read_mask(path: Path, content: bytes, hints: Hints) -> tuple[HeadMask, str]:
-    array = ARRAY_READERS.get(path.suffix.lower())
-    if array is None:
-        return interpret_json(content, lambda parsed: read_json(parsed, hints))
-    rows, what = array(content, (hints.geometry.num_layers, hints.geometry.num_heads))
-    return read_flag_rows(rows, hints, what)
-
-
-def _scores(content: Any, geometry: Geometry | None) -> HeadScores:
-    if not are_scores(content):
-        raise MaskError("holds no scores; docs/masks.md lists the formats of scores files")
-    return read_scores(content, geometry)
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Put *path* in front of a MaskError."""
+    try:
+        yield
+    except MaskError as error:
+        raise MaskError(f"{path}: {error}") from error

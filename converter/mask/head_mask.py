@@ -1,4 +1,4 @@
-"""Which heads are pruned."""
+"""A mask: the heads to prune."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from ..errors import MaskError, shown
 from .checked_values import check_provenance
 
 NATIVE_FORMAT = "s4convert-mask/1"
-MIN_FACTOR, MAX_FACTOR = 1e-6, 1e6  # beyond, a scale is a mistake, and float32 would make it 0 or infinite
+MIN_FACTOR, MAX_FACTOR = 1e-6, 1e6  # a scale out of this range is a mistake
 
 
 @dataclass(frozen=True)
 class HeadMask:
-    """The pruned query heads of every layer, and what the mask says of compensation.
+    """The pruned query heads of every layer.
 
-    *pruned* has one sorted tuple of head numbers per layer. *scale*, where the mask carries it, maps a layer
-    to the factor for its kept heads; numbers of other kinds (numpy's) become Python's. *provenance* is the mask's own
-    account of where it came from. *how_read* says in words how a file was read; it is no part of the mask.
+    *pruned* has a sorted tuple of head numbers per layer. *scale* (optional) maps a layer to the factor for its kept
+    heads; numpy's numbers become Python's. *provenance* states where the mask is from. *how_read* says in words how the
+    mask was read from a file, and is no part of it.
 
     Raises:
         MaskError: it prunes no head, or a whole layer, or a part of it is malformed.
@@ -45,7 +45,7 @@ class HeadMask:
         check_provenance(self.provenance)
 
     def save(self, path: Path | str, *, force: bool = False) -> None:
-        """Write the native mask file *path*, whole or not at all; *force* replaces a file that stands there.
+        """Write the native mask file *path*, whole or not at all; *force* replaces an existing file.
 
         Raises:
             UsageError, StorageError: it cannot be written there.
@@ -58,7 +58,7 @@ class HeadMask:
 
     @property
     def num_pruned(self) -> int:
-        """Pruned heads in the whole model."""
+        """The number of pruned heads in the model."""
         return sum(len(heads) for heads in self.pruned)
 
     @property
@@ -67,18 +67,18 @@ class HeadMask:
         return tuple(layer for layer, heads in enumerate(self.pruned) if heads)
 
     def kept(self, layer: int) -> tuple[int, ...]:
-        """The heads of *layer* that stay, sorted."""
+        """The heads of *layer* that are kept, sorted."""
         pruned = set(self.pruned[layer])
         return tuple(head for head in range(self.num_heads) if head not in pruned)
 
     def scale_factor(self, layer: int) -> float:
-        """The S4 scale of *layer*: the mask's own ``scale``, or all heads over kept heads."""
+        """The factor for the kept heads of *layer*: the mask's own ``scale``, or else all heads / kept heads (S4)."""
         if self.scale is not None and layer in self.scale:
             return self.scale[layer]
         return self.num_heads / len(self.kept(layer))
 
     def pruned_kv_heads(self, layer: int, geometry: Geometry) -> tuple[int, ...]:
-        """The kv heads of *layer* whose query heads are all pruned: nothing reads them any more."""
+        """The kv heads of *layer* that no kept query head reads."""
         pruned, group = set(self.pruned[layer]), geometry.heads_per_group
         return tuple(
             kv for kv in range(geometry.num_kv_heads) if pruned.issuperset(range(kv * group, (kv + 1) * group))
@@ -120,7 +120,7 @@ class HeadMask:
                 )
 
     def to_text(self) -> str:
-        """How many heads each layer loses, for a person to read; layers in a row that lose as many share a line."""
+        """A table of the pruned heads per layer; neighbouring layers with the same number share a line."""
         lines, first = ["layers     heads pruned"], 0
         counts = [len(heads) for heads in self.pruned]
         for layer, count in enumerate(counts):
@@ -130,7 +130,7 @@ class HeadMask:
         return "\n".join([*lines, f"total      {self.num_pruned:>12} of {self.num_layers * self.num_heads}"])
 
     def to_json(self) -> dict[str, Any]:
-        """The mask in the native format, only layers that lose heads listed."""
+        """The mask in the native format, which lists only layers that lose heads."""
         content: dict[str, Any] = {
             "format": NATIVE_FORMAT,
             "num_layers": self.num_layers,
@@ -145,14 +145,10 @@ class HeadMask:
 
 
 def _plain(value: Any) -> Any:
-    """*value* as Python's own int or float where it is a number of another kind; anything else as it is."""
-    if isinstance(value, bool | int | float) and type(value) in (bool, int, float):
+    """*value* as Python's int or float where it is another kind of number, such as numpy's."""
+    if type(value) in (bool, int, float) or not isinstance(value, Real):
         return value
-    if isinstance(value, Integral):
-        return int(value)
-    if isinstance(value, Real):
-        try:
-            return float(value)
-        except OverflowError:
-            return value
-    return value
+    try:
+        return int(value) if isinstance(value, Integral) else float(value)
+    except OverflowError:
+        return value

@@ -1,4 +1,4 @@
-"""A score per head: how much the head is worth keeping, and the file that holds it."""
+"""Scores: for every head, a number that says how much it is worth keeping."""
 
 from __future__ import annotations
 
@@ -13,21 +13,19 @@ from ..errors import MaskError, shown
 from .checked_values import check_provenance, finite_number
 
 SCORES_FORMAT = "s4convert-scores/1"
-# The name in the provenance: E||h||^2 of the residual stream that each layer reads.
-NORMALISERS = "residual_energy"
+NORMALISERS = "residual_energy"  # in the provenance: E||h||^2 of the residual stream that each layer reads
 
 
 @dataclass(frozen=True)
 class HeadScores:
     """The saliency of every query head; higher means more worth keeping.
 
-    *scores* is [num_layers][num_heads], in any unit; rows of numbers of any kind (a numpy array too) become tuples of
-    floats. *provenance* says where they came from: ``source``, ``metric``, ``seed``, ``calibration_sha256`` and
-    ``tool_version``, by those names, go on into the masks that are made of them. Its
-    ``residual_energy`` [num_layers], where it has it, is what the schedule ``global`` divides each layer's scores by.
+    *scores* is [num_layers][num_heads], in any unit; the rows become tuples of floats. *provenance* states where they
+    are from; a mask that is made from them inherits it. The schedule ``global`` divides the scores of each layer by its
+    ``residual_energy`` [num_layers], if it has any.
 
     Raises:
-        MaskError: another shape, a score that is not finite, or normalisers that are not positive.
+        MaskError: the shape is wrong, or a score is not finite.
     """
 
     num_layers: int
@@ -52,12 +50,20 @@ class HeadScores:
 
     @property
     def normalisers(self) -> tuple[float, ...] | None:
-        """A positive number per layer [num_layers], or None where the provenance has none."""
-        stated = (self.provenance or {}).get(NORMALISERS)
-        return None if stated is None else check_normalisers(stated, self.num_layers)
+        """A positive number per layer, or None where the provenance has none; MaskError where they are malformed."""
+        stated, layers = (self.provenance or {}).get(NORMALISERS), self.num_layers
+        if stated is None:
+            return None
+        if isinstance(stated, str | Mapping) or not hasattr(stated, "__len__") or len(stated) != layers:
+            raise MaskError(f"{NORMALISERS} {shown(stated)} are not a list of {layers} numbers, one per layer")
+        numbers = tuple(finite_number(value, f"layer {layer}", "normaliser") for layer, value in enumerate(stated))
+        for layer, number in enumerate(numbers):
+            if number <= 0:
+                raise MaskError(f"layer {layer}: the normaliser {number!r} is not positive")
+        return numbers
 
     def save(self, path: Path | str, *, force: bool = False) -> None:
-        """Write the native scores file *path*, whole or not at all; *force* replaces a file that stands there.
+        """Write the native scores file *path*, whole or not at all; *force* replaces an existing file.
 
         Raises:
             UsageError, StorageError: it cannot be written there.
@@ -73,14 +79,3 @@ class HeadScores:
             "scores": {str(layer): list(row) for layer, row in enumerate(self.scores)},
             "provenance": dict(self.provenance or {}),
         }
-
-
-def check_normalisers(values: Any, num_layers: int) -> tuple[float, ...]:
-    """*values* as one positive float per layer; MaskError otherwise."""
-    if isinstance(values, str | Mapping) or not hasattr(values, "__len__") or len(values) != num_layers:
-        raise MaskError(f"{NORMALISERS} {shown(values)} are not a list of {num_layers} numbers, one per layer")
-    numbers = tuple(finite_number(value, f"layer {layer}", "normaliser") for layer, value in enumerate(values))
-    for layer, number in enumerate(numbers):
-        if number <= 0:
-            raise MaskError(f"layer {layer}: the normaliser {number!r} is not positive")
-    return numbers

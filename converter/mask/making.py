@@ -1,4 +1,4 @@
-"""Make a mask of scores: a schedule says how many heads each layer loses, the scores say which."""
+"""Makes a mask from scores: a schedule says how many heads each layer loses, the scores say which."""
 
 from __future__ import annotations
 
@@ -24,14 +24,12 @@ def prune_lowest(
     granularity: str = "head",
     num_kv_heads: int | None = None,
 ) -> HeadMask:
-    """The mask that prunes the lowest *scores* of each layer, as many as *schedule* says.
+    """The mask that prunes the heads with the lowest *scores* in each layer, as many as *schedule* says.
 
-    Of equal scores the lower head number is pruned first. With *granularity* ``group``, whole kv groups go: a group's
-    score is the sum of its heads', and rates count groups; *num_kv_heads* says how many there are in a layer. The
-    schedule ``global`` divides each layer's scores by the scores' normalisers; where there are none it compares the
-    scores as they are.
-
-    All arithmetic is exact, so the same scores give the same mask on any machine.
+    Of equal scores, the lower head number is pruned first. With *granularity* ``group``, whole kv groups are pruned: a
+    group's score is the sum over its heads, and rates count groups, of which a layer has *num_kv_heads*. The schedule
+    ``global`` divides the scores of each layer by their normalisers; without these, it compares them as they are. All
+    arithmetic is exact, so the same scores give the same mask on any machine.
 
     Raises:
         UsageError: the schedule or the groups do not fit the scores.
@@ -78,7 +76,7 @@ def _costs(scores: HeadScores, heads_per_unit: int, divisors: Sequence[float] | 
 def _provenance(
     scores: HeadScores, schedule: Schedule, granularity: str, num_kv_heads: int | None, *, normalised: bool
 ) -> dict[str, Any]:
-    """The scores' own provenance, and how they became a mask."""
+    """The scores' provenance, and how the mask was made from them."""
     inherited: Mapping[str, Any] = scores.provenance or {}
     made: dict[str, Any] = {name: value for name, value in inherited.items() if name != NORMALISERS}
     made["schedule"] = schedule.name

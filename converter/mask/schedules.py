@@ -1,10 +1,10 @@
 """Schedules: how many heads each layer loses.
 
-A schedule counts *units*, which are heads, or kv groups where whole groups go, and a layer always keeps at least one.
-Rates are exact: 0.35 is 35/100, not the float next to it, so that 0.35 * 20 heads are 7 on any machine.
+A schedule counts *units*: heads, or kv groups where whole groups are pruned. A layer always keeps at least one.
+Rates are exact: 0.35 is 35/100, not the nearest float, so that 0.35 * 20 heads are 7 on any machine.
 
 =========  ==================================================================  =======================================
-schedule   heads that go                                                       protected layers
+schedule   units that are pruned                                               protected layers
 =========  ==================================================================  =======================================
 uniform    rate * units, rounded half up, in every layer                       lose none
 adaptive   floor(rate * layers * units) in the model                           lose fewer; the others make up the total
@@ -32,11 +32,7 @@ _DECIMAL = re.compile(r"[0-9]{1,3}(\.[0-9]{1,20})?|\.[0-9]{1,20}")
 
 
 def exact_rate(rate: Rate) -> Fraction:
-    """*rate* as the fraction that its decimal digits mean, from 0 up to, not including, 1.
-
-    Raises:
-        UsageError: not a number such as 0.3, or out of that range.
-    """
+    """*rate* as the fraction that its decimal digits state; UsageError unless it is at least 0 and below 1."""
     value: Fraction | None = None
     if isinstance(rate, str):
         value = Fraction(rate) if _DECIMAL.fullmatch(rate) else None
@@ -50,23 +46,24 @@ def exact_rate(rate: Rate) -> Fraction:
 
 
 def round_half_up(value: Fraction) -> int:
-    """The nearest integer, the larger of two that are as near."""
+    """The nearest integer; of two, the larger."""
     return math.floor(value + Fraction(1, 2))
 
 
 def rate_text(rate: Fraction) -> str:
-    """*rate* as a person writes it: 0, 0.3; as n/d where it has no short decimal form."""
+    """*rate* as a decimal such as 0.3, or as n/d where it has no short decimal form."""
     text = repr(float(rate)) if rate else "0"
     return text if Fraction(text) == rate else str(rate)
 
 
-Costs = Sequence[Sequence[Fraction]]  # [layers][units]: what it costs to lose the unit, comparable between layers
+Costs = Sequence[Sequence[Fraction]]  # [layers][units]: the cost of losing each unit
 Layers = tuple[int, ...]
 
-# Up to two heads of 32, every layer bears the same; of what a rate is above that, protected layers bear 60 %.
+# Defaults of adaptive: up to BASE_RATE, protected layers lose the same share as the others; of the rest of the rate,
+# they lose PROTECTED_SHARE. The first PROTECTED_LAYERS of the layers are protected: 0 to 5 of 32.
 BASE_RATE = Fraction(1, 16)
 PROTECTED_SHARE = Fraction(3, 5)
-PROTECTED_LAYERS = Fraction(6, 32)  # of the layers, from the first: 0 to 5 of 32
+PROTECTED_LAYERS = Fraction(6, 32)
 
 
 @runtime_checkable
@@ -75,35 +72,23 @@ class Schedule(Protocol):
 
     @property
     def name(self) -> str:
-        """What ``--schedule`` calls it."""
-        ...
+        """Its name in ``--schedule``."""
 
     @property
     def rate(self) -> Fraction | None:
-        """The share of the model's heads that is asked for; None where each layer has its own."""
-        ...
+        """The share of the model's units to prune; None where each layer has its own."""
 
     @property
     def protect(self) -> Layers | None:
-        """The protected layers; None where the schedule's default is taken."""
-        ...
+        """The protected layers; None for the schedule's default."""
 
     def counts(self, costs: Costs) -> list[int]:
-        """The units that each layer loses [layers], always the cheapest of it.
-
-        Raises:
-            UsageError: the schedule does not fit this number of layers and units.
-        """
-        ...
-
-    def describe(self) -> str:
-        """The schedule in words, for a message."""
-        ...
+        """The number of units that each layer loses [layers]; UsageError where the schedule does not fit *costs*."""
 
 
 @dataclass(frozen=True)
 class Uniform:
-    """The same count in every layer that is not protected."""
+    """The same number in every layer that is not protected."""
 
     rate: Fraction
     protect: Layers = ()
@@ -113,16 +98,13 @@ class Uniform:
         check_layers(self.protect, len(costs))
         return [0 if layer in self.protect else _count(self.rate, len(units)) for layer, units in enumerate(costs)]
 
-    def describe(self) -> str:
-        return f"uniform at {rate_text(self.rate)}"
-
 
 @dataclass(frozen=True)
 class Adaptive:
-    """Protected layers lose fewer, at a reduced rate, and the others make up the total.
+    """Protected layers lose fewer, and the others make up the total.
 
-    *protect* is the first 3/16 of the layers by default (0 to 5 of 32). *protect_rate* is by default the rate itself
-    up to 1/16, and 1/16 + 60 % of the rest above. Counts that do not divide evenly go to the later layers.
+    *protect* is by default the first 3/16 of the layers. The protected layers lose *protect_rate*, by default the rate
+    itself up to 1/16, and above that 1/16 + 60 % of the rest. A remainder of the division goes to the later layers.
     """
 
     rate: Fraction
@@ -138,7 +120,7 @@ class Adaptive:
         check_layers(protected, num_layers)
         others = [layer for layer in range(num_layers) if layer not in protected]
         reduced = round_half_up(self._reduced_rate() * len(protected) * num_units)
-        # A layer keeps one; and where the others cannot lose that much, the protected layers do: the total stays.
+        # Every layer keeps one unit; what the others cannot lose, the protected layers lose, so that the total holds.
         reduced = min(reduced, total, len(protected) * (num_units - 1))
         reduced = max(reduced, total - len(others) * (num_units - 1))
         counts = [0] * num_layers
@@ -156,13 +138,10 @@ class Adaptive:
             )
         return self.protect_rate
 
-    def describe(self) -> str:
-        return f"adaptive at {rate_text(self.rate)}"
-
 
 @dataclass(frozen=True)
 class Bands:
-    """A rate for each range of layers: *bands* are (first layer, last layer, rate) and cover every layer once."""
+    """A rate for each range of layers: *bands* are (first layer, last layer, rate) and hold every layer once."""
 
     bands: tuple[tuple[int, int, Fraction], ...]
     protect: Layers = ()
@@ -189,16 +168,10 @@ class Bands:
                 raise UsageError(f"layer {layer}: is in no band; name it, with a rate of 0 if it should keep its heads")
         return [0 if layer in self.protect else _count(rates[layer], len(units)) for layer, units in enumerate(costs)]
 
-    def describe(self) -> str:
-        return self.name
-
 
 @dataclass(frozen=True)
 class Global:
-    """One budget for the model: the units that cost least go, wherever they are.
-
-    Of equal costs the lower layer's goes first, and in a layer the lower number's.
-    """
+    """The units that cost least in the whole model; of equal costs, the one in the lower layer."""
 
     rate: Fraction
     protect: Layers = ()
@@ -216,8 +189,10 @@ class Global:
                 total -= 1
         return counts
 
-    def describe(self) -> str:
-        return f"global at {rate_text(self.rate)}"
+
+def describe(schedule: Schedule) -> str:
+    """*schedule* in words, for a message."""
+    return schedule.name if schedule.rate is None else f"{schedule.name} at {rate_text(schedule.rate)}"
 
 
 def parse_schedule(
@@ -225,11 +200,11 @@ def parse_schedule(
 ) -> Schedule:
     """The schedule that *text* names: ``uniform``, ``adaptive``, ``global`` or ``bands:0-5:0,6-31:0.3``.
 
-    *rate* is the share of heads to prune, which all but bands need. *protect* lists layers, as in ``0-5,31``;
-    *protect_rate* is what they lose under ``adaptive``.
+    *rate* is the share of heads to prune; all but bands need it. *protect* lists protected layers, as in ``0-5,31``;
+    *protect_rate* is the share that they lose under ``adaptive``.
 
     Raises:
-        UsageError: no such schedule, or an option that it lacks or does not have.
+        UsageError: there is no such schedule, or an option is missing, malformed or does not apply to it.
     """
     layers = () if protect is None else parse_layers(protect)
     kind, separator, bands = text.partition(":")
@@ -250,11 +225,7 @@ def parse_schedule(
 
 
 def schedule_of(schedule: str | Schedule | None, rate: Rate | None) -> Schedule | None:
-    """*schedule*, parsed with *rate* where it is text; None where neither is given.
-
-    Raises:
-        UsageError: as :func:`parse_schedule` says, or a rate has no schedule, or one that is parsed already.
-    """
+    """*schedule*, parsed with *rate* where it is text; None where both are None; UsageError where they do not fit."""
     if schedule is None:
         if rate is not None:
             raise UsageError(f"`rate` needs a `schedule`: {SCHEDULES}")
@@ -269,7 +240,7 @@ def schedule_of(schedule: str | Schedule | None, rate: Rate | None) -> Schedule 
 
 
 def parse_layers(text: str) -> Layers:
-    """The layers that *text* lists, sorted: ``0-5,31``; UsageError where it lists none, or one twice."""
+    """The layers in a *text* such as ``0-5,31``, sorted; UsageError where it is malformed or lists one twice."""
     layers: set[int] = set()
     for part in text.split(","):
         first, last = _parse_range(part)
@@ -281,7 +252,7 @@ def parse_layers(text: str) -> Layers:
 
 
 def check_layers(layers: Sequence[int], num_layers: int) -> None:
-    """Raise UsageError at a layer that the model does not have."""
+    """Raise UsageError where the model does not have one of *layers*."""
     for layer in layers:
         if not 0 <= layer < num_layers:
             raise UsageError(f"layer {layer}: out of range, there are layers 0 to {num_layers - 1}")
@@ -309,7 +280,7 @@ def _count(rate: Fraction, num_units: int) -> int:
 
 
 def _total(rate: Fraction, costs: Costs, open_layers: Sequence[int]) -> int:
-    """The model's budget; UsageError where the layers that may lose units cannot meet it."""
+    """The units that the model loses; UsageError where *open_layers*, which alone may lose any, have too few."""
     total = math.floor(rate * sum(len(units) for units in costs))
     most = sum(len(costs[layer]) - 1 for layer in open_layers)
     if total > most:

@@ -1,10 +1,9 @@
 """Runs a checkpoint's language model through stock transformers code, one decoder layer in memory at a time.
 
-The stock model class (``LlamaModel``, ``MistralModel``, ``Qwen2Model``) is built with a single decoder layer,
-without vocabulary, and with the identity as its final norm. For each layer that layer's weights are loaded and
-the hidden states are fed through the model's own ``forward``, so that the installed version's code handles
-positions, masks and caches. The result is bit-identical to the full model's ``output_hidden_states`` in
-float32, except that the last entry of those is taken after the final norm.
+The stock model class (``LlamaModel``, ``MistralModel``, ``Qwen2Model``) has here one decoder layer, no vocabulary, and
+the identity as its final norm. The weights of each layer are loaded in turn, and the hidden states go through the
+model's own ``forward``. The result is bit-identical to ``output_hidden_states`` of the full model in float32, except
+that the last of those is taken after the final norm.
 """
 
 from __future__ import annotations
@@ -22,26 +21,38 @@ if TYPE_CHECKING:
     import torch
 
 
-# Called with the input of o_proj [1, tokens, heads * head_dim]; what it returns goes in instead.
+# Called with the input of o_proj [1, tokens, heads * head_dim]; its result replaces that input.
 HeadsHook: TypeAlias = "Callable[[torch.Tensor], torch.Tensor]"
 
-# Entries of a config that say how it is run or stored, or that do not hold for a single layer.
+# Entries of a config that say how the model is run or stored, or that do not fit a single layer.
 _NOT_THE_MODELS = (
     *("architectures", "model_type", "torch_dtype", "dtype", "layer_types", "quantization_config"),
     *("attn_implementation", "_attn_implementation", "_attn_implementation_internal", "_flash_attn_2_enabled"),
 )
-# Called with what the attention kernel is given.
+
 AttentionHook: TypeAlias = "Callable[[AttentionInput], object]"
 
-LOAD_BYTES = 16 << 20  # stored bytes read at a time, so that loading takes no second copy of a tensor
+_LOAD_BYTES = 16 << 20  # read at a time, so that loading takes no second copy of a tensor
+
+
+def check_device(device: str) -> None:
+    """Raise UsageError where torch does not know the *device*, or this machine does not have it."""
+    import torch
+
+    try:
+        is_cuda = torch.device(device).type == "cuda"
+    except RuntimeError as error:
+        raise UsageError(f"`device` {device}: there is no such device; use cpu or cuda") from error
+    if is_cuda and not torch.cuda.is_available():
+        raise UsageError(f"`device` {device}: torch finds no CUDA GPU here; use cpu")
 
 
 @dataclass(frozen=True)
 class AttentionInput:
-    """What stock code hands to the attention kernel of one layer: after projections and rotary embedding.
+    """The input of one layer's attention kernel, after projections and rotary embedding.
 
     *query* is [num_heads, tokens, head_dim]; *key* is the same, or [num_kv_heads, tokens, head_dim] where the
-    kernel shares kv heads itself. *mask* [1 or num_heads, tokens, tokens] is boolean (True = may look) or added
+    kernel shares kv heads itself. *mask* [1 or num_heads, tokens, tokens] is boolean (True = may attend) or added
     to the scores; None means causal.
     """
 
@@ -68,7 +79,7 @@ class AttentionInput:
 
 
 class LayerDecoder:
-    """One decoder layer of stock code on *device*, whose weights are those of the layer loaded last; float32."""
+    """A decoder layer of stock code in float32 on *device*; :meth:`load` sets its weights."""
 
     def __init__(self, checkpoint: Checkpoint, device: str = "cpu") -> None:
         import torch
@@ -78,11 +89,7 @@ class LayerDecoder:
         self._layer = self._model.layers[0]
 
     def load(self, checkpoint: Checkpoint, layer: int) -> None:
-        """Put the weights of *checkpoint*'s decoder layer *layer* in place, tensor by tensor.
-
-        Raises:
-            CheckpointError: the stock layer and the checkpoint's differ in tensors or shapes.
-        """
+        """Load the weights of *checkpoint*'s decoder layer *layer*; CheckpointError where they do not fit."""
         import torch
 
         stored = checkpoint.layers[layer]
@@ -95,7 +102,7 @@ class LayerDecoder:
                         f"{checkpoint.path}: layer {layer}: {name} {state}; "
                         f"stock {type(self._model).__name__} wants {list(parameter.shape)}"
                     )
-                block = max(1, LOAD_BYTES // tensor.row_bytes) if tensor.is_contiguous else tensor.num_rows
+                block = max(1, _LOAD_BYTES // tensor.row_bytes) if tensor.is_contiguous else tensor.num_rows
                 for first in range(0, tensor.shape[0], block):
                     count = min(block, tensor.shape[0] - first)
                     parameter[first : first + count] = torch.from_numpy(checkpoint.read_rows(tensor, first, count))
@@ -109,10 +116,10 @@ class LayerDecoder:
     def forward(
         self, hidden: torch.Tensor, heads_hook: HeadsHook | None = None, attention_hook: AttentionHook | None = None
     ) -> torch.Tensor:
-        """The residual stream [1, tokens, hidden_size] after the loaded layer, for *hidden* before it.
+        """The residual stream [1, tokens, hidden_size] after the loaded layer; *hidden* is the one before it.
 
         Raises:
-            UsageError: *attention_hook* is given, and the installed stock code does not call torch's kernel.
+            UsageError: there is an *attention_hook*, but the installed stock code does not call torch's kernel.
         """
         import torch
 
@@ -131,27 +138,14 @@ class LayerDecoder:
 
 @contextlib.contextmanager
 def _attention_watched(hook: AttentionHook) -> Iterator[None]:
-    """Show *hook* what torch's attention kernel is given; nothing of the computation changes.
-
-    Queries and keys are taken where every version and family of stock code has them ready, behind its own rotary
-    embedding, instead of being computed a second time by code that would have to follow every version.
-    """
+    """Call *hook* with the input of torch's attention kernel, which every version and family of stock code calls."""
     import torch
     from torch.overrides import TorchFunctionMode
 
     kernel = torch.nn.functional.scaled_dot_product_attention
     calls = 0
 
-    def show(
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attn_mask: torch.Tensor | None = None,
-        dropout_p: float = 0.0,
-        is_causal: bool = False,
-        scale: float | None = None,
-        enable_gqa: bool = False,
-    ) -> None:
+    def show(query: Any, key: Any, value: Any, attn_mask: Any = None, *_: Any, scale: Any = None, **__: Any) -> None:
         nonlocal calls
         calls += 1
         mask = None if attn_mask is None else attn_mask[0]
@@ -176,7 +170,7 @@ def _attention_watched(hook: AttentionHook) -> Iterator[None]:
 
 @contextlib.contextmanager
 def full_float32() -> Iterator[None]:
-    """Matrix products and convolutions of float32 in float32, whatever TF32 setting the process has."""
+    """Compute matrix products and convolutions in full float32, not in TF32, whatever the process has set."""
     import torch
 
     products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
@@ -192,13 +186,11 @@ def full_float32() -> Iterator[None]:
 def require_stock_code(
     checkpoint: Checkpoint, otherwise: str = "`check_behaviour=False` to check the bytes alone"
 ) -> None:
-    """Raise where the installed transformers cannot run *checkpoint*'s language model.
-
-    *otherwise* says in the message what can be done without running it.
+    """Check that the installed transformers can run *checkpoint*'s language model.
 
     Raises:
-        UsageError: it is older than the model.
-        CheckpointError: the config does not suit the model.
+        UsageError: it is older than the model; the message offers *otherwise*, which does not run it.
+        CheckpointError: it cannot build the model from the config.
     """
     import torch
     import transformers
@@ -214,7 +206,7 @@ def require_stock_code(
 
 
 def _build(checkpoint: Checkpoint) -> Any:
-    """The stock model with one decoder layer and no vocabulary; its weights are not set."""
+    """The stock model with one decoder layer and no vocabulary; its weights are random."""
     from transformers import AutoConfig, AutoModel
 
     config = {**checkpoint.language_model.settings, **checkpoint.text_config}
@@ -233,7 +225,7 @@ def _build(checkpoint: Checkpoint) -> Any:
     try:
         with stock_code():
             return AutoModel.from_config(AutoConfig.for_model(checkpoint.language_model.stock_type, **config))
-    except Exception as error:  # stock code fails in its own ways on a config that makes no sense
+    except Exception as error:  # stock code raises errors of any kind at a wrong config
         raise CheckpointError(
             f"{checkpoint.path / CONFIG_FILE}: stock transformers cannot build the language model from it "
             f"({type(error).__name__}: {error}); mend the config"
@@ -242,7 +234,7 @@ def _build(checkpoint: Checkpoint) -> Any:
 
 @contextlib.contextmanager
 def stock_code() -> Iterator[None]:
-    """Keep transformers from writing to the terminal: what matters is told by us."""
+    """Silence transformers' messages, warnings and progress bars."""
     from transformers.utils import logging as transformers_logging
 
     verbosity = transformers_logging.get_verbosity()

@@ -1,13 +1,12 @@
 """From text and images to the language model's input, through stock code: tokenizer, vision tower, projector.
 
-Nothing of the vocabulary is ever in memory: of the token embeddings, only the rows that are asked for are read,
-and ``lm_head`` not at all. The towers compute in float32.
+Of the token embeddings, only the rows of the tokens are read, and ``lm_head`` not at all. Towers compute in float32.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -15,7 +14,6 @@ from ..checkpoint import CONFIG_FILE, Checkpoint, StoredTensor, read_json_object
 from ..checkpoint.families import HUGGING_FACE, ORIGINAL
 from ..checkpoint.torch_file import torch_dtype
 from ..errors import CheckpointError, S4ConvertError
-from .conversation import IMAGE_PLACEHOLDER
 from .decoder import full_float32, stock_code
 
 if TYPE_CHECKING:
@@ -26,49 +24,52 @@ if TYPE_CHECKING:
 # (input of the language model [1, tokens, hidden_size] in float32, whether a position is an image's [tokens])
 Embedded: TypeAlias = "tuple[torch.Tensor, torch.Tensor]"
 
-_CLIP_TYPES = ("clip", "clip_vision_model")
+IMAGE_PLACEHOLDER = "<image>"
+SYSTEM_PROMPT = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+LETTER_INSTRUCTION = "Answer with the option's letter from the given choices directly."
+_END_OF_ANSWER = "</s>"
+
+
+def conversation(turns: Sequence[tuple[str, str | None]]) -> str:
+    """LLaVA's ``vicuna_v1`` prompt for (question, answer) *turns*; it ends with ``ASSISTANT:`` if the last is None."""
+    text = f"{SYSTEM_PROMPT} "
+    for question, answer in turns:
+        text += f"USER: {question} ASSISTANT:"
+        if answer is not None:
+            text += f" {answer}{_END_OF_ANSWER}"
+    return text
 
 
 class FrontEnd(Protocol):
-    """What makes the language model's input; a text with an image has one ``<image>`` where the image stands."""
+    """Makes the language model's input; with an image, the text has one ``<image>`` in its place."""
 
     def __call__(self, text: str, image: Image.Image | None = None) -> Embedded: ...
 
 
 def open_front_end(checkpoint: Checkpoint, *, with_images: bool, device: str = "cpu") -> FrontEnd:
-    """The front end of *checkpoint*; its vision tower is loaded, to *device*, only where *with_images* asks for it.
-
-    Raises:
-        CheckpointError: a part of it cannot be had; the message says which.
-    """
-    if not with_images:
-        return _or_refuse(lambda: TextFrontEnd(checkpoint), checkpoint, "the tokenizer")
-    if checkpoint.family.lineage == HUGGING_FACE:
-        return _or_refuse(lambda: HuggingFaceFrontEnd(checkpoint, device), checkpoint, "the vision tower")
-    if checkpoint.family.lineage == ORIGINAL:
-        return _or_refuse(lambda: OriginalFrontEnd(checkpoint, device), checkpoint, "the vision tower")
-    raise CheckpointError(f"{checkpoint.path}: is a language model and takes no images; use text samples alone")
-
-
-def _or_refuse(load: Callable[[], FrontEnd], checkpoint: Checkpoint, part: str) -> FrontEnd:
+    """The front end of *checkpoint*, on *device*, or CheckpointError; only *with_images* loads the vision tower."""
+    lineage = checkpoint.family.lineage
+    if with_images and lineage not in (HUGGING_FACE, ORIGINAL):
+        raise CheckpointError(f"{checkpoint.path}: is a language model and takes no images; use text samples alone")
     try:
-        return load()
+        if not with_images:
+            return TextFrontEnd(checkpoint)
+        return (HuggingFaceFrontEnd if lineage == HUGGING_FACE else OriginalFrontEnd)(checkpoint, device)
     except (S4ConvertError, MemoryError):
         raise
-    except Exception as error:  # stock code fails in its own ways on an incomplete checkpoint
+    except Exception as error:  # stock code raises errors of any kind at an incomplete checkpoint
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
-            f"{checkpoint.path}: {part} cannot be loaded by stock code ({reason}); restore its files, "
-            "or use a metric that needs no calibration data"
+            f"{checkpoint.path}: the {'vision tower' if with_images else 'tokenizer'} cannot be loaded by stock code "
+            f"({reason}); restore its files, or use a metric that needs no calibration data"
         ) from error
 
 
 def embed(checkpoint: Checkpoint, token_ids: Sequence[int]) -> torch.Tensor:
-    """The rows of the embedding table that *token_ids* name, [1, tokens, hidden_size]; no other row is read.
-
-    Raises:
-        CheckpointError: an id is not in the table.
-    """
+    """The embeddings [1, tokens, hidden_size] of *token_ids*; CheckpointError where one is not in the table."""
     import numpy as np
     import torch
 
@@ -107,10 +108,7 @@ class TextFrontEnd:
 
 
 class HuggingFaceFrontEnd:
-    """The checkpoint's own stock class without its decoder layers and its vocabulary.
-
-    It runs as usual; a hook notes the input of its language model.
-    """
+    """The checkpoint's stock class without decoder layers and vocabulary; a hook takes its language model's input."""
 
     def __init__(self, checkpoint: Checkpoint, device: str = "cpu") -> None:
         self._checkpoint, self._device = checkpoint, device
@@ -143,7 +141,7 @@ class HuggingFaceFrontEnd:
             self._model(**inputs, use_cache=False)
         embedded = self._captured.pop().cpu()
         is_image = (inputs["input_ids"][0] == self._image_token_id).cpu()
-        # Up to transformers 4.4x an image is one token until the model itself puts its features there.
+        # In transformers up to 4.4x, an image is one token, which the model replaces by the image's features.
         features = embedded.shape[1] - len(is_image) + 1
         if features > 1:
             is_image = is_image.repeat_interleave(torch.where(is_image, features, 1))
@@ -151,7 +149,7 @@ class HuggingFaceFrontEnd:
 
 
 class OriginalFrontEnd:
-    """What original LLaVA does: a CLIP tower from the directory in ``mm_vision_tower``, a projector of its own.
+    """Original LLaVA: a CLIP tower from the directory in ``mm_vision_tower``, and the checkpoint's projector.
 
     Source: ``llava/model/llava_arch.py``, ``llava/mm_utils.py`` and ``llava/model/multimodal_encoder``.
     """
@@ -208,12 +206,12 @@ def load_processor(path: Path) -> Any:
 
     try:
         return AutoProcessor.from_pretrained(path)
-    except TypeError:  # transformers 4.37 does not know what newer ones wrote into processor_config.json
+    except TypeError:  # transformers 4.37 cannot read a processor_config.json that newer ones wrote
         return LlavaProcessor(AutoImageProcessor.from_pretrained(path), AutoTokenizer.from_pretrained(path))
 
 
 def _without_decoder(checkpoint: Checkpoint) -> Any:
-    """The checkpoint's stock model class with tower and projector, no decoder layer and a vocabulary of one token."""
+    """The checkpoint's stock model with tower and projector, no decoder layer and a vocabulary of one token."""
     import torch
     import transformers
 
@@ -231,7 +229,7 @@ def _without_decoder(checkpoint: Checkpoint) -> Any:
     model, loading = model_class.from_pretrained(None, config=config, state_dict=weights, output_loading_info=True)
     if loading["missing_keys"]:
         raise ValueError(f"no weights for {sorted(loading['missing_keys'])[0]}")
-    weights.clear()  # before the cast, which then frees every stored tensor as it goes
+    weights.clear()  # so that the cast frees each stored tensor in turn
     with torch.no_grad():
         return model.float().eval()
 
@@ -246,7 +244,7 @@ def _read(checkpoint: Checkpoint, tensor: StoredTensor, rows: int | None) -> tor
 
 
 def _embedding_module(checkpoint: Checkpoint, device: str) -> torch.nn.Module:
-    """Takes the place of the embedding table in a stock model."""
+    """A module that takes the place of the embedding table in a stock model."""
     import torch
 
     class EmbeddingRows(torch.nn.Module):
@@ -257,7 +255,7 @@ def _embedding_module(checkpoint: Checkpoint, device: str) -> torch.nn.Module:
 
 
 def _tower_directory(checkpoint: Checkpoint) -> Path:
-    """The local directory of the checkpoint's CLIP tower; whatever stock LLaVA would do otherwise is refused."""
+    """The local directory of the checkpoint's CLIP tower; CheckpointError where a setting is not supported."""
     config, where = checkpoint.config, checkpoint.path / CONFIG_FILE
     way_out = "use text samples alone, or the checkpoint in the Hugging Face layout"
     name = config.get("mm_vision_tower") or config.get("vision_tower")
@@ -277,13 +275,13 @@ def _tower_directory(checkpoint: Checkpoint) -> Path:
     if not isinstance(config.get("mm_vision_select_layer"), int):
         raise CheckpointError(f"{where}: has no mm_vision_select_layer, and images need it; mend the config")
     tower_type = read_json_object(Path(name) / CONFIG_FILE).get("model_type")
-    if tower_type not in _CLIP_TYPES:
+    if tower_type not in ("clip", "clip_vision_model"):
         raise CheckpointError(f"{name}: is a {tower_type} tower, and only CLIP towers are supported; {way_out}")
     return Path(name)
 
 
 def _read_projector(checkpoint: Checkpoint, device: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """(weight, bias) of the projector's linear maps in float32, between which there is a GELU."""
+    """(weight, bias) of the projector's linear maps, in float32; between them is a GELU."""
     import torch
 
     kind = checkpoint.config.get("mm_projector_type", "linear")

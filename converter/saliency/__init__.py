@@ -1,4 +1,4 @@
-"""Saliency: a score for every head, higher means more worth keeping; :data:`METRICS` names the ways to score."""
+"""Saliency: a score for every head, by one of :data:`METRICS`; higher means more worth keeping."""
 
 from .metrics import METRICS
 from .score import score_heads

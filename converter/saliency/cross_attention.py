@@ -1,14 +1,9 @@
-"""``cross-attention`` (S4): how much, and how unevenly, a head's text queries look at the image."""
+"""``cross-attention`` (S4): how much, and how unevenly, a head's text tokens attend to the image."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from ..calibration.stream import LayerSample
 from ..errors import CalibrationError
-
-if TYPE_CHECKING:
-    import torch
 
 ROWS = 64  # queries at a time: no more than [num_heads, ROWS, tokens] attention weights ever exist
 
@@ -16,11 +11,9 @@ ROWS = 64  # queries at a time: no more than [num_heads, ROWS, tokens] attention
 class CrossAttention:
     """Per head: variance + *gamma* * mean of the text-to-image attention weights, averaged over samples.
 
-    The weights of one sample are those of all pairs of a text token as query and an image token as key before it:
-    what stands before the image (the system prompt) cannot look at it, and is neither question nor answer. A
-    weight is what stock attention computes: a query's weights over *all* tokens sum to 1. The variance is the
-    population's, E[w^2] - E[w]^2, over all those pairs of the sample; sums are in float64.
-    A sample without such pairs has no score and does not count.
+    A sample's weights w are those of all pairs of a text token (query) and an image token (key) before it, as stock
+    attention computes them: the weights of a query over *all* tokens sum to 1. The variance is E[w^2] - E[w]^2, in
+    float64. A sample without such pairs has no score and does not count.
     """
 
     def __init__(self, num_heads: int, gamma: float) -> None:
@@ -29,7 +22,6 @@ class CrossAttention:
         self._num_samples = 0
 
     def observe(self, sample: LayerSample) -> None:
-        """Count in the score of *sample*."""
         import torch
 
         image = sample.is_image.nonzero()[:, 0]
@@ -42,21 +34,17 @@ class CrossAttention:
             weights = sample.attention.weights(rows)[:, :, image].double()
             mean += weights.sum((1, 2))
             square += weights.square().sum((1, 2))
-        num_pairs = _num_pairs(text, image)
+        num_pairs = int((image[None, :] < text[:, None]).sum())
         mean, square = mean / num_pairs, square / num_pairs
         score = (square - mean.square()).clamp(min=0) + self._gamma * mean
         self._sums = [total + figure for total, figure in zip(self._sums, score.tolist(), strict=True)]
         self._num_samples += 1
 
     def scores(self) -> tuple[float, ...]:
-        """Raises CalibrationError where no sample had a score."""
+        """The scores [num_heads]; CalibrationError where no sample has one."""
         if not self._num_samples:
             raise CalibrationError(
                 "cross-attention: no sample has a text token behind an image, so there is nothing to measure; "
                 "give questions with images, or use another metric"
             )
         return tuple(total / self._num_samples for total in self._sums)
-
-
-def _num_pairs(text: torch.Tensor, image: torch.Tensor) -> int:
-    return int((image[None, :] < text[:, None]).sum())

@@ -1,11 +1,10 @@
-"""The table of metrics: how each scores the heads of a layer. The short ones stand here."""
+"""The table of metrics, and the short ones among them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -16,12 +15,9 @@ from ..choices import GAMMA
 from .cross_attention import CrossAttention
 from .reconstruction import DAMPING, Reconstruction, output_weight
 
-if TYPE_CHECKING:
-    pass
-
 
 class Energy(SecondMoments):
-    """E||W_h x_h||^2 = tr(W_h S_hh W_h^T), W_h the head's ``o_proj`` columns, S mixed from text and image tokens."""
+    """E||W_h x_h||^2 = tr(W_h S_hh W_h^T); W_h: the head's ``o_proj`` columns, S: E[x x^T], text and image mixed."""
 
     def __init__(self, checkpoint: Checkpoint, layer: int, device: str) -> None:
         super().__init__()
@@ -38,9 +34,9 @@ class Energy(SecondMoments):
 
 
 class Magnitude:
-    """The Frobenius norm of O_h V_h, the product of a head's ``o_proj`` columns and its value rows; no biases.
+    """The Frobenius norm of O_h V_h, a head's ``o_proj`` columns times its value rows, without biases.
 
-    It is the root of tr((O^T O)(V V^T)), in float64, so that O_h V_h [hidden_size, hidden_size] is never built.
+    It is computed in float64 as the root of tr((O^T O)(V V^T)), without the product [hidden_size, hidden_size].
     """
 
     def __init__(self, checkpoint: Checkpoint, layer: int) -> None:
@@ -65,7 +61,7 @@ class Magnitude:
 
 
 class Random:
-    """Uniform in [0, 1): the numbers of numpy's PCG64, layer by layer; they depend on nothing else than the seed."""
+    """Uniform in [0, 1), from numpy's PCG64, layer by layer; the numbers depend only on the seed."""
 
     def __init__(self, geometry: Geometry, layer: int, seed: int) -> None:
         numbers = np.random.Generator(np.random.PCG64(seed)).random((geometry.num_layers, geometry.num_heads))
@@ -80,7 +76,7 @@ class Random:
 
 @dataclass(frozen=True)
 class Settings:
-    """What metrics can be told: *gamma* of ``cross-attention``, *seed* of ``random``, *device* that computes."""
+    """The options of metrics: *gamma* of ``cross-attention``, *seed* of ``random``, the *device* that computes."""
 
     gamma: float = GAMMA
     seed: int = 0
@@ -88,7 +84,7 @@ class Settings:
 
 
 class LayerScorer(Protocol):
-    """Scores the heads of one layer, after it has looked at every calibration sample inside the layer."""
+    """Scores the heads of one layer, after it has observed every calibration sample."""
 
     def observe(self, sample: LayerSample) -> None: ...
 
@@ -97,42 +93,35 @@ class LayerScorer(Protocol):
 
 @dataclass(frozen=True)
 class Metric:
-    """*scorer* makes the scorer of one layer; *needs_data*, whether it must see calibration samples.
-
-    *provenance* are the settings that its scores depend on, by name.
-    """
+    """*scorer* makes the scorer of a layer, which *needs_data* or not; *provenance* are the settings that it uses."""
 
     scorer: Callable[[Checkpoint, int, Settings], LayerScorer]
     needs_data: bool
-    provenance: Callable[[Settings], dict[str, Any]]
+    provenance: Callable[[Settings], dict[str, Any]] = lambda settings: {}
 
 
-METRICS: Mapping[str, Metric] = MappingProxyType(
-    {
-        "cross-attention": Metric(
-            lambda checkpoint, layer, settings: CrossAttention(checkpoint.geometry.num_heads, settings.gamma),
-            needs_data=True,
-            provenance=lambda settings: {"gamma": settings.gamma},
-        ),
-        "energy": Metric(
-            lambda checkpoint, layer, settings: Energy(checkpoint, layer, settings.device),
-            needs_data=True,
-            provenance=lambda settings: {},
-        ),
-        "reconstruction": Metric(
-            lambda checkpoint, layer, settings: Reconstruction(checkpoint, layer, settings.device),
-            needs_data=True,
-            provenance=lambda settings: {"damping": DAMPING},
-        ),
-        "magnitude": Metric(
-            lambda checkpoint, layer, settings: Magnitude(checkpoint, layer),
-            needs_data=False,
-            provenance=lambda settings: {},
-        ),
-        "random": Metric(
-            lambda checkpoint, layer, settings: Random(checkpoint.geometry, layer, settings.seed),
-            needs_data=False,
-            provenance=lambda settings: {"seed": settings.seed},
-        ),
-    }
-)
+METRICS: Mapping[str, Metric] = {
+    "cross-attention": Metric(
+        lambda checkpoint, layer, settings: CrossAttention(checkpoint.geometry.num_heads, settings.gamma),
+        needs_data=True,
+        provenance=lambda settings: {"gamma": settings.gamma},
+    ),
+    "energy": Metric(
+        lambda checkpoint, layer, settings: Energy(checkpoint, layer, settings.device),
+        needs_data=True,
+    ),
+    "reconstruction": Metric(
+        lambda checkpoint, layer, settings: Reconstruction(checkpoint, layer, settings.device),
+        needs_data=True,
+        provenance=lambda settings: {"damping": DAMPING},
+    ),
+    "magnitude": Metric(
+        lambda checkpoint, layer, settings: Magnitude(checkpoint, layer),
+        needs_data=False,
+    ),
+    "random": Metric(
+        lambda checkpoint, layer, settings: Random(checkpoint.geometry, layer, settings.seed),
+        needs_data=False,
+        provenance=lambda settings: {"seed": settings.seed},
+    ),
+}

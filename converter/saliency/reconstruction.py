@@ -1,13 +1,13 @@
-"""``reconstruction``: the error that a head's removal leaves after the kept heads were refitted by least squares.
+"""``reconstruction``: the error that the removal of a head leaves after a least-squares refit of the kept heads.
 
-Heads are removed greedily, all columns of a head as one block. With W = ``o_proj.weight``, S = E[x x^T] of its input
+Heads are removed greedily, each with all its columns. With W = ``o_proj.weight``, S = E[x x^T] of its input
 and A = S + lambda I, removing the heads P and refitting the others gives the optimal-brain-surgeon update
 
     W - W' = W_P ([A^-1]_PP)^-1 [A^-1]_P:        (so W'_P = 0 and W'_K = W_K + W_P S_PK (S_KK + lambda I)^-1)
 
-whose error is E = tr((W - W') S (W - W')^T) = tr((W - W') A (W - W')^T) - lambda |W - W'|_F^2. One head more is the
-same update again, from W' and the A^-1 of the columns that are left. Only products enter: W'^T W' and
-W'^T (W - W'), [columns, columns] each, are carried from step to step, in float64, instead of W'.
+whose error is E = tr((W - W') S (W - W')^T) = tr((W - W') A (W - W')^T) - lambda |W - W'|_F^2. Removing the next head
+is the same update, from W' and the A^-1 of the columns that are left. It needs only the products W'^T W' and
+W'^T (W - W') [columns, columns], in float64, and not W' itself.
 Sources: Optimal Brain Surgeon (Hassibi and Stork 1993); in blocks of heads, SlimGPT (arXiv 2412.18110).
 """
 
@@ -27,11 +27,10 @@ DAMPING = 1e-2  # lambda over the mean of diag(S)
 
 
 class Reconstruction(SecondMoments):
-    """How much E grows when the head is removed, at the place where greedy removal takes it.
+    """The growth of E at the step at which greedy removal takes the head.
 
-    Scores rise strictly in the order of removal, so that any schedule that takes the lowest scores of a layer takes
-    what greedy removal takes: where E grows less than it did at the step before, the score is that step's, and the
-    least bit more.
+    Scores rise strictly in the order of removal, so that the lowest scores of a layer are the heads that greedy removal
+    takes first: where E grows less than at the step before, the score is the next float above that step's score.
     """
 
     def __init__(self, checkpoint: Checkpoint, layer: int, device: str) -> None:
@@ -39,7 +38,7 @@ class Reconstruction(SecondMoments):
         self._checkpoint, self._layer, self._device = checkpoint, layer, device
 
     def scores(self) -> tuple[float, ...]:
-        """Raises CalibrationError where S + lambda I cannot be factorised."""
+        """The scores [num_heads]; CalibrationError where S + lambda I cannot be factorised."""
         weight = output_weight(self._checkpoint, self._layer, self._device)
         gram = weight.T @ weight
         del weight
@@ -59,10 +58,10 @@ class Reconstruction(SecondMoments):
 
 
 def greedy_removal(gram: torch.Tensor, moments: torch.Tensor, num_heads: int) -> list[tuple[int, float]]:
-    """(head, error E that is left after its removal), in the order of removal; ties go to the lower head number.
+    """(head, error E after its removal), in the order of removal; of equal errors, the lower head number first.
 
     *gram* is W^T W and *moments* S, [num_heads * head_dim, num_heads * head_dim] in float64. lambda is
-    :data:`DAMPING` times the mean of diag(S) over all heads, the same at every step, so that steps compare.
+    :data:`DAMPING` times the mean of diag(S) over all heads, the same at every step.
 
     Raises:
         ArithmeticError: S + lambda I is not positive definite.
@@ -70,7 +69,7 @@ def greedy_removal(gram: torch.Tensor, moments: torch.Tensor, num_heads: int) ->
     import torch
 
     head_dim = len(moments) // num_heads
-    # Where every head is silent S is zero, and any lambda gives the right errors: zero.
+    # Where every head is silent, S is zero, and any lambda gives the right errors, zero.
     damping = DAMPING * float(moments.diagonal().mean()) or 1.0
     left = moments.clone()
     left.diagonal().add_(damping)
@@ -120,7 +119,7 @@ def _inverse(matrix: torch.Tensor) -> torch.Tensor:
     factor, failed = torch.linalg.cholesky_ex(matrix)
     if bool(failed.any()) or not bool(factor.isfinite().all()):
         raise ArithmeticError("not positive definite")
-    return torch.cholesky_inverse(factor).contiguous()  # CUDA's is column by column
+    return torch.cholesky_inverse(factor).contiguous()  # CUDA's result is column-major
 
 
 def output_weight(checkpoint: Checkpoint, layer: int, device: str) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""From a checkpoint and calibration data to a score for every head."""
+"""Scores the heads of a checkpoint by a metric."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..checkpoint import Checkpoint
 from ..choices import GAMMA, IMAGE_WEIGHT
 from ..errors import CalibrationError, UsageError
 from ..mask.head_scores import HeadScores
-from ..model.device import check_device
+from ..model.decoder import check_device
 from ..progress import layer_bar
 from ..version import __version__
 from .metrics import METRICS, Settings
@@ -34,18 +34,16 @@ def score_heads(
     device: str = "cpu",
     progress: bool = False,
 ) -> HeadScores:
-    """A score for every head of *checkpoint* by the *metric*, a name of :data:`METRICS`.
+    """A score for every head of *checkpoint* by the *metric*, a name in :data:`METRICS`.
 
     *calibration* is a file of questions, whose images are in the directory *images*, or of plain text; its first
-    *num_samples* samples are used. ``magnitude`` and ``random`` do without. *gamma* is ``cross-attention``'s weight
-    of the mean, *seed* is ``random``'s. The same arguments on the same machine give the same scores, bit for bit.
-
-    The provenance tells all that, and, where there is calibration data, ``residual_energy``: for every layer E||h||^2
-    of the residual stream that it reads, by which the ``global`` schedule divides.
+    *num_samples* samples are used. ``magnitude`` and ``random`` need none. *gamma* is the weight of the mean in
+    ``cross-attention``, *seed* the seed of ``random``. The same arguments on the same machine give the same scores, bit
+    for bit. With calibration data, the provenance has the ``residual_energy`` that the schedule ``global`` divides by.
 
     Raises:
-        UsageError: the metric, the device or another argument cannot be used, or data is missing.
-        CalibrationError: the calibration data is malformed, or has nothing that the metric can measure.
+        UsageError: there is no such metric or device, another argument is wrong, or calibration data is missing.
+        CalibrationError: the calibration data is malformed, or holds nothing that the metric can measure.
         CheckpointError: the checkpoint's front end or weights cannot be used.
         StorageError: a file cannot be read.
     """
@@ -73,7 +71,7 @@ def score_inputs(
     sha256: str | None = None,
     progress: bool = False,
 ) -> HeadScores:
-    """As :func:`score_heads`, for ready *inputs*, which are taken over; *calibration* tells where they are from."""
+    """As :func:`score_heads`, for ready *inputs*, which are overwritten; *calibration* tells where they are from."""
     scorer, geometry = METRICS[metric], checkpoint.geometry
     provenance: dict[str, Any] = {
         "tool_version": __version__,
@@ -99,7 +97,7 @@ def score_inputs(
             ):
                 scores.append(seen.observer.scores())
                 energies.append(seen.residual_energy)
-                del seen  # a layer's moments must be gone before the next one gathers its own
+                del seen  # free the moments of this layer before the next one
                 bar.update(1)
             provenance["residual_energy"] = energies
     for layer, figures in enumerate(scores):
@@ -122,7 +120,7 @@ def _check(metric: str, settings: Settings, *, has_data: bool) -> None:
 
 
 def _tell_unscored(inputs: list[Inputs]) -> None:
-    """Say how many samples have no image: they have no cross-attention score."""
+    """Log the number of samples without an image; CalibrationError where that is all of them."""
     without = sum(not bool(sample.is_image.any()) for sample in inputs)
     if without == len(inputs):
         raise CalibrationError(

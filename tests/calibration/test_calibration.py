@@ -17,8 +17,14 @@ from s4convert.calibration.samples import Sample, read_samples
 from s4convert.checkpoint import Checkpoint
 from s4convert.demo import QUESTIONS
 from s4convert.errors import CalibrationError, CheckpointError, S4ConvertError, StorageError, UsageError
-from s4convert.model.conversation import LETTER_INSTRUCTION, SYSTEM_PROMPT
-from s4convert.model.front_end import HuggingFaceFrontEnd, OriginalFrontEnd, embed, open_front_end
+from s4convert.model.front_end import (
+    LETTER_INSTRUCTION,
+    SYSTEM_PROMPT,
+    HuggingFaceFrontEnd,
+    OriginalFrontEnd,
+    embed,
+    open_front_end,
+)
 from tests.conftest import MINI_LLAVA
 from tests.support.original_layout import write_original_layout
 from tests.support.synthetic import ORIGINAL, Spec, write_checkpoint

@@ -14,8 +14,7 @@ from transformers import AutoConfig, AutoModel, LlavaForConditionalGeneration
 
 from benchmarks.mini.questions import write_scienceqa
 from s4convert.checkpoint import Checkpoint
-from s4convert.model.conversation import SYSTEM_PROMPT
-from s4convert.model.front_end import load_processor
+from s4convert.model.front_end import SYSTEM_PROMPT, load_processor
 from tests.support.run_time_hooks import decoder_layers
 
 Inputs = Mapping[str, torch.Tensor]

@@ -1,7 +1,7 @@
-"""Reading ``head_mask`` arrays [layers, heads] from .npy, .pt/.pth and .safetensors files.
+"""Reads ``head_mask`` arrays [layers, heads] from .npy, .pt/.pth and .safetensors files.
 
-Nothing in a file is ever run: no pickled numpy objects, and torch reads with ``weights_only``. The shape is looked at
-before the values are. torch, which takes seconds to import, is imported for its own files only.
+No code in a file is run: no pickled numpy objects, and torch reads with ``weights_only``. The shape is checked before
+the values are read. torch, which takes seconds to import, is imported only for its own files.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import io
 import re
 import zipfile
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,17 +27,16 @@ if TYPE_CHECKING:
 Shape = tuple[int, int]  # layers, heads
 Rows = list[list[Any]]
 
-# Of a safetensors file, what numpy reads; the fractions are those of weights. Booleans are read as bytes everywhere
-# below, so that a byte of 2 is seen and not taken for true.
+# The dtypes of safetensors that numpy reads; for the others see decode. Booleans are read as bytes in all formats, so
+# that a byte of 2 is refused and not taken for true.
 _NUMPY_DTYPES = {
     "BOOL": "<u1", "U8": "<u1", "I8": "<i1", "U16": "<u2", "I16": "<i2",
     "U32": "<u4", "I32": "<i4", "U64": "<u8", "I64": "<i8", "F64": "<f8",
 }  # fmt: skip
 
 
-# Before the header of a .npy file: the magic, the version, the header's length. numpy's own parser raises and warns of
-# many kinds at damaged headers; those of arrays of numbers are written in one way.
-# https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
+# The start of a .npy file: magic, version, length of the header. numpy's own parser raises and warns in many ways at
+# damaged headers. Format: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
 _NPY_START = re.compile(rb"\x93NUMPY(?:\x01\x00(..)|\x02\x00(....))", re.DOTALL)
 _NPY_HEADER = re.compile(
     r"\{'descr': '([^'\n]{1,40})', 'fortran_order': (True|False), "
@@ -101,13 +99,12 @@ def _read_torch(content: bytes, shape: Shape) -> tuple[Rows, str]:
 
 
 def _load_tensor(content: bytes) -> torch.Tensor:
-    """The one tensor of the file, bare or in a dict."""
+    """The only tensor of the file, bare or in a dict."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             unpacked = sum(member.file_size for member in archive.infolist())
-            # torch does not look at the checksums.
-            damaged = archive.testzip() if unpacked <= MAX_BYTES else None
-    except Exception as error:  # of damaged archives, zipfile raises whatever it stumbles over, and so does torch below
+            damaged = archive.testzip() if unpacked <= MAX_BYTES else None  # torch does not check the checksums
+    except Exception as error:  # zipfile, and torch below, raise errors of any kind at damaged archives
         raise MaskError("is not in the format that torch writes since version 1.6, or damaged") from error
     if unpacked > MAX_BYTES:
         raise MaskError(f"unpacks to {unpacked:,} bytes, too many for a mask")
@@ -133,6 +130,6 @@ def _check_shape(found: tuple[int, ...], shape: Shape) -> None:
         )
 
 
-ARRAY_READERS: Mapping[str, Callable[[bytes, Shape], tuple[Rows, str]]] = MappingProxyType(
-    {".npy": _read_npy, ".pt": _read_torch, ".pth": _read_torch, ".safetensors": _read_safetensors}
-)
+ARRAY_READERS: Mapping[str, Callable[[bytes, Shape], tuple[Rows, str]]] = {
+    ".npy": _read_npy, ".pt": _read_torch, ".pth": _read_torch, ".safetensors": _read_safetensors
+}  # fmt: skip

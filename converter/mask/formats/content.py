@@ -1,4 +1,4 @@
-"""The bytes of a mask or scores file, looked at before they are read."""
+"""The content of a mask or scores file: its bytes, and their JSON."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ... import strict_json
-from ...errors import MaskError, StorageError
+from ...errors import MaskError, reading
 
-MAX_BYTES = 64 * 2**20  # a mask of the largest model takes kilobytes
+MAX_BYTES = 64 * 2**20  # the mask of the largest model has kilobytes
 
 Content = TypeVar("Content")
 
@@ -18,10 +18,10 @@ def read_bytes(path: Path) -> bytes:
     """The content of the file *path*.
 
     Raises:
-        MaskError: there is no such file, it is no file (a directory, a pipe), or it is larger than 64 MB.
-        StorageError: the disk refused.
+        MaskError: there is no such file, it is a directory or a pipe, or it has more than :data:`MAX_BYTES`.
+        StorageError: the file cannot be read.
     """
-    try:
+    with reading(path):
         if not path.exists():
             raise MaskError(f"{path}: no such file")
         if not path.is_file():
@@ -30,13 +30,14 @@ def read_bytes(path: Path) -> bytes:
         if size > MAX_BYTES:
             raise MaskError(f"{path}: {size:,} bytes are too many for a mask, at most {MAX_BYTES:,} are read")
         with path.open("rb") as file:
-            return file.read(MAX_BYTES)  # never more, should it grow
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be read: {error.strerror or error}") from error
+            return file.read(MAX_BYTES)  # not more, even if it grows
 
 
 def interpret_json(text: bytes, interpret: Callable[[Any], Content]) -> Content:
-    """What *interpret* makes of the JSON *text*; where a number is not finite, it gets to say which one."""
+    """*interpret* of the parsed JSON *text*.
+
+    Where a number is not finite, *interpret* runs all the same, because its MaskError tells the layer and the head.
+    """
     try:
         content = strict_json.parse(text)
     except strict_json.NotFiniteError as error:

@@ -1,10 +1,10 @@
-"""Reading JSON masks: one reader per format behind one table, and the first rule that holds picks the reader.
+"""Reads JSON masks. The first rule of the table that a file follows picks the format.
 
 ===============  ===================================================================  =======================
 format           recognised by                                                        means
 ===============  ===================================================================  =======================
 native           ``"format": "s4convert-mask/1"``                                     listed = pruned
-scores           see :mod:`converter.mask.score_formats`                              need a schedule
+scores           see :mod:`s4convert.mask.formats.scores`                             need a schedule
 S4 calibration   ``total_pruned_heads`` or ``total_heads`` beside ``pruned_heads``    1 = pruned
 kept heads       ``components``                                                       listed = kept
 listed rows      ``pruned_heads`` is a list of [layer, head] or [layer, head, score]  listed = pruned
@@ -12,14 +12,13 @@ listed heads     ``pruned_heads`` is an object of layers, or a bare object of la
 head_mask list   a bare list with a list per layer                                    0/1, polarity from the caller
 ===============  ===================================================================  =======================
 
-A list of 0/1 as long as a layer has heads may be flags or head numbers. Nothing but the polarity, which only flags
-have, can settle it; without it such a list is refused wherever the format allows both.
+A list of 0/1 with as many entries as a layer has heads may be flags or head numbers. Only a polarity shows that it is
+flags; without one, such a list is refused where the format allows both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 from ...checkpoint.geometry import Geometry
@@ -28,9 +27,10 @@ from ..checked_values import finite_number
 from ..head_mask import NATIVE_FORMAT, HeadMask
 from ..head_scores import SCORES_FORMAT
 from ..making import prune_lowest
-from .flags import Hints, read_flag_rows
+from ..schedules import describe
 from .layer_lists import (
-    Pruned,
+    SIZES,
+    Hints,
     check_every_layer,
     check_layer,
     head_numbers,
@@ -38,77 +38,75 @@ from .layer_lists import (
     layer_number,
     lists_by_layer,
     look_like_flags,
+    make_mask,
     pruned_by_flags,
+    read_flags,
 )
 from .scores import are_scores, read_scores
 
-_SIZES = ("num_layers", "num_heads")
-
-# What other formats call the heads, their scores and their factors.
+# The fields of other formats, for heads, scores and factors.
 _OF_OTHER_FORMATS = (
     *("format", "pruned", "kept", "kept_heads", "components", "head_mask", "heads", "mask"),
     *("scores", "saliency_scores", "scale", "scales"),
 )
 
 
-@dataclass(frozen=True)
-class JsonFormat:
-    """How a format is told from the others, and how it is read: to a mask, and in words what it is."""
-
-    recognises: Callable[[Any], bool]
-    read: Callable[[Any, Hints], tuple[HeadMask, str]]
-
-
 def read_json(content: Any, hints: Hints) -> tuple[HeadMask, str]:
-    """The mask that parsed JSON describes, not yet checked, and in words how it was read; MaskError where it fails."""
-    for entry in FORMATS:
-        if entry.recognises(content):
-            return entry.read(content, hints)
-    raise MaskError("is neither a JSON object nor a list with a list per layer; docs/masks.md lists the formats")
+    """(the mask that parsed JSON describes, in words how it was read); MaskError where it is malformed."""
+    if isinstance(content, list):
+        return read_flags(content, hints, "head_mask list")
+    if not isinstance(content, dict):
+        raise MaskError("is neither a JSON object nor a list with a list per layer; docs/masks.md lists the formats")
+    if are_scores(content):
+        return _scores(content, hints)
+    if "format" in content:
+        return _native(content, hints)
+    if "total_pruned_heads" in content or "total_heads" in content:
+        return _s4_calibration(content, hints)
+    if "components" in content:
+        return _kept_heads(content, hints)
+    if isinstance(content.get("pruned_heads"), list):
+        return _listed_rows(content, hints)
+    return _listed_heads(content, hints)
 
 
 def read_native(content: Any, geometry: Geometry) -> HeadMask:
-    """The mask of *content* in the native format, checked; MaskError where it fails."""
+    """The mask of *content* in the native format; MaskError where it is malformed or not of this geometry."""
     if not isinstance(content, dict) or content.get("format") != NATIVE_FORMAT:
         found = content.get("format") if isinstance(content, dict) else content
         raise MaskError(f"format is {shown(found)}; this version reads {NATIVE_FORMAT!r}")
     _check_fields(content, NATIVE_FORMAT, "format", "pruned", "scale", "provenance")
-    for name in _SIZES:
+    for name in SIZES:
         if name not in content:
             raise MaskError(f"{name} is missing; {NATIVE_FORMAT} states it")
     _check_sizes(content, geometry)
-    mask = _mask(
-        head_numbers(lists_by_layer(content.get("pruned"), "pruned", geometry), geometry),
-        geometry,
-        scale=_scale(content),
-        provenance=content.get("provenance"),
-    )
-    mask.check_fits(geometry)
-    return mask
+    pruned = head_numbers(lists_by_layer(content.get("pruned"), "pruned", geometry), geometry)
+    return make_mask(pruned, geometry, scale=_scale(content), provenance=content.get("provenance"))
 
 
-def _native(content: Any, hints: Hints) -> tuple[HeadMask, str]:
+def _native(content: dict[str, Any], hints: Hints) -> tuple[HeadMask, str]:
     if content["format"] != NATIVE_FORMAT:
         raise MaskError(
             f"format is {shown(content['format'])}; this version reads {NATIVE_FORMAT!r} and {SCORES_FORMAT!r}"
         )
-    _says_itself(hints, "a native mask of head numbers")
+    hints.refuse_schedule("a native mask of head numbers")
+    hints.refuse_polarity("a native mask of head numbers")
     return read_native(content, hints.geometry), "native mask, listed = pruned"
 
 
-def _scores(content: Any, hints: Hints) -> tuple[HeadMask, str]:
+def _scores(content: dict[str, Any], hints: Hints) -> tuple[HeadMask, str]:
     scores = read_scores(content, hints.geometry)
     hints.refuse_polarity("scores")
     if hints.schedule is None:
         raise MaskError("holds scores, not a mask; give `rate` and `schedule` (or `schedule='bands:...'` alone)")
-    return prune_lowest(scores, hints.schedule), f"scores, {hints.schedule.describe()}"
+    return prune_lowest(scores, hints.schedule), f"scores, {describe(hints.schedule)}"
 
 
-def _s4_calibration(content: Any, hints: Hints) -> tuple[HeadMask, str]:
+def _s4_calibration(content: dict[str, Any], hints: Hints) -> tuple[HeadMask, str]:
     geometry = hints.geometry
     known = ("pruned_heads", "total_pruned_heads", "total_heads")
-    # The totals prove what a 1 means, so notes of the script that wrote the file do no harm; another mask might.
-    notes = [name for name in content if name not in (*known, *_SIZES, *_OF_OTHER_FORMATS)]
+    # The totals prove what a 1 means, so unknown fields do no harm, except those that may hold another mask.
+    notes = [name for name in content if name not in (*known, *SIZES, *_OF_OTHER_FORMATS)]
     _check_fields(content, "an S4 calibration file", *known, *notes)
     _check_sizes(content, geometry)
     hints.refuse_schedule("an S4 calibration mask")
@@ -128,10 +126,10 @@ def _s4_calibration(content: Any, hints: Hints) -> tuple[HeadMask, str]:
         if not is_integer(content.get(name)) or content[name] != count:
             raise MaskError(f"{name} is {shown(content.get(name))}, but the lists add up to {count}")
     not_read = f" (not read: {shown(', '.join(notes))})" if notes else ""
-    return _mask(pruned, geometry), f"S4 calibration, 1 = pruned{not_read}"
+    return make_mask(pruned, geometry), f"S4 calibration, 1 = pruned{not_read}"
 
 
-def _kept_heads(content: Any, hints: Hints) -> tuple[HeadMask, str]:
+def _kept_heads(content: dict[str, Any], hints: Hints) -> tuple[HeadMask, str]:
     geometry = hints.geometry
     _check_fields(content, "a components file", "components")
     _check_sizes(content, geometry)
@@ -153,22 +151,22 @@ def _kept_heads(content: Any, hints: Hints) -> tuple[HeadMask, str]:
     if hints.polarity == "prune":
         raise MaskError("lists kept heads, so a 1 cannot mean pruned; leave `mask_polarity='prune'` out")
     if hints.polarity == "keep":
-        return _mask(pruned_by_flags(kept, geometry, "keep"), geometry), "kept heads, 1 = kept"
+        return make_mask(pruned_by_flags(kept, geometry, "keep"), geometry), "kept heads, 1 = kept"
     if all(look_like_flags(heads, geometry) for heads in kept.values()):
-        # As head numbers they would keep every head of every layer, or name one twice.
+        # As head numbers, they would keep every head, or name one twice.
         raise _ambiguous(0, kept[0], "keep")
     numbers = head_numbers(kept, geometry)
     everything = range(geometry.num_heads)
     pruned = {layer: sorted(set(everything) - set(numbers[layer])) for layer in numbers}
-    return _mask(pruned, geometry), "kept heads, listed = kept"
+    return make_mask(pruned, geometry), "kept heads, listed = kept"
 
 
-def _listed_rows(content: Any, hints: Hints) -> tuple[HeadMask, str]:
+def _listed_rows(content: dict[str, Any], hints: Hints) -> tuple[HeadMask, str]:
     geometry, rows = hints.geometry, content["pruned_heads"]
     _check_fields(content, "a pruned_heads file", "pruned_heads")
     _check_sizes(content, geometry)
     if hints.polarity is not None:
-        return read_flag_rows(rows, hints, "pruned_heads flags")
+        return read_flags(rows, hints, "pruned_heads flags")
     hints.refuse_schedule("listed heads")
     lists = [row if isinstance(row, list) else [] for row in rows]
     if rows and len(rows) == geometry.num_layers and all(look_like_flags(row, geometry) for row in lists):
@@ -185,21 +183,21 @@ def _listed_rows(content: Any, hints: Hints) -> tuple[HeadMask, str]:
                 finite_number(row[2], f"layer {layer}, head {row[1]}", "score")
         except MaskError as error:
             raise MaskError(f"row {number}: {error}") from error
-    return _mask(head_numbers(pruned, geometry), geometry), "listed rows, listed = pruned"
+    return make_mask(head_numbers(pruned, geometry), geometry), "listed rows, listed = pruned"
 
 
-def _listed_heads(content: Any, hints: Hints) -> tuple[HeadMask, str]:
+def _listed_heads(content: dict[str, Any], hints: Hints) -> tuple[HeadMask, str]:
     geometry = hints.geometry
     _check_sizes(content, geometry)
     if "pruned_heads" in content:
         _check_fields(content, "a pruned_heads file", "pruned_heads")
         lists = lists_by_layer(content["pruned_heads"], "pruned_heads", geometry)
     else:
-        bare = {name: value for name, value in content.items() if name not in _SIZES}
+        bare = {name: value for name, value in content.items() if name not in SIZES}
         lists = lists_by_layer(bare, "the mask", geometry)
     if hints.polarity is not None:
         try:
-            return read_flag_rows(lists, hints, "flags by layer")
+            return read_flags(lists, hints, "flags by layer")
         except MaskError as error:
             if any(look_like_flags(heads, geometry) for heads in lists.values()):
                 raise
@@ -208,32 +206,7 @@ def _listed_heads(content: Any, hints: Hints) -> tuple[HeadMask, str]:
     for layer, heads in lists.items():
         if look_like_flags(heads, geometry):
             raise _ambiguous(layer, heads)
-    return _mask(head_numbers(lists, geometry), geometry), "listed heads, listed = pruned"
-
-
-def _head_mask_list(content: Any, hints: Hints) -> tuple[HeadMask, str]:
-    return read_flag_rows(content, hints, "head_mask list")
-
-
-FORMATS = (
-    JsonFormat(are_scores, _scores),
-    JsonFormat(lambda content: isinstance(content, dict) and "format" in content, _native),
-    JsonFormat(
-        lambda content: isinstance(content, dict) and bool({"total_pruned_heads", "total_heads"} & set(content)),
-        _s4_calibration,
-    ),
-    JsonFormat(lambda content: isinstance(content, dict) and "components" in content, _kept_heads),
-    JsonFormat(
-        lambda content: isinstance(content, dict) and isinstance(content.get("pruned_heads"), list), _listed_rows
-    ),
-    JsonFormat(lambda content: isinstance(content, dict), _listed_heads),
-    JsonFormat(lambda content: isinstance(content, list), _head_mask_list),
-)
-
-
-def _says_itself(hints: Hints, what: str) -> None:
-    hints.refuse_schedule(what)
-    hints.refuse_polarity(what)
+    return make_mask(head_numbers(lists, geometry), geometry), "listed heads, listed = pruned"
 
 
 def _ambiguous(layer: int, heads: Any, polarity: str = "keep|prune") -> MaskError:
@@ -244,22 +217,15 @@ def _ambiguous(layer: int, heads: Any, polarity: str = "keep|prune") -> MaskErro
     )
 
 
-def _mask(
-    pruned: Pruned, geometry: Geometry, *, scale: Mapping[int, Any] | None = None, provenance: Any = None
-) -> HeadMask:
-    heads = tuple(tuple(sorted(pruned.get(layer, ()))) for layer in range(geometry.num_layers))
-    return HeadMask(geometry.num_heads, heads, scale, provenance)
-
-
 def _check_fields(content: Mapping[str, Any], what: str, *names: str) -> None:
-    """Raise MaskError at a field that *what* has not: it may change what the others mean."""
+    """Raise MaskError at a field that *what* does not have: it may change the meaning of the others."""
     for name in content:
-        if name not in names and name not in _SIZES:
+        if name not in names and name not in SIZES:
             raise MaskError(f"{shown(name)} is not a field of {what}; remove it")
 
 
 def _check_sizes(content: Mapping[str, Any], geometry: Geometry) -> None:
-    for name in _SIZES:
+    for name in SIZES:
         expected = getattr(geometry, name)
         if name in content and (not is_integer(content[name]) or content[name] != expected):
             raise MaskError(f"{name} is {shown(content[name])}, but the checkpoint has {expected}")

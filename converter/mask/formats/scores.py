@@ -1,4 +1,4 @@
-"""Reading scores files: the native format, and the spellings of other projects.
+"""Reads scores files: the native format, and the formats of other projects.
 
 ============================  ====================================  =============================================
 spelling                      recognised by                         a head's score is
@@ -21,15 +21,14 @@ from ...checkpoint.geometry import Geometry
 from ...errors import MaskError, shown
 from ..checked_values import finite_number
 from ..head_scores import SCORES_FORMAT, HeadScores
-from .layer_lists import is_flag, is_integer, is_layer_number, layer_number
+from .layer_lists import SIZES, is_flag, is_integer, is_layer_number, layer_number
 
 _LAYER_AND_HEAD = re.compile(r"(0|[1-9][0-9]{0,8})-(0|[1-9][0-9]{0,8})")
 _NATIVE_FIELDS = ("format", "num_layers", "num_heads", "scores", "provenance")
-_SIZES = ("num_layers", "num_heads")
 
 
 def are_scores(content: Any) -> bool:
-    """Whether JSON *content* is scores by its names and numbers; 0/1 flags written as fractions are not."""
+    """Whether the JSON *content* is scores, by its names and numbers; 0/1 flags written as floats are not."""
     if not isinstance(content, dict):
         return False
     if "format" in content:
@@ -40,14 +39,10 @@ def are_scores(content: Any) -> bool:
 
 
 def read_scores(content: Mapping[str, Any], geometry: Geometry | None) -> HeadScores:
-    """The scores of *content*, which :func:`are_scores`.
-
-    Raises:
-        MaskError: malformed, or not of this geometry.
-    """
+    """The scores of *content*, which :func:`are_scores`; MaskError where malformed, or not of this *geometry*."""
     if "format" in content:
         return _native(content, geometry)
-    rest = {name: value for name, value in content.items() if name not in _SIZES}
+    rest = {name: value for name, value in content.items() if name not in SIZES}
     value: Any = rest
     if "saliency_scores" in rest:
         value = rest.pop("saliency_scores")
@@ -65,7 +60,7 @@ def _native(content: Mapping[str, Any], geometry: Geometry | None) -> HeadScores
     for name in content:
         if name not in _NATIVE_FIELDS:
             raise MaskError(f"{shown(name)} is not a field of {SCORES_FORMAT}; remove it")
-    for name in _SIZES:
+    for name in SIZES:
         if not is_integer(content.get(name)):
             raise MaskError(f"{name} is {shown(content.get(name))}, not a number of {name.removeprefix('num_')}")
     if not isinstance(content.get("scores"), dict) or not content["scores"]:
@@ -76,7 +71,7 @@ def _native(content: Mapping[str, Any], geometry: Geometry | None) -> HeadScores
 
 
 def _rows(value: Mapping[str, Any]) -> list[list[Any]]:
-    """The lists of an object of layers, in order."""
+    """The lists of an object of layers, in the order of the layers."""
     lists = {}
     for key, row in value.items():
         layer = layer_number(key)
@@ -88,7 +83,7 @@ def _rows(value: Mapping[str, Any]) -> list[list[Any]]:
 
 
 def _rows_of_heads(value: Mapping[str, Any]) -> list[list[Any]]:
-    """The scores of an object with a list per layer and head, each list's mean."""
+    """The means of the lists of an object such as ``{"3-17": [0.5, 0.7]}``."""
     found: dict[int, dict[int, float]] = {}
     for key, samples in value.items():
         layer, head = (int(number) for number in key.split("-"))
@@ -106,7 +101,7 @@ def _mean(samples: Any, where: str) -> float:
         raise MaskError(f"{where}: has no score")
     numbers = [finite_number(sample, where, "score") for sample in samples]
     try:
-        return math.fsum(numbers) / len(numbers)  # rounded once, so the same everywhere
+        return math.fsum(numbers) / len(numbers)  # rounded once, so the same on any machine
     except OverflowError as error:
         raise MaskError(f"{where}: the scores add up to infinity") from error
 
@@ -118,7 +113,7 @@ def _check_complete(numbered: Mapping[int, object], what: str) -> None:
 
 
 def _check_sizes(scores: HeadScores, content: Mapping[str, Any], geometry: Geometry | None) -> HeadScores:
-    for name in _SIZES:
+    for name in SIZES:
         counted = getattr(scores, name)
         if name in content and (not is_integer(content[name]) or content[name] != counted):
             raise MaskError(f"{name} is {shown(content[name])}, but there are scores of {counted}")
@@ -130,13 +125,13 @@ def _check_sizes(scores: HeadScores, content: Mapping[str, Any], geometry: Geome
 
 
 def _are_by_layer_and_head(content: Mapping[str, Any]) -> bool:
-    names = [name for name in content if name not in _SIZES]
+    names = [name for name in content if name not in SIZES]
     return bool(names) and all(_LAYER_AND_HEAD.fullmatch(name) for name in names)
 
 
 def _are_by_layer(content: Mapping[str, Any]) -> bool:
-    """Whether the names are layers and some value of their lists is a fraction: neither a head number nor a flag."""
-    rows = {name: value for name, value in content.items() if name not in _SIZES}
+    """Whether the names are layers, and a value in their lists is a float that is no flag."""
+    rows = {name: value for name, value in content.items() if name not in SIZES}
     values = [value for row in rows.values() if isinstance(row, list) for value in row]
     return (
         all(is_layer_number(name) for name in rows)
