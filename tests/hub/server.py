@@ -184,6 +184,7 @@ _request_numbers = itertools.count(1)
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or each answer's body waits 40 ms for the receipt of its headers
     server: _Server
 
     def _handle(self) -> None:
