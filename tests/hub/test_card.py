@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.hub.test_loopback_hub import NEW_CLIENT
-from tests.support.command_line import run_here
+from tests.hub.client_process import ClientError, ClientProcess
+from tests.hub.commands import CommandLine
+from tests.hub.test_loopback_hub import NEW_CLIENT, validate_card
 from tests.support.synthetic import Spec, write_checkpoint
-
-VALIDATE = "import sys; from huggingface_hub import ModelCard; ModelCard.load(sys.argv[1]).validate()"
 
 
 @pytest.mark.skipif(not NEW_CLIENT, reason="the old client's validate() asks the public Hub whatever HF_ENDPOINT says")
 @pytest.mark.parametrize("licence", [None, "apache-2.0", "no-such-licence"])
 def test_the_card_is_valid_where_the_bases_metadata_is(
-    tmp_path: Path, hub_environment: dict[str, str], licence: str | None
+    tmp_path: Path, client: ClientProcess, s4convert: CommandLine, licence: str | None
 ) -> None:
     snapshot = tmp_path / "models--lab--llava-mini" / "snapshots" / ("0" * 40)
     snapshot.parent.mkdir(parents=True)
@@ -27,14 +24,11 @@ def test_the_card_is_valid_where_the_bases_metadata_is(
     if licence is not None:
         (source / "README.md").write_text(f"---\nlicense: {licence}\ntags:\n- vision\n---\n\nThe base.\n")
     (tmp_path / "mask.json").write_text(json.dumps({"pruned_heads": {"1": [0, 2]}}))
-    outcome = run_here(source, tmp_path / "out", "--mask", tmp_path / "mask.json", "--no-verify")
+    outcome = s4convert(source, tmp_path / "out", "--mask", tmp_path / "mask.json", "--no-verify")
     assert outcome.exit_code == 0, outcome.stderr
-    card = tmp_path / "out" / "README.md"
-    finished = subprocess.run(
-        [sys.executable, "-c", VALIDATE, str(card)], env=hub_environment, capture_output=True, text=True, check=False
-    )
+    card = (tmp_path / "out" / "README.md").read_text()
     if licence == "no-such-licence":
-        assert finished.returncode != 0
-        assert "license" in finished.stderr
+        with pytest.raises(ClientError, match="license"):
+            client.call(validate_card, card)
     else:
-        assert finished.returncode == 0, finished.stderr
+        client.call(validate_card, card)

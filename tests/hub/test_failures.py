@@ -13,20 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.hub.commands import contents, digests_at, s4convert, write_conversion
+from tests.hub.commands import CommandLine, contents, digests_at
 from tests.hub.conftest import TOKEN
 from tests.hub.faults import Answer, CutBody, CutRequest, Delay, Kind, LoseAnswer, ShortenBody
 from tests.hub.server import LoopbackHub
-from tests.support.command_line import start
 from tests.support.disk import digests, hidden_siblings
 
 STORED = "^/[0-9a-f]{16}/"  # in the Hub's storage of large files
-
-
-@pytest.fixture(scope="module")
-def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A conversion that no test may write to."""
-    return write_conversion(tmp_path_factory.mktemp("conversion"))
 
 
 @pytest.fixture
@@ -70,7 +63,7 @@ INVALID = {"X-Error-Message": "Invalid credentials in Authorization header"}
 def test_a_push_that_fails_leaves_out_whole_and_says_how_to_go_on(
     converted: Path,
     hub: LoopbackHub,
-    hub_environment: dict[str, str],
+    s4convert: CommandLine,
     method: str,
     path: str,
     kind: Kind,
@@ -78,7 +71,7 @@ def test_a_push_that_fails_leaves_out_whole_and_says_how_to_go_on(
 ) -> None:
     before = digests(converted)
     fault = hub.fail(method, path, kind, times=None)
-    outcome = s4convert(hub_environment, "push", converted, "alice/pruned", patient=False)
+    outcome = s4convert("push", converted, "alice/pruned")
     assert fault.hits
     assert outcome.exit_code == 4
     assert outcome.stdout == ""
@@ -92,28 +85,28 @@ def test_a_push_that_fails_leaves_out_whole_and_says_how_to_go_on(
     assert digests(converted) == before
 
     hub.faults.clear()
-    again = s4convert(hub_environment, *command.split()[1:])
+    again = s4convert(*command.split()[1:])
     assert again.exit_code == 0, again.stderr
     assert digests_at(hub, "alice/pruned") == digests(converted) == before
 
 
 def test_what_was_sent_before_the_failure_is_not_sent_again(
-    converted: Path, hub: LoopbackHub, hub_environment: dict[str, str]
+    converted: Path, hub: LoopbackHub, s4convert: CommandLine
 ) -> None:
     hub.fail("POST", "/commit/", Answer(500))
-    assert s4convert(hub_environment, "push", converted, "alice/pruned").exit_code == 4
+    assert s4convert("push", converted, "alice/pruned").exit_code == 4
     sent = [request.path for request in hub.requests if request.method == "PUT"]
     assert len(sent) == 2  # the shards
-    assert s4convert(hub_environment, "push", converted, "alice/pruned").exit_code == 0
+    assert s4convert("push", converted, "alice/pruned").exit_code == 0
     assert [request.path for request in hub.requests if request.method == "PUT"] == sent
 
 
 def test_a_hub_that_has_trouble_for_a_moment_does_not_fail_a_push(
-    converted: Path, hub: LoopbackHub, hub_environment: dict[str, str]
+    converted: Path, hub: LoopbackHub, s4convert: CommandLine
 ) -> None:
     hub.fail("PUT", STORED, Answer(503))
     hub.fail("PUT", STORED, CutRequest(500), skip=1)
-    outcome = s4convert(hub_environment, "push", converted, "alice/pruned", patient=False)
+    outcome = s4convert("push", converted, "alice/pruned")
     assert outcome.exit_code == 0, outcome.stderr
     assert all(line.startswith("s4convert: ") for line in outcome.stderr.splitlines())
     assert digests_at(hub, "alice/pruned") == digests(converted)
@@ -132,13 +125,13 @@ def test_a_hub_that_has_trouble_for_a_moment_does_not_fail_a_push(
 def test_a_push_without_permission_makes_nothing(
     converted: Path,
     hub: LoopbackHub,
-    hub_environment: dict[str, str],
+    s4convert: CommandLine,
     changes: dict[str, str],
     repo_id: str,
     message: str,
 ) -> None:
     hub.add_user("bob", "hf_ofTheReader", can_write=False)
-    outcome = s4convert(hub_environment | changes, "push", converted, repo_id)
+    outcome = s4convert.under(**changes)("push", converted, repo_id)
     assert outcome.exit_code == 4
     assert re.match(f"{repo_id}: {message}", outcome.error)
     assert not hub.repositories.by_id
@@ -180,16 +173,16 @@ def test_a_download_that_fails_leaves_nothing_and_a_second_one_completes(
     original: str,
     tmp_path: Path,
     hub: LoopbackHub,
-    hub_environment: dict[str, str],
+    s4convert: CommandLine,
     method: str,
     path: str,
     kind: Kind,
     message: str,
 ) -> None:
     out = tmp_path / "out"
-    arguments = (original, out, "--mask", converted.parent / "mask.json", "--no-verify")
+    arguments = (original, out, "--mask", converted.parent / "mask.json", "--no-verify", "--no-card")
     fault = hub.fail(method, path, kind, times=None)
-    outcome = s4convert(hub_environment, *arguments, patient=False)
+    outcome = s4convert(*arguments)
     assert fault.hits
     assert outcome.exit_code == 4
     assert re.search(message, outcome.error)
@@ -197,23 +190,23 @@ def test_a_download_that_fails_leaves_nothing_and_a_second_one_completes(
     assert hidden_siblings(out) == []
 
     hub.faults.clear()
-    again = s4convert(hub_environment, *arguments)
+    again = s4convert(*arguments)
     assert again.exit_code == 0, again.stderr
     shards = {name: digest for name, digest in digests(converted).items() if name.endswith(".safetensors")}
     assert shards.items() <= digests(out).items()
 
 
 def test_a_download_that_was_cut_off_goes_on_where_it_stopped(
-    converted: Path, original: str, tmp_path: Path, hub: LoopbackHub, hub_environment: dict[str, str]
+    converted: Path, original: str, tmp_path: Path, hub: LoopbackHub, s4convert: CommandLine
 ) -> None:
     kept = 10 * 2**20  # the client writes blocks of so many bytes
     table = bytes(kept + 2000)
     path = STORED + hashlib.sha256(table).hexdigest()
     hub.commit(original, {"table.npy": table})
     hub.fail("GET", path, CutBody(kept + 1000))
-    arguments = (original, tmp_path / "out", "--mask", converted.parent / "mask.json", "--no-verify")
-    if s4convert(hub_environment, *arguments, patient=False).exit_code != 0:  # newer clients go on in the same run
-        assert s4convert(hub_environment, *arguments).exit_code == 0
+    arguments = (original, tmp_path / "out", "--mask", converted.parent / "mask.json", "--no-verify", "--no-card")
+    if s4convert(*arguments).exit_code != 0:  # newer clients go on in the same run
+        assert s4convert(*arguments).exit_code == 0
     assert (tmp_path / "out" / "table.npy").stat().st_size == kept + 2000
     asked = [request for request in hub.requests if request.method == "GET" and re.match(path, request.path)]
     assert [request.headers.get("range") for request in asked] == [None, f"bytes={kept}-"]
@@ -267,7 +260,7 @@ def test_what_may_not_be_read_is_one_line(
     original: str,
     tmp_path: Path,
     hub: LoopbackHub,
-    hub_environment: dict[str, str],
+    s4convert: CommandLine,
     setting: Callable[[LoopbackHub], None],
     token: str,
     source: str,
@@ -276,7 +269,7 @@ def test_what_may_not_be_read_is_one_line(
     hub.add_user("bob", "hf_ofBob")
     setting(hub)
     arguments = (source, tmp_path / "out", "--mask", converted.parent / "mask.json", "--no-verify")
-    outcome = s4convert(hub_environment | {"HF_TOKEN": token}, *arguments)
+    outcome = s4convert.under(HF_TOKEN=token)(*arguments)
     assert outcome.exit_code == 4
     assert len(outcome.stderr.splitlines()) == 1
     assert re.search(message, outcome.error)
@@ -284,23 +277,23 @@ def test_what_may_not_be_read_is_one_line(
 
 
 def test_a_mask_that_is_not_there_is_one_line(
-    original: str, tmp_path: Path, hub: LoopbackHub, hub_environment: dict[str, str]
+    original: str, tmp_path: Path, hub: LoopbackHub, s4convert: CommandLine
 ) -> None:
-    outcome = s4convert(hub_environment, original, tmp_path / "out", "--mask", "lab/original:mask.json", "--no-verify")
+    outcome = s4convert(original, tmp_path / "out", "--mask", "lab/original:mask.json", "--no-verify")
     assert outcome.exit_code == 4
     assert outcome.stderr == (
         "s4convert: error: lab/original:mask.json: no such file in the repository; check its path\n"
     )
 
 
-def test_no_hub_at_all_is_one_line(converted: Path, tmp_path: Path, hub_environment: dict[str, str]) -> None:
+def test_no_hub_at_all_is_one_line(converted: Path, tmp_path: Path, s4convert: CommandLine) -> None:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))  # and not listening
         endpoint = f"http://127.0.0.1:{bound.getsockname()[1]}"
-        environment = hub_environment | {"HF_ENDPOINT": endpoint}
+        unconnected = s4convert.under(HF_ENDPOINT=endpoint)
         arguments = ("lab/original", tmp_path / "out", "--mask", converted.parent / "mask.json")
-        down = s4convert(environment, *arguments, patient=False)
-        up = s4convert(environment, "push", converted, "alice/pruned", patient=False)
+        down = unconnected(*arguments)
+        up = unconnected("push", converted, "alice/pruned")
     assert (down.exit_code, up.exit_code) == (4, 4)
     what = rf"the Hub at {endpoint} cannot be reached \(\w+\)"
     assert re.match(f"lab/original: {what}, and there is no directory of that name here; check the network", down.error)
@@ -308,12 +301,11 @@ def test_no_hub_at_all_is_one_line(converted: Path, tmp_path: Path, hub_environm
 
 
 def test_a_cache_that_cannot_be_written_is_the_disks_fault(
-    converted: Path, original: str, tmp_path: Path, hub_environment: dict[str, str]
+    converted: Path, original: str, tmp_path: Path, s4convert: CommandLine
 ) -> None:
     (tmp_path / "file").touch()
-    environment = hub_environment | {"HF_HOME": str(tmp_path / "file" / "home")}
     arguments = (original, tmp_path / "out", "--mask", converted.parent / "mask.json", "--no-verify")
-    outcome = s4convert(environment, *arguments)
+    outcome = s4convert.under(HF_HOME=str(tmp_path / "file" / "home"))(*arguments)
     assert outcome.exit_code == 3
     assert re.match(f"{tmp_path / 'file'}.*: Not a directory; ", outcome.error)
 
@@ -330,11 +322,11 @@ def wait_for(hub: LoopbackHub, process: subprocess.Popen[str], method: str, path
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_upload_that_is_interrupted_leaves_out_whole(
-    converted: Path, hub: LoopbackHub, hub_environment: dict[str, str], number: signal.Signals
+    converted: Path, hub: LoopbackHub, s4convert: CommandLine, number: signal.Signals
 ) -> None:
     before = digests(converted)
     hub.fail("PUT", STORED, Delay(60), times=None)  # longer than the process may take to end
-    process = start("push", converted, "alice/pruned", environment=hub_environment)
+    process = s4convert.start_alone("push", converted, "alice/pruned")
     wait_for(hub, process, "PUT", STORED)
     process.send_signal(number)
     stdout, stderr = process.communicate(timeout=30)
@@ -348,7 +340,7 @@ def test_an_upload_that_is_interrupted_leaves_out_whole(
     assert digests(converted) == before
 
     hub.faults.clear()
-    assert s4convert(hub_environment, *command.split()[1:]).exit_code == 0
+    assert s4convert(*command.split()[1:]).exit_code == 0
     assert digests_at(hub, "alice/pruned") == before
 
 
@@ -358,13 +350,13 @@ def test_a_download_that_is_interrupted_leaves_nothing(
     original: str,
     tmp_path: Path,
     hub: LoopbackHub,
-    hub_environment: dict[str, str],
+    s4convert: CommandLine,
     number: signal.Signals,
 ) -> None:
     hub.fail("GET", STORED, Delay(60), times=None)
     out = tmp_path / "out"
-    arguments = (original, out, "--mask", converted.parent / "mask.json", "--no-verify")
-    process = start(*arguments, environment=hub_environment)
+    arguments = (original, out, "--mask", converted.parent / "mask.json", "--no-verify", "--no-card")
+    process = s4convert.start_alone(*arguments)
     wait_for(hub, process, "GET", STORED)
     process.send_signal(number)
     stderr = process.communicate(timeout=30)[1]
@@ -375,4 +367,4 @@ def test_a_download_that_is_interrupted_leaves_nothing(
     assert hidden_siblings(out) == []
 
     hub.faults.clear()
-    assert s4convert(hub_environment, *arguments).exit_code == 0
+    assert s4convert(*arguments).exit_code == 0

@@ -10,7 +10,8 @@ import sys
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import ExitStack
 from http.client import HTTPResponse
 from importlib.metadata import version
 from pathlib import Path
@@ -19,8 +20,9 @@ from typing import Any
 import pytest
 
 from tests.hub.client_process import ClientError, ClientProcess
-from tests.hub.conftest import TOKEN
+from tests.hub.conftest import TOKEN, environment_for
 from tests.hub.faults import Answer, CorruptBody, CutBody, CutRequest, Delay, LoseAnswer, ShortenBody
+from tests.hub.repositories import GIT_ATTRIBUTES
 from tests.hub.server import LoopbackHub
 
 ROOT = Path(__file__).parents[2]
@@ -84,12 +86,19 @@ def validate_card(card: str) -> None:
     ModelCard(card).validate()
 
 
-def upload_while_reading(folder: Path, name: str) -> None:
-    """Upload an open file instead of a path, which keeps huggingface_hub 2.x from Xet."""
+def upload_folder(folder: Path) -> None:
     from huggingface_hub import HfApi
 
-    with (folder / name).open("rb") as file:
-        HfApi().upload_file(path_or_fileobj=file, path_in_repo=name, repo_id=MODEL)
+    HfApi().upload_folder(repo_id=MODEL, folder_path=folder)
+
+
+def upload_open_files(folder: Path) -> None:
+    """Upload open files instead of paths, which keeps huggingface_hub 2.x from Xet."""
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    with ExitStack() as stack:
+        files = [CommitOperationAdd(name, stack.enter_context((folder / name).open("rb"))) for name in FILES]
+        HfApi().create_commit(MODEL, files, commit_message="Upload open files")
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -690,25 +699,16 @@ def test_mistakes_of_the_server_are_kept(running_hub: LoopbackHub) -> None:
 # --- the client with Xet --------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def xet_client(hub_environment: dict[str, str]) -> Iterator[ClientProcess]:
-    """The client as it is where nobody has disabled Xet."""
-    del hub_environment["HF_HUB_DISABLE_XET"]
-    process = ClientProcess(hub_environment)
-    yield process
-    process.close()
-
-
 def test_a_hub_that_does_not_speak_xet_is_used_without(
-    hub: LoopbackHub, xet_client: ClientProcess, folder: Path, tmp_path: Path
+    hub: LoopbackHub, client: ClientProcess, folder: Path, tmp_path: Path
 ) -> None:
     hub.create_repo(MODEL)
-    if NEW_CLIENT:  # uploads paths by Xet whatever the Hub says, open files never
-        xet_client.call(upload_while_reading, folder, "model.safetensors")
-    else:
-        xet_client.api("upload_folder", repo_id=MODEL, folder_path=folder)
-    assert hub.files(MODEL)["model.safetensors"] == WEIGHTS
-    directory = Path(xet_client.call(fetch_all, MODEL, cache_dir=tmp_path / "cache"))
+    environment = environment_for(hub, tmp_path / "hf-home")
+    del environment["HF_HUB_DISABLE_XET"]  # as it is where nobody has set it
+    # The new client uploads paths by Xet, whatever the Hub says.
+    client.call_under(environment, upload_open_files if NEW_CLIENT else upload_folder, folder)
+    assert hub.files(MODEL) == {".gitattributes": GIT_ATTRIBUTES, **FILES}
+    directory = Path(client.call_under(environment, fetch_all, MODEL))
     assert contents(directory) == hub.files(MODEL)
 
 
