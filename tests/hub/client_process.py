@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import version
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from unittest import mock
 
 from tests.support.command_line import ROOT, Outcome, run_here
 
+NEW_CLIENT = int(version("huggingface_hub").partition(".")[0]) >= 1  # whose HTTP library is another
 PATIENCE = 120  # seconds that one call may take
 
 # Of the client, what reads the environment, sets up logging, and keeps in memory what the cache holds.

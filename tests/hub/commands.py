@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from s4convert import convert
+from s4convert.output.card import CARD_FILES
 from tests.hub.client_process import ClientProcess
 from tests.hub.server import LoopbackHub
 from tests.support import command_line
@@ -61,6 +62,11 @@ def write_conversion(directory: Path) -> Path:
 def contents(directory: Path) -> dict[str, bytes]:
     """What every file in *directory* holds, by its path."""
     return {name: (directory / name).read_bytes() for name in digests(directory)}
+
+
+def written(out: Path) -> dict[str, str]:
+    """The sha256 of every file in *out*, but for the card's and the manifest's."""
+    return {name: digest for name, digest in digests(out).items() if name not in (*CARD_FILES, "s4convert.json")}
 
 
 def digests_at(hub: LoopbackHub, repo_id: str, revision: str = "main") -> dict[str, str]:

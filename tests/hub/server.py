@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import itertools
 import socket
+import sys
 import threading
 import time
 import traceback
@@ -176,7 +177,9 @@ class _Server(ThreadingHTTPServer):
                 connection.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that goes away is no mistake of the server's."""
+        """A client that goes away is no mistake of the server's; whatever else goes wrong is."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            self.hub.errors.append(traceback.format_exc())
 
 
 _request_numbers = itertools.count(1)

@@ -54,8 +54,8 @@ def test_all_goes_in_one_commit_with_the_message(converted: Path, hub: LoopbackH
 
 
 def test_a_repository_is_made_public_or_private(converted: Path, hub: LoopbackHub, s4convert: CommandLine) -> None:
-    s4convert("push", converted, "alice/public")
-    s4convert("push", converted, "alice/private", "--private")
+    assert s4convert("push", converted, "alice/public").exit_code == 0
+    assert s4convert("push", converted, "alice/private", "--private").exit_code == 0
     assert [hub.repositories.by_id[f"alice/{name}"].private for name in ("public", "private")] == [False, True]
 
 
@@ -111,7 +111,7 @@ def test_a_push_writes_nothing_here(own: Path, hub: LoopbackHub, s4convert: Comm
 
 
 def test_a_second_push_does_nothing_and_says_so(converted: Path, hub: LoopbackHub, s4convert: CommandLine) -> None:
-    s4convert("push", converted, "alice/pruned")
+    assert s4convert("push", converted, "alice/pruned").exit_code == 0
     repository = hub.repositories.by_id["alice/pruned"]
     head, requests = repository.branches["main"], len(hub.requests)
     outcome = s4convert("push", converted, "alice/pruned")
@@ -125,7 +125,7 @@ def test_a_second_push_does_nothing_and_says_so(converted: Path, hub: LoopbackHu
 def test_the_same_files_on_a_new_branch_are_not_sent_again(
     converted: Path, hub: LoopbackHub, s4convert: CommandLine
 ) -> None:
-    s4convert("push", converted, "alice/pruned")
+    assert s4convert("push", converted, "alice/pruned").exit_code == 0
     sent = puts(hub)
     assert s4convert("push", converted, "alice/pruned", "--revision", "v1").exit_code == 0
     assert digests_at(hub, "alice/pruned", "v1") == digests(converted)
@@ -203,16 +203,23 @@ def test_a_dry_run_lists_what_would_go_and_asks_nobody(own: Path, hub: LoopbackH
 # --- what is refused on the Hub -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arguments", [[], ["--revision", "new"], ["--create-pr"]])
+@pytest.mark.parametrize(
+    ("arguments", "where"),
+    [
+        ([], "alice/other"),
+        (["--revision", "new"], "alice/other (where the branch new would begin)"),
+        (["--create-pr"], "alice/other"),
+    ],
+)
 def test_a_repository_with_other_files_is_refused(
-    converted: Path, hub: LoopbackHub, s4convert: CommandLine, arguments: list[str]
+    converted: Path, hub: LoopbackHub, s4convert: CommandLine, arguments: list[str], where: str
 ) -> None:
     hub.create_repo("alice/other")
     hub.commit("alice/other", {"pytorch_model.bin": b"unpruned", "config.json": b"{}"})
     before = dict(hub.repositories.by_id["alice/other"].branches)
     outcome = s4convert("push", converted, "alice/other", *arguments)
     assert outcome.exit_code == 4
-    assert "holds pytorch_model.bin, which is not of this conversion" in outcome.error
+    assert outcome.error.startswith(f"{where}: holds pytorch_model.bin, which is not of this conversion and ")
     assert hub.repositories.by_id["alice/other"].branches == before
     assert {request.method for request in hub.requests} == {"GET"}
 
@@ -249,8 +256,12 @@ def test_what_arrived_is_compared_with_the_manifest(converted: Path, hub: Loopba
     hub.fail("GET", "/tree/", Answer(200, {"Content-Type": "application/json"}, json.dumps(wrong).encode()), skip=1)
     outcome = s4convert("push", converted, "alice/pruned")
     assert outcome.exit_code == 4
-    assert f": README.md has 1 bytes, not {(converted / 'README.md').stat().st_size:,}; " in outcome.error
-    assert f"{converted} is whole; run again: s4convert push {converted} alice/pruned" in outcome.error
+    commit = hub.repositories.by_id["alice/pruned"].branches["main"]
+    size = (converted / "README.md").stat().st_size
+    assert outcome.error == (
+        f"alice/pruned@{commit}: README.md has 1 bytes, not {size:,}; {converted} is whole; "
+        f"run again: s4convert push {converted} alice/pruned"
+    )
 
 
 @pytest.mark.parametrize("name", ["llava-prompt", "pruned"])
@@ -271,6 +282,8 @@ def test_a_repository_that_stock_llava_would_load_as_another_class_is_told(
 
 
 # --- --push-to-hub --------------------------------------------------------------------------------------------
+
+WHO = ["/api/whoami-v2"]
 
 
 def test_a_conversion_is_pushed_once_it_is_verified(
@@ -296,13 +309,13 @@ def test_what_is_not_verified_is_not_pushed(
 
 
 @pytest.mark.parametrize(
-    ("token", "repo_id", "exit_code", "message"),
+    ("token", "repo_id", "exit_code", "message", "asked"),
     [
-        (TOKEN, "pruned", 2, "'pruned': is not the name of a repository on the Hub"),
-        ("", "alice/pruned", 4, "alice/pruned: pushing needs a token; set HF_TOKEN or run hf auth login"),
-        ("hf_wrong", "alice/pruned", 4, "alice/pruned: the Hub does not accept your token"),
-        ("hf_ofTheReader", "bob/pruned", 4, "bob/pruned: your token may only read; use one of role write"),
-        (TOKEN, "other/pruned", 4, "other/pruned: your token is alice's, who is not in other; push to alice/..."),
+        (TOKEN, "pruned", 2, "'pruned': is not the name of a repository on the Hub; give it as ORG/NAME", []),
+        ("", "alice/pruned", 4, "alice/pruned: pushing needs a token; set HF_TOKEN or run hf auth login", []),
+        ("hf_wrong", "alice/pruned", 4, "alice/pruned: the Hub does not accept your token; make a new one", WHO),
+        ("hf_ofTheReader", "bob/pruned", 4, "bob/pruned: your token may only read; use one of role write", WHO),
+        (TOKEN, "other/pruned", 4, "other/pruned: your token is alice's, who is not in other; push to alice/...", WHO),
     ],
 )
 def test_a_push_that_cannot_end_well_is_refused_before_the_conversion(
@@ -314,14 +327,15 @@ def test_a_push_that_cannot_end_well_is_refused_before_the_conversion(
     repo_id: str,
     exit_code: int,
     message: str,
+    asked: list[str],
 ) -> None:
     hub.add_user("bob", "hf_ofTheReader", can_write=False)
     arguments = (converted.parent / "in", tmp_path / "out", "--mask", converted.parent / "mask.json")
     outcome = s4convert.under(HF_TOKEN=token)(*arguments, "--push-to-hub", repo_id)
     assert outcome.exit_code == exit_code
-    assert message in outcome.error
+    assert outcome.error.startswith(message)
     assert not (tmp_path / "out").exists()
-    assert {request.path for request in hub.requests} <= {"/api/whoami-v2"}
+    assert [request.path for request in hub.requests] == asked
 
 
 def test_a_push_that_fails_takes_nothing_from_the_conversion(

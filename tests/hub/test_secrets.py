@@ -99,4 +99,5 @@ def test_what_the_hub_says_of_a_token_is_shown_without_it(
 ) -> None:
     hub.fail("GET", "/api/models/", Answer(401, ECHO))
     outcome = signed_in("push", converted, "alice/pruned")
+    assert outcome.exit_code == 4
     assert "(the token <hidden> in 'Authorization: Bearer <hidden>' is not good enough)" in outcome.error
