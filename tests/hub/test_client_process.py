@@ -39,17 +39,12 @@ def process_settings() -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_DISABLE_XET": None, "HF_DEBUG": "1"},
-        {"HF_HUB_OFFLINE": "1", "HF_HUB_VERBOSITY": "info"},
-    ],
-)
 def test_under_another_environment_the_client_is_as_in_a_process_that_began_with_it(
-    client: ClientProcess, s4convert: CommandLine, changes: dict[str, str | None]
+    client: ClientProcess, s4convert: CommandLine
 ) -> None:
-    environment = s4convert.under(**changes).environment
+    environment = s4convert.under(
+        HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_OFFLINE="1", HF_HUB_VERBOSITY="info", HF_HUB_DISABLE_XET=None
+    ).environment
     with closing(ClientProcess(environment)) as another:
         expected = another.call(client_settings)
     assert Path(expected["HF_HOME"]) == s4convert.home
