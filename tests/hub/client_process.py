@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import importlib
+import logging
 import os
+import sys
+import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from importlib.metadata import version
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
+
+from tests.support.command_line import ROOT, Outcome, run_here
+
+NEW_CLIENT = int(version("huggingface_hub").partition(".")[0]) >= 1  # whose HTTP library is another
+PATIENCE = 120  # seconds that one call may take
+
+# Of the client, what reads the environment, sets up logging, and keeps in memory what the cache holds.
+READ_AT_IMPORT = ("huggingface_hub.constants", "huggingface_hub.utils.logging", "huggingface_hub._tree_cache")
 
 
 class ClientError(Exception):
@@ -19,30 +35,64 @@ class ClientError(Exception):
 
 
 class ClientProcess:
-    """Calls functions where huggingface_hub has been imported under *environment*."""
+    """Calls functions where huggingface_hub has been imported under *environment*, and never waits between its tries.
+
+    Under another environment, a call finds a client that has read that one, and remembers nothing of earlier calls.
+    """
 
     def __init__(self, environment: Mapping[str, str]) -> None:
-        self._executor = ProcessPoolExecutor(1, get_context("spawn"), _enter, (dict(environment),))
+        context = get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, dict(environment)), daemon=True)
+        self._process.start()
+        theirs.close()
 
     def call(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         """What *function* of some module returns there, or :class:`ClientError`."""
-        result = self._executor.submit(_outcome, function, arguments, options).result()
+        self._pipe.send((function, arguments, options))
+        if not self._pipe.poll(PATIENCE):
+            self._process.kill()
+            raise TimeoutError(f"{function.__name__} took longer than {PATIENCE} seconds")
+        result = self._pipe.recv()
         if isinstance(result, ClientError):
             raise result
         return result
+
+    def call_under(
+        self, environment: Mapping[str, str], function: Callable[..., Any], *arguments: Any, **options: Any
+    ) -> Any:
+        """What *function* returns there under *environment*."""
+        return self.call(_call_under, dict(environment), function, arguments, options)
 
     def api(self, method: str, *arguments: Any, **options: Any) -> Any:
         """What a method of ``HfApi`` returns; a list for an iterator."""
         return self.call(_call_api, method, *arguments, **options)
 
+    def run(self, environment: Mapping[str, str], *arguments: object) -> Outcome:
+        """What the command leaves when it is run there under *environment*."""
+        outcome: Outcome = self.call(_run_under, dict(environment), tuple(map(str, arguments)))
+        return outcome
+
     def close(self) -> None:
-        self._executor.shutdown()
+        self._pipe.close()
+        self._process.join()
 
 
-def _enter(environment: dict[str, str]) -> None:
-    # Before huggingface_hub is imported, which reads it then.
+def _serve(calls: Connection, environment: dict[str, str]) -> None:
     os.environ.clear()
     os.environ.update(environment)
+    os.chdir(ROOT)
+    import huggingface_hub.utils  # noqa: F401, which reads the environment now
+
+    # The client waits up to 23 seconds between its tries; these waits are left out.
+    time.sleep = lambda seconds: None
+    while True:
+        try:
+            function, arguments, options = calls.recv()
+        except EOFError:
+            return
+        with mock.patch.dict(os.environ):  # which modules of tests may set when they are imported
+            calls.send(_outcome(function, arguments, options))
 
 
 def _call_api(method: str, *arguments: Any, **options: Any) -> Any:
@@ -52,6 +102,40 @@ def _call_api(method: str, *arguments: Any, **options: Any) -> Any:
     if isinstance(value, CommitInfo):
         return SimpleNamespace(**vars(value))  # huggingface_hub 0.x's does not survive a pickle
     return list(value) if isinstance(value, Iterator) else value
+
+
+def _call_under(
+    environment: dict[str, str], function: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]
+) -> Any:
+    with _instead_of_ours(environment):
+        _read_environment()
+        return function(*arguments, **options)
+
+
+def _run_under(environment: dict[str, str], arguments: tuple[str, ...]) -> Outcome:
+    with _instead_of_ours(environment):
+        return run_here(*arguments, first=_read_environment)
+
+
+@contextmanager
+def _instead_of_ours(environment: dict[str, str]) -> Iterator[None]:
+    try:
+        # Python shows a warning once for each place in the code; within catch_warnings it begins anew.
+        with mock.patch.dict(os.environ, environment, clear=True), warnings.catch_warnings():
+            yield
+    finally:
+        _read_environment()
+
+
+def _read_environment() -> None:
+    """Let the client do again what it does when it is imported, and forget what it has seen."""
+    logging.getLogger("huggingface_hub").handlers.clear()
+    for name in READ_AT_IMPORT:
+        if name in sys.modules:
+            importlib.reload(sys.modules[name])
+    from huggingface_hub import utils
+
+    (utils.close_session if hasattr(utils, "close_session") else utils.reset_sessions)()
 
 
 def _outcome(function: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:

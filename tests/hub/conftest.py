@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.hub.client_process import ClientProcess
+from tests.hub.commands import CommandLine, write_conversion
 from tests.hub.server import LoopbackHub
 
 TOKEN = "hf_loopbackWriteToken"
@@ -43,12 +44,6 @@ def environment_for(hub: LoopbackHub, home: Path) -> dict[str, str]:
     }
 
 
-@pytest.fixture
-def hub_environment(hub: LoopbackHub, tmp_path: Path) -> dict[str, str]:
-    """The environment of a process of this test alone."""
-    return environment_for(hub, tmp_path / "hf-home")
-
-
 @pytest.fixture(scope="session")
 def client_process(running_hub: LoopbackHub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClientProcess]:
     process = ClientProcess(environment_for(running_hub, tmp_path_factory.mktemp("hf-home")))
@@ -60,3 +55,16 @@ def client_process(running_hub: LoopbackHub, tmp_path_factory: pytest.TempPathFa
 def client(hub: LoopbackHub, client_process: ClientProcess) -> ClientProcess:
     """The client, signed in as ``alice``; all tests share its process and its cache."""
     return client_process
+
+
+@pytest.fixture
+def s4convert(hub: LoopbackHub, client_process: ClientProcess, tmp_path: Path) -> CommandLine:
+    """The command line, signed in as ``alice``, with a cache of this test alone."""
+    return CommandLine(client_process, environment_for(hub, tmp_path / "hf-home"))
+
+
+@pytest.fixture(scope="session")
+def converted(client_process: ClientProcess, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A conversion that no test may write to; ``in`` and ``mask.json``, which it was made of, lie beside it."""
+    # There, so that here no heavy library needs to be imported.
+    return Path(client_process.call(write_conversion, tmp_path_factory.mktemp("conversion")))

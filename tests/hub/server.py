@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import itertools
 import socket
+import sys
 import threading
 import time
 import traceback
@@ -176,7 +177,9 @@ class _Server(ThreadingHTTPServer):
                 connection.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that goes away is no mistake of the server's."""
+        """A client that goes away is no mistake of the server's; whatever else goes wrong is."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            self.hub.errors.append(traceback.format_exc())
 
 
 _request_numbers = itertools.count(1)
@@ -184,6 +187,7 @@ _request_numbers = itertools.count(1)
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or each answer's body waits 40 ms for the receipt of its headers
     server: _Server
 
     def _handle(self) -> None:

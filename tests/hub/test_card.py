@@ -3,38 +3,45 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.hub.test_loopback_hub import NEW_CLIENT
-from tests.support.command_line import run_here
+from tests.hub.client_process import NEW_CLIENT, ClientError, ClientProcess
+from tests.hub.commands import CommandLine
+from tests.hub.test_loopback_hub import validate_card
 from tests.support.synthetic import Spec, write_checkpoint
 
-VALIDATE = "import sys; from huggingface_hub import ModelCard; ModelCard.load(sys.argv[1]).validate()"
+pytestmark = pytest.mark.skipif(
+    not NEW_CLIENT, reason="the old client's validate() asks the public Hub whatever HF_ENDPOINT says"
+)
 
 
-@pytest.mark.skipif(not NEW_CLIENT, reason="the old client's validate() asks the public Hub whatever HF_ENDPOINT says")
-@pytest.mark.parametrize("licence", [None, "apache-2.0", "no-such-licence"])
-def test_the_card_is_valid_where_the_bases_metadata_is(
-    tmp_path: Path, hub_environment: dict[str, str], licence: str | None
-) -> None:
-    snapshot = tmp_path / "models--lab--llava-mini" / "snapshots" / ("0" * 40)
+def write_card(s4convert: CommandLine, directory: Path, licence: str | None) -> str:
+    """The card of a conversion whose base has a card that states *licence*, or has none."""
+    snapshot = directory / "models--lab--llava-mini" / "snapshots" / ("0" * 40)
     snapshot.parent.mkdir(parents=True)
     source = write_checkpoint(snapshot, Spec(num_layers=2, num_kv_heads=4, hidden_size=16))
     if licence is not None:
         (source / "README.md").write_text(f"---\nlicense: {licence}\ntags:\n- vision\n---\n\nThe base.\n")
-    (tmp_path / "mask.json").write_text(json.dumps({"pruned_heads": {"1": [0, 2]}}))
-    outcome = run_here(source, tmp_path / "out", "--mask", tmp_path / "mask.json", "--no-verify")
+    (directory / "mask.json").write_text(json.dumps({"pruned_heads": {"1": [0, 2]}}))
+    outcome = s4convert(source, directory / "out", "--mask", directory / "mask.json", "--no-verify")
     assert outcome.exit_code == 0, outcome.stderr
-    card = tmp_path / "out" / "README.md"
-    finished = subprocess.run(
-        [sys.executable, "-c", VALIDATE, str(card)], env=hub_environment, capture_output=True, text=True, check=False
-    )
-    if licence == "no-such-licence":
-        assert finished.returncode != 0
-        assert "license" in finished.stderr
-    else:
-        assert finished.returncode == 0, finished.stderr
+    return (directory / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("licence", [None, "apache-2.0"])
+def test_the_card_is_valid_where_the_bases_metadata_is(
+    tmp_path: Path, client: ClientProcess, s4convert: CommandLine, licence: str | None
+) -> None:
+    client.call(validate_card, write_card(s4convert, tmp_path, licence))
+
+
+def test_the_card_states_the_bases_licence_even_where_the_hub_knows_none_of_that_name(
+    tmp_path: Path, client: ClientProcess, s4convert: CommandLine
+) -> None:
+    card = write_card(s4convert, tmp_path, "no-such-licence")
+    with pytest.raises(ClientError) as error:
+        client.call(validate_card, card)
+    (complaint,) = json.loads(error.value.message)["errors"]
+    assert complaint["message"].startswith('"license" must be one of [')

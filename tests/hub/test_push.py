@@ -11,17 +11,11 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import MINI_LLAVA
-from tests.hub.commands import contents, digests_at, s4convert, write_conversion
+from tests.hub.commands import CommandLine, contents, digests_at
 from tests.hub.conftest import TOKEN
 from tests.hub.faults import Answer
 from tests.hub.server import LoopbackHub
 from tests.support.disk import digests, snapshot
-
-
-@pytest.fixture(scope="module")
-def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A conversion that no test may write to."""
-    return write_conversion(tmp_path_factory.mktemp("conversion"))
 
 
 @pytest.fixture
@@ -38,8 +32,8 @@ def puts(hub: LoopbackHub) -> int:
 # --- what arrives ---------------------------------------------------------------------------------------------
 
 
-def test_the_pushed_tree_is_the_manifest(converted: Path, hub: LoopbackHub, hub_environment: dict[str, str]) -> None:
-    outcome = s4convert(hub_environment, "push", converted, "alice/pruned")
+def test_the_pushed_tree_is_the_manifest(converted: Path, hub: LoopbackHub, s4convert: CommandLine) -> None:
+    outcome = s4convert.run_alone("push", converted, "alice/pruned")
     assert outcome.exit_code == 0, outcome.stderr
     assert outcome.stderr == ""
     commit = hub.repositories.by_id["alice/pruned"].branches["main"]
@@ -52,69 +46,63 @@ def test_the_pushed_tree_is_the_manifest(converted: Path, hub: LoopbackHub, hub_
     assert {name: at_the_hub[name] for name in stated} == {name: file["sha256"] for name, file in stated.items()}
 
 
-def test_all_goes_in_one_commit_with_the_message(
-    converted: Path, hub: LoopbackHub, hub_environment: dict[str, str]
-) -> None:
-    assert s4convert(hub_environment, "push", converted, "lab/pruned", "--message", "30 %, scaled").exit_code == 0
+def test_all_goes_in_one_commit_with_the_message(converted: Path, hub: LoopbackHub, s4convert: CommandLine) -> None:
+    assert s4convert("push", converted, "lab/pruned", "--message", "30 %, scaled").exit_code == 0
     repository = hub.repositories.by_id["lab/pruned"]
     titles = [commit.title for commit in repository.history(repository.resolve("main"))]
     assert titles == ["30 %, scaled", "initial commit"]
 
 
-def test_a_repository_is_made_public_or_private(
-    converted: Path, hub: LoopbackHub, hub_environment: dict[str, str]
-) -> None:
-    s4convert(hub_environment, "push", converted, "alice/public")
-    s4convert(hub_environment, "push", converted, "alice/private", "--private")
+def test_a_repository_is_made_public_or_private(converted: Path, hub: LoopbackHub, s4convert: CommandLine) -> None:
+    assert s4convert("push", converted, "alice/public").exit_code == 0
+    assert s4convert("push", converted, "alice/private", "--private").exit_code == 0
     assert [hub.repositories.by_id[f"alice/{name}"].private for name in ("public", "private")] == [False, True]
 
 
-def test_a_branch_is_made(converted: Path, hub: LoopbackHub, hub_environment: dict[str, str]) -> None:
-    outcome = s4convert(hub_environment, "push", converted, "alice/pruned", "--revision", "thirty/percent")
+def test_a_branch_is_made(converted: Path, hub: LoopbackHub, s4convert: CommandLine) -> None:
+    outcome = s4convert("push", converted, "alice/pruned", "--revision", "thirty/percent")
     assert outcome.exit_code == 0, outcome.stderr
     assert digests_at(hub, "alice/pruned", "thirty/percent") == digests(converted)
     assert digests_at(hub, "alice/pruned") == {}
 
 
-def test_a_pull_request_leaves_the_branch_alone(
-    converted: Path, hub: LoopbackHub, hub_environment: dict[str, str]
-) -> None:
+def test_a_pull_request_leaves_the_branch_alone(converted: Path, hub: LoopbackHub, s4convert: CommandLine) -> None:
     hub.create_repo("somebody/pruned")
-    outcome = s4convert(hub_environment, "push", converted, "somebody/pruned", "--create-pr", "-q")
+    outcome = s4convert("push", converted, "somebody/pruned", "--create-pr", "-q")
     assert outcome.exit_code == 0, outcome.stderr
     assert outcome.stdout == f"{hub.endpoint}/somebody/pruned/discussions/1\n"
     assert digests_at(hub, "somebody/pruned", "refs/pr/1") == digests(converted)
     assert digests_at(hub, "somebody/pruned") == {}
 
 
-def test_files_of_the_same_names_are_replaced(own: Path, hub: LoopbackHub, hub_environment: dict[str, str]) -> None:
+def test_files_of_the_same_names_are_replaced(own: Path, hub: LoopbackHub, s4convert: CommandLine) -> None:
     hub.create_repo("alice/pruned")
     hub.commit("alice/pruned", contents(own) | {"config.json": b"{}"})
-    assert s4convert(hub_environment, "push", own, "alice/pruned").exit_code == 0
+    assert s4convert("push", own, "alice/pruned").exit_code == 0
     assert digests_at(hub, "alice/pruned") == digests(own)
     assert puts(hub) == 0  # the Hub had the weights
 
 
-def test_json_tells_the_files_and_the_place(converted: Path, hub: LoopbackHub, hub_environment: dict[str, str]) -> None:
-    pushed = json.loads(s4convert(hub_environment, "push", converted, "alice/pruned", "--json").stdout)
+def test_json_tells_the_files_and_the_place(converted: Path, hub: LoopbackHub, s4convert: CommandLine) -> None:
+    pushed = json.loads(s4convert("push", converted, "alice/pruned", "--json").stdout)
     assert {name: file["sha256"] for name, file in pushed["files"].items()} == digests(converted)
     commit = hub.repositories.by_id["alice/pruned"].branches["main"]
     assert (pushed["repo_id"], pushed["commit"], pushed["is_new"]) == ("alice/pruned", commit, True)
 
 
-def test_strays_stay_behind_and_are_named(own: Path, hub: LoopbackHub, hub_environment: dict[str, str]) -> None:
+def test_strays_stay_behind_and_are_named(own: Path, hub: LoopbackHub, s4convert: CommandLine) -> None:
     (own / "notes.txt").write_text("mine")
     (own / ".git").mkdir()
     (own / ".git" / "config").write_text("not even looked at")
-    outcome = s4convert(hub_environment, "push", own, "alice/pruned")
+    outcome = s4convert("push", own, "alice/pruned")
     assert outcome.exit_code == 0
     assert outcome.stderr == f"s4convert: {own / 'notes.txt'}: stays behind, the conversion did not write it\n"
     assert digests_at(hub, "alice/pruned").keys() == digests(own).keys() - {"notes.txt", ".git/config"}
 
 
-def test_a_push_writes_nothing_here(own: Path, hub: LoopbackHub, hub_environment: dict[str, str]) -> None:
+def test_a_push_writes_nothing_here(own: Path, hub: LoopbackHub, s4convert: CommandLine) -> None:
     before = snapshot(own.parent)
-    assert s4convert(hub_environment, "push", own, "alice/pruned").exit_code == 0
+    assert s4convert("push", own, "alice/pruned").exit_code == 0
     after = {name: seen for name, seen in snapshot(own.parent).items() if not name.startswith("hf-home")}
     assert after == before
 
@@ -122,13 +110,11 @@ def test_a_push_writes_nothing_here(own: Path, hub: LoopbackHub, hub_environment
 # --- a second push --------------------------------------------------------------------------------------------
 
 
-def test_a_second_push_does_nothing_and_says_so(
-    converted: Path, hub: LoopbackHub, hub_environment: dict[str, str]
-) -> None:
-    s4convert(hub_environment, "push", converted, "alice/pruned")
+def test_a_second_push_does_nothing_and_says_so(converted: Path, hub: LoopbackHub, s4convert: CommandLine) -> None:
+    assert s4convert("push", converted, "alice/pruned").exit_code == 0
     repository = hub.repositories.by_id["alice/pruned"]
     head, requests = repository.branches["main"], len(hub.requests)
-    outcome = s4convert(hub_environment, "push", converted, "alice/pruned")
+    outcome = s4convert("push", converted, "alice/pruned")
     assert outcome.exit_code == 0
     assert "were on the Hub already, nothing was done" in outcome.stdout
     assert f"/alice/pruned/tree/{head}" in outcome.stdout
@@ -137,11 +123,11 @@ def test_a_second_push_does_nothing_and_says_so(
 
 
 def test_the_same_files_on_a_new_branch_are_not_sent_again(
-    converted: Path, hub: LoopbackHub, hub_environment: dict[str, str]
+    converted: Path, hub: LoopbackHub, s4convert: CommandLine
 ) -> None:
-    s4convert(hub_environment, "push", converted, "alice/pruned")
+    assert s4convert("push", converted, "alice/pruned").exit_code == 0
     sent = puts(hub)
-    assert s4convert(hub_environment, "push", converted, "alice/pruned", "--revision", "v1").exit_code == 0
+    assert s4convert("push", converted, "alice/pruned", "--revision", "v1").exit_code == 0
     assert digests_at(hub, "alice/pruned", "v1") == digests(converted)
     assert puts(hub) == sent
 
@@ -174,10 +160,10 @@ def change_a_byte(out: Path) -> None:
     ],
 )
 def test_a_directory_that_is_not_as_it_was_written_is_refused(
-    own: Path, hub: LoopbackHub, hub_environment: dict[str, str], damage: Callable[[Path], object], message: str
+    own: Path, hub: LoopbackHub, s4convert: CommandLine, damage: Callable[[Path], object], message: str
 ) -> None:
     damage(own)
-    outcome = s4convert(hub_environment, "push", own, "alice/pruned")
+    outcome = s4convert("push", own, "alice/pruned")
     assert outcome.exit_code == 2
     assert message in outcome.error
     assert hub.requests == []
@@ -193,24 +179,22 @@ def test_a_directory_that_is_not_as_it_was_written_is_refused(
     ],
 )
 def test_a_name_that_cannot_be_is_refused(
-    converted: Path, hub: LoopbackHub, hub_environment: dict[str, str], arguments: list[str], message: str
+    converted: Path, hub: LoopbackHub, s4convert: CommandLine, arguments: list[str], message: str
 ) -> None:
-    outcome = s4convert(hub_environment, "push", converted, *arguments)
+    outcome = s4convert("push", converted, *arguments)
     assert outcome.exit_code == 2
     assert message in outcome.error
     assert hub.requests == []
 
 
-def test_a_dry_run_lists_what_would_go_and_asks_nobody(
-    own: Path, hub: LoopbackHub, hub_environment: dict[str, str]
-) -> None:
+def test_a_dry_run_lists_what_would_go_and_asks_nobody(own: Path, hub: LoopbackHub, s4convert: CommandLine) -> None:
     (own / "notes.txt").write_text("mine")
-    outcome = s4convert(hub_environment, "push", own, "alice/pruned", "--dry-run")
+    outcome = s4convert("push", own, "alice/pruned", "--dry-run")
     assert outcome.exit_code == 0
     lines = [line.split() for line in outcome.stdout.splitlines()]
     for name in digests(own).keys() - {"notes.txt"}:
         assert [f"{(own / name).stat().st_size:,}", name] in lines
-    as_json = json.loads(s4convert(hub_environment, "push", own, "alice/pruned", "--dry-run", "--json").stdout)
+    as_json = json.loads(s4convert("push", own, "alice/pruned", "--dry-run", "--json").stdout)
     assert as_json["files"].keys() == digests(own).keys() - {"notes.txt"}
     assert as_json["stays_behind"] == ["notes.txt"]
     assert hub.requests == []
@@ -219,61 +203,70 @@ def test_a_dry_run_lists_what_would_go_and_asks_nobody(
 # --- what is refused on the Hub -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arguments", [[], ["--revision", "new"], ["--create-pr"]])
+@pytest.mark.parametrize(
+    ("arguments", "where"),
+    [
+        ([], "alice/other"),
+        (["--revision", "new"], "alice/other (where the branch new would begin)"),
+        (["--create-pr"], "alice/other"),
+    ],
+)
 def test_a_repository_with_other_files_is_refused(
-    converted: Path, hub: LoopbackHub, hub_environment: dict[str, str], arguments: list[str]
+    converted: Path, hub: LoopbackHub, s4convert: CommandLine, arguments: list[str], where: str
 ) -> None:
     hub.create_repo("alice/other")
     hub.commit("alice/other", {"pytorch_model.bin": b"unpruned", "config.json": b"{}"})
     before = dict(hub.repositories.by_id["alice/other"].branches)
-    outcome = s4convert(hub_environment, "push", converted, "alice/other", *arguments)
+    outcome = s4convert("push", converted, "alice/other", *arguments)
     assert outcome.exit_code == 4
-    assert "holds pytorch_model.bin, which is not of this conversion" in outcome.error
+    assert outcome.error.startswith(f"{where}: holds pytorch_model.bin, which is not of this conversion and ")
     assert hub.repositories.by_id["alice/other"].branches == before
     assert {request.method for request in hub.requests} == {"GET"}
 
 
 def test_a_public_repository_does_not_take_what_is_meant_to_be_private(
-    converted: Path, hub: LoopbackHub, hub_environment: dict[str, str]
+    converted: Path, hub: LoopbackHub, s4convert: CommandLine
 ) -> None:
     hub.create_repo("alice/public")
-    outcome = s4convert(hub_environment, "push", converted, "alice/public", "--private")
+    outcome = s4convert("push", converted, "alice/public", "--private")
     assert outcome.exit_code == 4
     assert "alice/public: exists and is public" in outcome.error
     assert digests_at(hub, "alice/public") == {}
 
 
 def test_the_repository_it_was_converted_from_is_refused(
-    converted: Path, hub: LoopbackHub, hub_environment: dict[str, str], tmp_path: Path
+    converted: Path, hub: LoopbackHub, s4convert: CommandLine, tmp_path: Path
 ) -> None:
     hub.create_repo("lab/original")
     hub.commit("lab/original", contents(converted.parent / "in"))
     before = digests_at(hub, "lab/original")
     out, mask = tmp_path / "out", converted.parent / "mask.json"
-    assert s4convert(hub_environment, "lab/original", out, "--mask", mask, "--no-verify").exit_code == 0
-    outcome = s4convert(hub_environment, "push", out, "lab/original")
+    assert s4convert("lab/original", out, "--mask", mask, "--no-verify", "--no-card").exit_code == 0
+    outcome = s4convert("push", out, "lab/original")
     assert outcome.exit_code == 2
     assert outcome.error.startswith("lab/original: is what ")
     assert digests_at(hub, "lab/original") == before
-    assert s4convert(hub_environment, "push", out, "lab/original", "--revision", "pruned").exit_code == 0
+    assert s4convert("push", out, "lab/original", "--revision", "pruned").exit_code == 0
     assert digests_at(hub, "lab/original", "pruned") == digests(out)
     assert digests_at(hub, "lab/original") == before
 
 
-def test_what_arrived_is_compared_with_the_manifest(
-    converted: Path, hub: LoopbackHub, hub_environment: dict[str, str]
-) -> None:
+def test_what_arrived_is_compared_with_the_manifest(converted: Path, hub: LoopbackHub, s4convert: CommandLine) -> None:
     wrong = [{"type": "file", "path": "README.md", "size": 1, "oid": "0" * 40}]
     hub.fail("GET", "/tree/", Answer(200, {"Content-Type": "application/json"}, json.dumps(wrong).encode()), skip=1)
-    outcome = s4convert(hub_environment, "push", converted, "alice/pruned")
+    outcome = s4convert("push", converted, "alice/pruned")
     assert outcome.exit_code == 4
-    assert f": README.md has 1 bytes, not {(converted / 'README.md').stat().st_size:,}; " in outcome.error
-    assert f"{converted} is whole; run again: s4convert push {converted} alice/pruned" in outcome.error
+    commit = hub.repositories.by_id["alice/pruned"].branches["main"]
+    size = (converted / "README.md").stat().st_size
+    assert outcome.error == (
+        f"alice/pruned@{commit}: README.md has 1 bytes, not {size:,}; {converted} is whole; "
+        f"run again: s4convert push {converted} alice/pruned"
+    )
 
 
 @pytest.mark.parametrize("name", ["llava-prompt", "pruned"])
 def test_a_repository_that_stock_llava_would_load_as_another_class_is_told(
-    tmp_path: Path, hub: LoopbackHub, hub_environment: dict[str, str], name: str
+    tmp_path: Path, hub: LoopbackHub, s4convert: CommandLine, name: str
 ) -> None:
     from s4convert import HeadMask, convert
     from tests.support import synthetic
@@ -281,8 +274,8 @@ def test_a_repository_that_stock_llava_would_load_as_another_class_is_told(
 
     source = write_checkpoint(tmp_path / "llava-in", Spec(layout=synthetic.ORIGINAL))
     mask = HeadMask(Spec().num_heads, ((0,), *((),) * (Spec().num_layers - 1)))
-    convert(source, tmp_path / "llava-out", mask, check_behaviour=False)
-    outcome = s4convert(hub_environment, "push", tmp_path / "llava-out", f"alice/{name}")
+    convert(source, tmp_path / "llava-out", mask, check_behaviour=False, card=False)
+    outcome = s4convert("push", tmp_path / "llava-out", f"alice/{name}")
     assert outcome.exit_code == 0
     assert outcome.stderr.startswith(f"s4convert: alice/{name}: stock LLaVA goes by a name and would load this one as ")
     assert len(outcome.stderr.splitlines()) == 1
@@ -290,12 +283,14 @@ def test_a_repository_that_stock_llava_would_load_as_another_class_is_told(
 
 # --- --push-to-hub --------------------------------------------------------------------------------------------
 
+WHO = ["/api/whoami-v2"]
+
 
 def test_a_conversion_is_pushed_once_it_is_verified(
-    tmp_path: Path, mini_mask_file: Path, hub: LoopbackHub, hub_environment: dict[str, str]
+    tmp_path: Path, mini_mask_file: Path, hub: LoopbackHub, s4convert: CommandLine
 ) -> None:
     out = tmp_path / "out"
-    outcome = s4convert(hub_environment, MINI_LLAVA, out, "--mask", mini_mask_file, "--push-to-hub", "lab/pruned")
+    outcome = s4convert(MINI_LLAVA, out, "--mask", mini_mask_file, "--push-to-hub", "lab/pruned")
     assert outcome.exit_code == 0, outcome.stderr
     assert "verdict: OK" in outcome.stdout
     assert outcome.stdout.splitlines()[-1].startswith(f"pushed: {hub.endpoint}/lab/pruned/commit/")
@@ -303,10 +298,10 @@ def test_a_conversion_is_pushed_once_it_is_verified(
 
 
 def test_what_is_not_verified_is_not_pushed(
-    converted: Path, tmp_path: Path, hub: LoopbackHub, hub_environment: dict[str, str]
+    converted: Path, tmp_path: Path, hub: LoopbackHub, s4convert: CommandLine
 ) -> None:
     arguments = (converted.parent / "in", tmp_path / "out", "--mask", converted.parent / "mask.json")
-    outcome = s4convert(hub_environment, *arguments, "--no-verify", "--push-to-hub", "alice/pruned")
+    outcome = s4convert(*arguments, "--no-verify", "--push-to-hub", "alice/pruned")
     assert outcome.exit_code == 2
     assert "--push-to-hub pushes what was verified" in outcome.error
     assert not (tmp_path / "out").exists()
@@ -314,41 +309,42 @@ def test_what_is_not_verified_is_not_pushed(
 
 
 @pytest.mark.parametrize(
-    ("token", "repo_id", "exit_code", "message"),
+    ("token", "repo_id", "exit_code", "message", "asked"),
     [
-        (TOKEN, "pruned", 2, "'pruned': is not the name of a repository on the Hub"),
-        ("", "alice/pruned", 4, "alice/pruned: pushing needs a token; set HF_TOKEN or run hf auth login"),
-        ("hf_wrong", "alice/pruned", 4, "alice/pruned: the Hub does not accept your token"),
-        ("hf_ofTheReader", "bob/pruned", 4, "bob/pruned: your token may only read; use one of role write"),
-        (TOKEN, "other/pruned", 4, "other/pruned: your token is alice's, who is not in other; push to alice/..."),
+        (TOKEN, "pruned", 2, "'pruned': is not the name of a repository on the Hub; give it as ORG/NAME", []),
+        ("", "alice/pruned", 4, "alice/pruned: pushing needs a token; set HF_TOKEN or run hf auth login", []),
+        ("hf_wrong", "alice/pruned", 4, "alice/pruned: the Hub does not accept your token; make a new one", WHO),
+        ("hf_ofTheReader", "bob/pruned", 4, "bob/pruned: your token may only read; use one of role write", WHO),
+        (TOKEN, "other/pruned", 4, "other/pruned: your token is alice's, who is not in other; push to alice/...", WHO),
     ],
 )
 def test_a_push_that_cannot_end_well_is_refused_before_the_conversion(
     converted: Path,
     tmp_path: Path,
     hub: LoopbackHub,
-    hub_environment: dict[str, str],
+    s4convert: CommandLine,
     token: str,
     repo_id: str,
     exit_code: int,
     message: str,
+    asked: list[str],
 ) -> None:
     hub.add_user("bob", "hf_ofTheReader", can_write=False)
     arguments = (converted.parent / "in", tmp_path / "out", "--mask", converted.parent / "mask.json")
-    outcome = s4convert(hub_environment | {"HF_TOKEN": token}, *arguments, "--push-to-hub", repo_id)
+    outcome = s4convert.under(HF_TOKEN=token)(*arguments, "--push-to-hub", repo_id)
     assert outcome.exit_code == exit_code
-    assert message in outcome.error
+    assert outcome.error.startswith(message)
     assert not (tmp_path / "out").exists()
-    assert {request.path for request in hub.requests} <= {"/api/whoami-v2"}
+    assert [request.path for request in hub.requests] == asked
 
 
 def test_a_push_that_fails_takes_nothing_from_the_conversion(
-    tmp_path: Path, mini_mask_file: Path, hub: LoopbackHub, hub_environment: dict[str, str]
+    tmp_path: Path, mini_mask_file: Path, hub: LoopbackHub, s4convert: CommandLine
 ) -> None:
     hub.fail("POST", "/commit/", Answer(500))
     out = tmp_path / "out"
-    arguments = (MINI_LLAVA, out, "--mask", mini_mask_file, "--push-to-hub", "alice/pruned", "--json")
-    outcome = s4convert(hub_environment, *arguments)
+    arguments = (MINI_LLAVA, out, "--mask", mini_mask_file, "--push-to-hub", "alice/pruned", "--json", "--no-card")
+    outcome = s4convert(*arguments)
     assert outcome.exit_code == 4
     result = json.loads(outcome.stdout)
     assert result["out"] == str(out)
@@ -356,5 +352,5 @@ def test_a_push_that_fails_takes_nothing_from_the_conversion(
     command = f"s4convert push {out} alice/pruned"
     assert outcome.error.endswith(f"{out} is whole; wait a while and run again: {command}")
     before = digests(out)
-    assert s4convert(hub_environment, *command.split()[1:]).exit_code == 0
+    assert s4convert(*command.split()[1:]).exit_code == 0
     assert digests_at(hub, "alice/pruned") == digests(out) == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -9,8 +10,8 @@ from pathlib import Path
 
 from tests.conftest import MINI_LLAVA
 from tests.hub.client_process import ClientProcess
-from tests.hub.commands import digests_at, s4convert
-from tests.hub.conftest import environment_for
+from tests.hub.commands import CommandLine, digests_at
+from tests.hub.repositories import GIT_ATTRIBUTES
 from tests.hub.server import LoopbackHub
 from tests.support.disk import digests
 
@@ -20,7 +21,7 @@ import sys, torch
 from huggingface_hub import snapshot_download
 from transformers import AutoTokenizer, LlavaForConditionalGeneration
 
-assert not any(name.partition(".")[0] in ("s4convert",) for name in sys.modules)
+assert not any(name.partition(".")[0] == "s4convert" for name in sys.modules)
 model = LlavaForConditionalGeneration.from_pretrained("lab/mini-llava-pruned")
 tokenizer = AutoTokenizer.from_pretrained("lab/mini-llava-pruned")
 ids = tokenizer("USER: Which has ten?", return_tensors="pt").input_ids
@@ -34,7 +35,7 @@ print(snapshot_download("lab/mini-llava-pruned"))
 
 
 def test_from_the_hub_and_to_the_hub(
-    hub: LoopbackHub, client: ClientProcess, hub_environment: dict[str, str], mini_mask_file: Path, tmp_path: Path
+    hub: LoopbackHub, client: ClientProcess, s4convert: CommandLine, mini_mask_file: Path, tmp_path: Path
 ) -> None:
     client.api("create_repo", "lab/mini-llava")
     client.api("upload_folder", repo_id="lab/mini-llava", folder_path=str(MINI_LLAVA))
@@ -42,29 +43,33 @@ def test_from_the_hub_and_to_the_hub(
     original = hub.repositories.by_id["lab/mini-llava"].branches["main"]
 
     out = tmp_path / "mini-llava-pruned"
-    down = s4convert(hub_environment, "lab/mini-llava@v1", out, "--mask", mini_mask_file)
+    down = s4convert("lab/mini-llava@v1", out, "--mask", mini_mask_file)
     assert down.exit_code == 0, down.stderr
     manifest = json.loads((out / "s4convert.json").read_text())
     assert manifest["source"] == f"lab/mini-llava@{original}"
     assert manifest["verification"]["behaviour"] is not None
 
-    up = s4convert(hub_environment, "push", out, "lab/mini-llava-pruned")
+    up = s4convert("push", out, "lab/mini-llava-pruned")
     assert up.exit_code == 0, up.stderr
     assert digests_at(hub, "lab/mini-llava-pruned") == digests(out)
 
-    elsewhere = environment_for(hub, tmp_path / "elsewhere")  # with an empty cache
+    elsewhere = s4convert.under(HF_HOME=str(tmp_path / "elsewhere"))  # with an empty cache
     used = subprocess.run(
-        [sys.executable, "-c", USE], cwd=tmp_path, env=elsewhere, capture_output=True, text=True, check=False
+        [sys.executable, "-c", USE],
+        cwd=tmp_path,
+        env=elsewhere.environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert used.returncode == 0, used.stderr
     silent, downloaded = used.stdout.splitlines()
     assert silent == "[1, 3, 5]"
     arrived = digests(Path(downloaded))
-    assert arrived.pop(".gitattributes")  # the Hub's own
-    assert arrived == digests(out)
+    assert arrived == {**digests(out), ".gitattributes": hashlib.sha256(GIT_ATTRIBUTES).hexdigest()}  # the Hub's own
 
-    verified = s4convert(elsewhere, "verify", "lab/mini-llava@v1", "lab/mini-llava-pruned", "--json")
+    verified = elsewhere("verify", "lab/mini-llava@v1", "lab/mini-llava-pruned", "--json")
     assert verified.exit_code == 0, verified.stderr
     assert json.loads(verified.stdout)["behaviour"] is not None
-    by_directory = s4convert(hub_environment, "verify", MINI_LLAVA, downloaded)
+    by_directory = s4convert("verify", MINI_LLAVA, downloaded)
     assert by_directory.exit_code == 0, by_directory.stderr

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.hub.commands import contents, s4convert, write_conversion
+from tests.hub.commands import CommandLine, contents
 from tests.hub.faults import Answer, CutRequest, Kind
 from tests.hub.server import LoopbackHub
 from tests.support.command_line import Outcome
@@ -14,30 +14,24 @@ from tests.support.disk import digests
 
 TOKEN = "alices-own-token-4711"  # of no form that tokens usually have
 
+# What -vv sets in time for the client's import; the client's process has imported it before.
+LOUD = {"HF_HUB_VERBOSITY": "debug"}
+
 ECHO = {"X-Error-Message": f"the token {TOKEN} in 'Authorization: Bearer {TOKEN}' is not good enough"}
 
 
-@pytest.fixture(scope="module")
-def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A conversion that no test may write to; what it was made of lies beside it."""
-    return write_conversion(tmp_path_factory.mktemp("conversion"))
-
-
 @pytest.fixture(params=["the environment", "the client's file"])
-def environment(
-    request: pytest.FixtureRequest, hub: LoopbackHub, hub_environment: dict[str, str], converted: Path
-) -> dict[str, str]:
+def signed_in(request: pytest.FixtureRequest, hub: LoopbackHub, s4convert: CommandLine, converted: Path) -> CommandLine:
     """Where alice's token is; what was converted is in a private repository."""
     hub.repositories.users.clear()
     hub.add_user("alice", TOKEN)
     hub.create_repo("alice/original", private=True)
     hub.commit("alice/original", contents(converted.parent / "in"))
     if request.param == "the environment":
-        return hub_environment | {"HF_TOKEN": TOKEN}
-    home = Path(hub_environment["HF_HOME"])
-    home.mkdir()
-    (home / "token").write_text(TOKEN)
-    return {name: value for name, value in hub_environment.items() if name != "HF_TOKEN"}
+        return s4convert.under(HF_TOKEN=TOKEN)
+    s4convert.home.mkdir()
+    (s4convert.home / "token").write_text(TOKEN)
+    return s4convert.under(HF_TOKEN=None)
 
 
 def assert_nothing_is_told(outcome: Outcome, written: Path) -> None:
@@ -52,16 +46,24 @@ def assert_nothing_is_told(outcome: Outcome, written: Path) -> None:
 
 
 @pytest.mark.parametrize("debug", [{}, {"HF_DEBUG": "1"}], ids=["", "HF_DEBUG"])
-def test_in_what_succeeds(converted: Path, tmp_path: Path, environment: dict[str, str], debug: dict[str, str]) -> None:
+def test_in_what_succeeds(converted: Path, tmp_path: Path, signed_in: CommandLine, debug: dict[str, str]) -> None:
     out, mask = tmp_path / "out", converted.parent / "mask.json"
-    loud = ("-vv", "--debug")
-    down = s4convert(environment | debug, "alice/original", out, "--mask", mask, "--no-verify", *loud)
+    loud = signed_in.under(**LOUD, **debug)
+    down = loud("alice/original", out, "--mask", mask, "--no-verify", "-vv", "--debug")
     assert down.exit_code == 0, down.stderr
     assert_nothing_is_told(down, tmp_path)
-    up = s4convert(environment | debug, "push", out, "alice/pruned", *loud)
+    up = loud("push", out, "alice/pruned", "-vv", "--debug")
     assert up.exit_code == 0, up.stderr
     assert "PUT" in up.stderr
     assert_nothing_is_told(up, tmp_path)
+
+
+@pytest.mark.parametrize("signed_in", ["the environment"], indirect=True)
+def test_in_what_a_process_of_its_own_tells(converted: Path, tmp_path: Path, signed_in: CommandLine) -> None:
+    outcome = signed_in.run_alone("push", converted, "alice/pruned", "-vv", "--debug")
+    assert outcome.exit_code == 0, outcome.stderr
+    assert "PUT" in outcome.stderr
+    assert_nothing_is_told(outcome, tmp_path)
 
 
 @pytest.mark.parametrize("debug", [{}, {"HF_DEBUG": "1"}], ids=["", "HF_DEBUG"])
@@ -78,22 +80,24 @@ def test_in_what_fails(
     converted: Path,
     tmp_path: Path,
     hub: LoopbackHub,
-    environment: dict[str, str],
+    signed_in: CommandLine,
     debug: dict[str, str],
     method: str,
     path: str,
     kind: Kind,
 ) -> None:
     hub.fail(method, path, kind, times=None)
-    outcome = s4convert(environment | debug, "push", converted, "alice/pruned", "-vv", "--debug", patient=False)
+    loud = signed_in.under(**LOUD, **debug)
+    outcome = loud("push", converted, "alice/pruned", "-vv", "--debug")
     assert outcome.exit_code == 4
     assert "Traceback (most recent call last):" in outcome.stderr
     assert_nothing_is_told(outcome, tmp_path)
 
 
 def test_what_the_hub_says_of_a_token_is_shown_without_it(
-    converted: Path, hub: LoopbackHub, environment: dict[str, str]
+    converted: Path, hub: LoopbackHub, signed_in: CommandLine
 ) -> None:
     hub.fail("GET", "/api/models/", Answer(401, ECHO))
-    outcome = s4convert(environment, "push", converted, "alice/pruned")
+    outcome = signed_in("push", converted, "alice/pruned")
+    assert outcome.exit_code == 4
     assert "(the token <hidden> in 'Authorization: Bearer <hidden>' is not good enough)" in outcome.error

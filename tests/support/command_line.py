@@ -8,8 +8,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
@@ -19,6 +19,8 @@ from s4convert import cli
 ROOT = Path(__file__).parents[2]
 COMMAND = (sys.executable, "-m", "s4convert")
 ERROR = "s4convert: error: "
+# The loggers whose levels the command sets, or the Hub's client when the command imports it.
+LEVELS_SET = ("s4convert", "huggingface_hub", "httpx", "httpx2", "httpcore", "httpcore2", "urllib3")
 
 
 @dataclass(frozen=True)
@@ -40,28 +42,49 @@ class Outcome:
         return last.removeprefix(ERROR)
 
 
-def run_here(*arguments: object) -> Outcome:
-    """Run ``main()`` in this process; logging and signal handlers are put back afterwards."""
+def run_here(*arguments: object, first: Callable[[], object] = lambda: None) -> Outcome:
+    """Run ``main()`` in this process; what it sets up for the whole process is put back afterwards.
+
+    *first* is called before it, when its stdout and stderr are in place.
+    """
     stdout, stderr = io.StringIO(), io.StringIO()
-    root, package = logging.getLogger(), logging.getLogger("s4convert")
-    levels, handlers, on_terminate = (root.level, package.level), root.handlers[:], signal.getsignal(signal.SIGTERM)
-    root.handlers.clear()  # pytest's own would keep the command from setting up its messages
-    try:
-        with (
-            mock.patch.object(sys, "argv", ["s4convert", *map(str, arguments)]),
-            redirect_stdout(stdout),
-            redirect_stderr(stderr),
-        ):
-            try:
-                cli.main()
-            except SystemExit as end:
-                exit_code = int(end.code or 0)
-    finally:
-        root.handlers[:] = handlers
-        root.setLevel(levels[0])
-        package.setLevel(levels[1])
-        signal.signal(signal.SIGTERM, on_terminate)
+    with (
+        _put_back(),
+        mock.patch.object(sys, "argv", ["s4convert", *map(str, arguments)]),
+        redirect_stdout(stdout),
+        redirect_stderr(stderr),
+    ):
+        first()
+        try:
+            cli.main()
+        except SystemExit as end:
+            exit_code = int(end.code or 0)
     return Outcome(exit_code, stdout.getvalue(), stderr.getvalue())
+
+
+@contextmanager
+def _put_back() -> Iterator[None]:
+    """Give the block a root logger without handlers; put back logging, signal handlers and environment after it."""
+    root = logging.getLogger()  # pytest's handlers would keep the command from setting up its messages
+    levels = {name: logging.getLogger(name).level for name in (None, *LEVELS_SET)}
+    handlers = {logger: logger.handlers[:] for logger in _loggers()}
+    on_signal = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    root.handlers.clear()
+    try:
+        with mock.patch.dict(os.environ):
+            yield
+    finally:
+        for logger in _loggers():  # what a library set up meanwhile writes to the command's stderr
+            logger.handlers[:] = handlers.get(logger, [])
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+        for number, handler in on_signal.items():
+            signal.signal(number, handler)
+
+
+def _loggers() -> list[logging.Logger]:
+    known = logging.getLogger().manager.loggerDict.values()
+    return [logging.getLogger(), *(logger for logger in known if isinstance(logger, logging.Logger))]
 
 
 def start(
