@@ -303,7 +303,7 @@ def test_what_is_not_verified_is_not_pushed(
     arguments = (converted.parent / "in", tmp_path / "out", "--mask", converted.parent / "mask.json")
     outcome = s4convert(*arguments, "--no-verify", "--push-to-hub", "alice/pruned")
     assert outcome.exit_code == 2
-    assert "--push-to-hub pushes what was verified" in outcome.error
+    assert "only what was verified is pushed" in outcome.error
     assert not (tmp_path / "out").exists()
     assert hub.requests == []
 
