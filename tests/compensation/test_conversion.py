@@ -14,14 +14,13 @@ import numpy as np
 import pytest
 import torch
 
-import s4convert.jobs.convert as conversion_module
 from s4convert import Checkpoint, HeadMask, convert, plan_conversion, verify_conversion
 from s4convert.calibration.moments import LayerMoments, Moments
 from s4convert.compensation import MODES, MomentsSource
 from s4convert.errors import CheckpointError, CompensationError, S4ConvertError, UsageError, VerificationError
-from s4convert.rewrite import writer
-from s4convert.rewrite.plan import ColumnEdit, Plan, ValueEdit, make_plan
+from s4convert.rewrite.plan import ColumnEdit, Edit, ValueEdit
 from tests.compensation.stock_moments import language_model, output_projection_inputs
+from tests.support import seams
 from tests.support.synthetic import Spec, read_safetensors, write_checkpoint, write_safetensors
 
 SPEC = Spec(
@@ -145,7 +144,7 @@ def test_the_bytes_depend_neither_on_the_threads_nor_on_the_blocks(
     mask = HeadMask(4, ((1,), (0, 3), (2,), (0, 1, 2)))
     outputs = []
     for jobs, block_bytes in ((1, 1 << 20), (8, 1 << 20), (8, 1), (3, 20_000)):
-        monkeypatch.setattr(writer, "EDIT_BYTES", block_bytes)
+        seams.edit_in_blocks_of(monkeypatch, block_bytes)
         out = tmp_path / f"out-{jobs}-{block_bytes}"
         convert(source, out, mask, compensation=mode, statistics=moments, check_behaviour=False, jobs=jobs)
         outputs.append(files_of(out))
@@ -374,17 +373,13 @@ def test_a_plan_with_another_transfer_is_refused(
 ) -> None:
     moments = calibrate(source)
 
-    def sabotaged(*arguments: Any) -> Plan:
-        plan = make_plan(*arguments)
-        edits = []
-        for edit in plan.edits:
-            if isinstance(edit, ColumnEdit):
-                assert edit.fitted.transfer is not None
-                edit = replace(edit, mix=replace(edit.fitted, transfer=edit.fitted.transfer * 1.001))
-            edits.append(edit)
-        return replace(plan, edits=tuple(edits))
+    def with_another_transfer(edit: Edit) -> list[Edit]:
+        if not isinstance(edit, ColumnEdit):
+            return [edit]
+        assert edit.fitted.transfer is not None
+        return [replace(edit, mix=replace(edit.fitted, transfer=edit.fitted.transfer * 1.001))]
 
-    monkeypatch.setattr(conversion_module, "make_plan", sabotaged)
+    seams.change_edits(monkeypatch, with_another_transfer)
     with pytest.raises(VerificationError, match=r"o_proj.weight of layer [02] is not what the mask asks for"):
         convert(
             source,
