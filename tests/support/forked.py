@@ -1,7 +1,7 @@
 """Conversions in forked children of a process that has imported everything: killed, or many at once.
 
-``python -m tests.support.forked`` takes its task as JSON on stdin, the arguments of one of the functions below, and
-prints what was seen as JSON. It is a process of its own because it forks, which one with threads must not.
+``python -m tests.support.forked`` takes a task as JSON on stdin, and the names and arguments of functions below, and
+prints what they saw as JSON. It is a process of its own because it forks, which one with threads must not.
 """
 
 from __future__ import annotations
@@ -210,16 +210,14 @@ def import_everything(task: Task) -> None:
     shutil.rmtree(scratch)
 
 
-def main(what: str, task: dict[str, Any], arguments: dict[str, Any]) -> None:
+def main(task: dict[str, Any], what: dict[str, dict[str, Any]]) -> None:
     tqdm.monitor_interval = 0  # it would start a thread
     paths = {name: Path(task[name]) for name in ("source", "out", "mask")}
     whole = Task(**paths, options={"check_behaviour": False} | task["options"])
     import_everything(whole)
-    seen = {
-        function.__name__: function
-        for function in (killed_at_every_step, killed_at_moments, killed_behind_the_commit, many_at_once)
-    }[what](whole, **arguments)
-    json.dump(seen, sys.stdout)
+    functions = (killed_at_every_step, killed_at_moments, killed_behind_the_commit, many_at_once)
+    by_name: dict[str, Callable[..., Any]] = {function.__name__: function for function in functions}
+    json.dump({name: by_name[name](whole, **arguments) for name, arguments in what.items()}, sys.stdout)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ PRUNED = {2: [1, 4], 5: [3]}
 HEAD_DIM, NUM_HEADS = 16, 8
 UNTOUCHED = "language_model.model.layers.3.mlp.down_proj.weight"
 
-ChangePlan = Callable[[Edit], list[Edit]]
+ChangeEdits = Callable[[Edit], list[Edit]]
 ChangeFiles = Callable[[Path], None]
 
 
@@ -181,7 +181,7 @@ def test_an_honest_writer_passes_the_checks_that_the_broken_ones_below_fail(mask
     ],
 )
 def test_a_plan_that_is_not_the_masks_is_refused(
-    mask: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: ChangePlan, message: str
+    mask: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: ChangeEdits, message: str
 ) -> None:
     seams.change_edits(monkeypatch, change)
     assert_refused(mask, tmp_path / "out", message)

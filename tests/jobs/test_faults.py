@@ -29,6 +29,7 @@ from s4convert.rewrite.staging import open_staging
 from tests.support import seams
 from tests.support.command_line import COMMAND, ERROR, ROOT, outcome_of, run, run_here, start
 from tests.support.disk import digests, hidden_siblings, snapshot
+from tests.support.forks import DONE, assert_all_was_left, assert_nothing_or_all_was_left, in_forked_children
 from tests.support.synthetic import Spec, write_checkpoint
 
 SMALL = Spec(num_layers=3, num_kv_heads=4, hidden_size=16, num_shards=2)
@@ -41,7 +42,6 @@ LARGE = Spec(
     vocab_size=2000,
     num_shards=3,
 )
-DONE = {"exit_code": 0, "error": ""}
 
 
 def make_mask(path: Path, heads: list[int]) -> Path:
@@ -93,24 +93,9 @@ def wait_for_staging(process: subprocess.Popen[str], out: Path) -> None:
 # --- killed ---------------------------------------------------------------------------------------------------
 
 
-def in_forked_children(what: str, source: Path, out: Path, mask: Path, arguments: Any, **options: Any) -> Any:
-    """What a function of ``tests.support.forked`` saw of this conversion."""
-    task = {"source": str(source), "out": str(out), "mask": str(mask), "options": options}
-    finished = subprocess.run(
-        [sys.executable, "-m", "tests.support.forked"],
-        input=json.dumps({"what": what, "task": task, "arguments": arguments}),
-        cwd=ROOT,
-        env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    return json.loads(finished.stdout)
-
-
 def killed_at_every_step(*paths: Path, old: Path | None = None, **options: Any) -> list[dict[str, Any]]:
     arguments = {} if old is None else {"old": str(old)}
-    entries: list[dict[str, Any]] = in_forked_children("killed_at_every_step", *paths, arguments, **options)
+    (entries,) = in_forked_children(*paths, {"killed_at_every_step": arguments}, **options)
     assert [entry["killed"]["exit_code"] for entry in entries] == [-signal.SIGKILL] * (len(entries) - 1) + [0]
     assert len(entries) > 30
     return entries
@@ -156,36 +141,18 @@ def test_a_kill_at_any_moment_leaves_nothing_or_a_whole_checkpoint(large: Path, 
     convert_bytes(*paths, card=False)
     expected = digests(out)
     shutil.rmtree(out)
-    entries = in_forked_children("killed_at_moments", *paths, {"moments": 10}, card=False)
+    (entries,) = in_forked_children(*paths, {"killed_at_moments": {"moments": 10}}, card=False)
     assert_nothing_or_all_was_left(entries, expected)
-
-
-def assert_nothing_or_all_was_left(entries: list[dict[str, Any]], expected: dict[str, str]) -> None:
-    """After a kill, and after the conversion was run again, which was refused where OUT stood."""
-    unfinished = [entry for entry in entries if entry["left"]["out"] is None]
-    for entry in unfinished:
-        assert entry["killed"]["exit_code"] == -signal.SIGKILL
-        assert entry["again"] == DONE
-    for entry in entries:
-        if entry not in unfinished:
-            assert entry["left"]["out"] == expected
-            assert entry["again"]["exit_code"] == 2
-            assert "is not empty; choose another OUT, or replace it" in entry["again"]["error"]
-        assert entry["left_again"] == {"out": expected, "siblings": {}}
-    assert len(unfinished) >= len(entries) / 2
 
 
 def test_a_kill_behind_the_commit_leaves_a_whole_checkpoint(source: Path, out: Path, mask: Path) -> None:
     convert_bytes(source, out, mask, card=False)
     expected = digests(out)
     shutil.rmtree(out)
-    entries = in_forked_children("killed_behind_the_commit", source, out, mask, {}, card=False)
+    (entries,) = in_forked_children(source, out, mask, {"killed_behind_the_commit": {}}, card=False)
     assert len(entries) > 2
     for entry in entries:
-        assert entry["left"]["out"] == expected
-        assert entry["again"]["exit_code"] == 2
-        assert "is not empty; choose another OUT, or replace it" in entry["again"]["error"]
-        assert entry["left_again"] == {"out": expected, "siblings": {}}
+        assert_all_was_left(entry, expected)
 
 
 @pytest.fixture
@@ -651,7 +618,7 @@ def test_of_many_processes_that_write_the_same_out_one_wins(source: Path, out: P
     convert_bytes(source, out, mask, card=False)
     expected = digests(out)
     shutil.rmtree(out)
-    ended = in_forked_children("many_at_once", source, out, mask, {"num_children": 8}, card=False)
+    (ended,) = in_forked_children(source, out, mask, {"many_at_once": {"num_children": 8}}, card=False)
     losers = [child for child in ended if child != DONE]
     assert len(losers) == 7
     for child in losers:
