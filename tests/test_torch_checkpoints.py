@@ -269,7 +269,8 @@ def test_shards_are_no_larger_than_asked_for_but_for_a_tensor_that_is(tmp_path: 
         ["language_model.lm_head.weight"],
     ]
     for size, following in zip(sizes, contents[1:], strict=False):
-        assert size + max(len(data) for _, _, data in following.values()) > 2000 or size > 1000  # and none for nothing
+        if size <= 1000:  # then there was a reason
+            assert size + max(len(data) for _, _, data in following.values()) > 2000
     assert stored_in(tmp_path / "out") == stored_in(convert(source, tmp_path / "whole", mask))
     assert run_here("verify", source, tmp_path / "out", "--mask", mask).exit_code == 0
 

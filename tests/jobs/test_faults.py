@@ -782,7 +782,7 @@ def test_a_checkpoint_at_out_stays_where_its_replacement_fails_verification(
     source: Path, out: Path, mask: Path, monkeypatch: pytest.MonkeyPatch, old: dict[str, str]
 ) -> None:
     seams.after_staging(monkeypatch, lambda staged: (staged / "config.json").write_text("{}"))
-    with pytest.raises(VerificationError):
+    with pytest.raises(VerificationError, match=r"config\.json"):
         convert_bytes(source, out, mask, force=True)
     assert digests(out) == old
     assert hidden_siblings(out) == []
@@ -823,7 +823,7 @@ def test_force_does_not_replace_a_project_that_has_a_config(source: Path, out: P
     (out / "config.json").write_text('{"port": 8080}')
     (out / "firmware.bin").write_text("the only copy")
     before = snapshot(out.parent)
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError, match="holds something else than a conversion"):
         convert_bytes(source, out, mask, force=True)
     assert snapshot(out.parent) == before
 

@@ -269,15 +269,16 @@ def test_equal_heads_are_removed_by_number() -> None:
 
 
 def test_a_head_that_others_can_replace_goes_first() -> None:
-    # Heads 1 and 2 say the same; head 0 says little; head 3 says nothing at all.
+    # Heads 1 and 2 say nearly the same, and head 1 is hardly listened to; head 0 says little; head 3 nothing at all.
     generator = np.random.Generator(np.random.PCG64(0))
     rows = generator.normal(size=(500, 8))
-    rows[:, 4:6] = rows[:, 2:4]
+    rows[:, 4:6] = rows[:, 2:4] + 0.01 * generator.normal(size=(500, 2))
     rows[:, :2] *= 0.3
     rows[:, 6:] = 0.0
     weight = generator.normal(size=(8, 8))
+    weight[:, 2:4] *= 0.1
     steps = greedy_removal(torch.from_numpy(weight.T @ weight), torch.from_numpy(rows.T @ rows / 500), 4)
-    assert [head for head, _ in steps[:2]] == [3, 1] or [head for head, _ in steps[:2]] == [3, 2]
+    assert [head for head, _ in steps[:2]] == [3, 1]
     assert steps[0][1] == pytest.approx(0.0, abs=1e-12)
     assert steps[1][1] < 1e-2 * steps[-1][1]
 

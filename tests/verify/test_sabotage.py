@@ -152,7 +152,7 @@ def change_tensor(directory: Path, name: str, change: Callable[[np.ndarray], Non
 
 def assert_refused(mask: Path, out: Path, message: str) -> None:
     with pytest.raises(VerificationError, match=message):
-        convert(MINI_LLAVA, out, mask)
+        convert(MINI_LLAVA, out, mask, jobs=1)
     assert not out.exists()
     assert hidden_siblings(out) == []
 
@@ -170,14 +170,14 @@ def test_an_honest_writer_passes_the_checks_that_the_broken_ones_below_fail(mask
     ("change", "message"),
     [
         (skips_a_layer, "layers.5.self_attn.* of layer 5 is not what the mask asks for"),
-        (skips_the_output_projections, "o_proj.weight of layer [25] is not what the mask asks for"),
+        (skips_the_output_projections, "o_proj.weight of layer 2 is not what the mask asks for"),
         (skips_one_row_edit, "layers.5.self_attn.v_proj.weight of layer 5 is not what the mask asks for"),
-        (skips_everything, "of layer [25] is not what the mask asks for"),
-        (zeroes_the_rows_of_the_next_head, "[qkv]_proj.weight of layer [25] is not what the mask asks for"),
-        (zeroes_one_row_too_many, "[qkv]_proj.weight of layer [25] is not what the mask asks for"),
-        (zeroes_the_columns_of_the_next_head, "o_proj.weight of layer [25] is not what the mask asks for"),
-        (scales_twice, "o_proj.weight of layer [25] is not what the mask asks for"),
-        (does_not_scale, "o_proj.weight of layer [25] is not what the mask asks for"),
+        (skips_everything, "of layer 2 is not what the mask asks for"),
+        (zeroes_the_rows_of_the_next_head, "[qkv]_proj.weight of layer 2 is not what the mask asks for"),
+        (zeroes_one_row_too_many, "[qkv]_proj.weight of layer 2 is not what the mask asks for"),
+        (zeroes_the_columns_of_the_next_head, "o_proj.weight of layer 2 is not what the mask asks for"),
+        (scales_twice, "o_proj.weight of layer 2 is not what the mask asks for"),
+        (does_not_scale, "o_proj.weight of layer 2 is not what the mask asks for"),
     ],
 )
 def test_a_plan_that_is_not_the_masks_is_refused(
@@ -218,7 +218,7 @@ def test_a_writer_that_rounds_towards_zero_is_refused(
         return rounded.tobytes()
 
     seams.round_by(monkeypatch, truncate)
-    assert_refused(mask, tmp_path / "out", "o_proj.weight of layer [25] is not what the mask asks for")
+    assert_refused(mask, tmp_path / "out", "o_proj.weight of layer 2 is not what the mask asks for")
 
 
 def test_a_writer_that_copies_from_the_wrong_place_is_refused(
@@ -230,9 +230,7 @@ def test_a_writer_that_copies_from_the_wrong_place_is_refused(
         return copy(source, target, size, max(0, begin - 2), at)
 
     monkeypatch.setattr(os, "copy_file_range", misplaced)
-    assert_refused(
-        mask, tmp_path / "out", "is not the original's|is not what the mask asks for|malformed safetensors header"
-    )
+    assert_refused(mask, tmp_path / "out", "k_proj.weight of layer 2 is not what the mask asks for")
 
 
 def test_the_command_line_ends_a_failed_verification_with_exit_code_1(
