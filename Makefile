@@ -20,15 +20,31 @@ else $(2)/bin/python -m pip install --quiet $(TORCH)+cpu 2>/dev/null \
   || $(2)/bin/python -m pip install --quiet $(TORCH) --index-url $(TORCH_CPU_INDEX); fi
 endef
 
-.PHONY: demo test stock support check bench clean
+.PHONY: demo test test-newest test-stock coverage stock support check bench clean
 
 demo: $(BIN)/.installed
 	rm -rf s4convert-demo
 	$(BIN)/s4convert demo s4convert-demo
 
+# The two environments side by side, each on one core; what the one prints comes whole, and then what the other does.
+SIDE_BY_SIDE := $(MAKE) --no-print-directory --jobs=2 --output-sync=target --keep-going
+PYTEST := -m pytest
+
 test: $(BIN)/.installed $(STOCK_BIN)/.installed
-	$(BIN)/python -m pytest
-	$(STOCK_BIN)/python -m pytest
+	$(SIDE_BY_SIDE) test-newest test-stock
+
+test-newest:
+	$(BIN)/python $(PYTEST)
+
+test-stock:
+	$(STOCK_BIN)/python $(PYTEST)
+
+# What the tests run of the package, lines and branches, in both environments and every process they start.
+coverage: $(BIN)/.installed $(STOCK_BIN)/.installed
+	rm -rf build/coverage
+	$(SIDE_BY_SIDE) PYTEST="-m coverage run -m pytest" test-newest test-stock
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage report
 
 stock: $(STOCK_BIN)/.installed
 

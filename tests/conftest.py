@@ -19,8 +19,10 @@ import pytest
 from s4convert.demo import MINI_LLAVA
 from s4convert.mask import HeadMask
 
-# A shell without job control starts background jobs with SIGINT ignored, and their children inherit that.
+# Background jobs may have SIGINT and SIGHUP ignored (by a shell without job control, by nohup), and their children
+# inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 # Layers 0 and 1 untouched, whole and partial layers after them.

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from s4convert import disk as output_file
 from s4convert.disk import write_output
 from s4convert.errors import StorageError, UsageError
 
@@ -47,7 +46,7 @@ def test_an_interruption_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_file_that_appears_meanwhile_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(output_file.os, "fsync", lambda descriptor: (tmp_path / "file").write_text("another's"))
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (tmp_path / "file").write_text("another's"))
     with pytest.raises(UsageError, match="exists"):
         write_output(tmp_path / "file", "new", force=False)
     assert (tmp_path / "file").read_text() == "another's"

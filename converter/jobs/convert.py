@@ -364,10 +364,10 @@ def _refuse_converted(checkpoint: Checkpoint) -> None:
 
 def _num_bytes(size: int | str | None) -> int | None:
     """*size* in bytes; text is as the Hub writes sizes, in powers of ten."""
-    num_bytes = size
+    num_bytes = None if isinstance(size, str) else size
     if isinstance(size, str):
         match = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)([KMG]B)", size.upper())
         num_bytes = int(float(match[1]) * _UNITS[match[2]]) if match else 0
-    if num_bytes is not None and (isinstance(num_bytes, str) or num_bytes < 1):
+    if num_bytes is not None and num_bytes < 1:
         raise UsageError(f"`shard_size` {shown(size)} is not a size such as 500MB or 5GB")
     return num_bytes

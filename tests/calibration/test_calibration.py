@@ -26,6 +26,7 @@ from s4convert.model.front_end import (
     open_front_end,
 )
 from tests.conftest import MINI_LLAVA
+from tests.support import seams
 from tests.support.original_layout import write_original_layout
 from tests.support.synthetic import ORIGINAL, Spec, write_checkpoint
 
@@ -244,7 +245,7 @@ def test_the_front_end_holds_no_vocabulary(mini_llava_as: Callable[..., Path]) -
 
 
 def test_what_is_too_long_is_cut_and_said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr("s4convert.calibration.inputs.MAX_TOKENS", 5)
+    seams.cut_samples_at(monkeypatch, 5)
     with caplog.at_level(logging.WARNING):
         (inputs,) = make_inputs(Checkpoint.open(MINI_LLAVA), [Sample("many words in one text", None, "here")])
     assert inputs.hidden.shape[1] == len(inputs.is_image) == 5

@@ -142,7 +142,7 @@ def test_who_loads_the_other_layouts_goes_by_their_configs(model_type: str) -> N
 
 def test_the_name_that_counts_is_that_of_the_directory_itself(tmp_path: Path) -> None:
     check_loader_name(family("llava_llama"), Path("in"), tmp_path / "prompts" / "llava")
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError, match="would load this one as"):
         check_loader_name(family("llava_llama"), Path("in"), tmp_path / "llava" / "out")
 
 

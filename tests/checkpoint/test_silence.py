@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import s4convert.checkpoint.checkpoint as checkpoint_module
 from s4convert.checkpoint import Checkpoint
+from tests.support import seams
 from tests.support.synthetic import Spec, encode, read_safetensors, write_checkpoint, write_safetensors
 
 
@@ -31,12 +31,12 @@ def test_a_head_is_silent_when_all_its_columns_are_zero_whatever_their_sign(tmp_
     assert checkpoint.silent_heads(1) == (1,)
 
 
-@pytest.mark.parametrize("block_bytes", [1, 24, checkpoint_module.BLOCK_BYTES])
+@pytest.mark.parametrize("block_bytes", [1, 24, seams.BLOCK_BYTES])
 @pytest.mark.parametrize("row", [0, 15, 16, 17, 39])
 def test_one_weight_in_any_row_makes_a_head_heard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row: int, block_bytes: int
 ) -> None:
-    monkeypatch.setattr(checkpoint_module, "BLOCK_BYTES", block_bytes)
+    seams.read_in_blocks_of(monkeypatch, block_bytes)
     weights = np.zeros((40, 6))
     weights[row, 5] = 2.0**-24
     checkpoint = write_output_projection(tmp_path / "checkpoint", weights, "F16")

@@ -5,6 +5,7 @@ Each test states what it showed with ``record_property``; ``tests.families.suppo
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from s4convert.model.decoder import require_stock_code
 from tests.families.fixtures import CLIP, FIXTURES, Fixture, Tensors
 from tests.support.run_time_hooks import hook_heads
 
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 FORMS = ("one file", "two shards", ".bin")
 RecordProperty = Callable[[str, object], None]
 
@@ -75,23 +77,30 @@ def expected(fixture: Fixture, before: Tensors, mask: HeadMask, *, scaled: bool)
     return after
 
 
-@each_family
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
+# Every family in every form and in both dtypes, and every form in both dtypes, but not each of the three with each.
+PAIRS = [
+    pytest.param(fixture, form, DTYPES[name], id=f"{name}-{form}-{fixture.name}")
+    for number, fixture in enumerate(FIXTURES)
+    for form, name in zip(FORMS, itertools.islice(itertools.cycle(DTYPES), number % 2, None), strict=False)
+]
+
+
+@pytest.mark.parametrize(("fixture", "form", "dtype"), PAIRS)
 def test_every_tensor_is_what_the_mask_makes_of_it(
     fixture: Fixture, form: str, dtype: torch.dtype, tmp_path: Path, record_property: RecordProperty
 ) -> None:
     source = fixture.write(tmp_path, dtype, form=form)
     before, mask = weights(source), mask_for(fixture)
     out = source.with_name(source.name + "-pruned")
-    s4convert.convert(source, out, mask, check_behaviour=False)
+    s4convert.convert(source, out, mask, check_behaviour=False, card=False)
     found = weights(out)
     wanted = expected(fixture, before, mask, scaled=True)
     assert sorted(found) == sorted(wanted)
     for name, tensor in wanted.items():
         assert found[name].dtype == tensor.dtype, name
         assert torch.equal(found[name], tensor), name
-        assert not torch.signbit(found[name][found[name] == 0]).any() or torch.equal(tensor, before[name]), name
+        if not torch.equal(tensor, before[name]):
+            assert not torch.signbit(found[name][found[name] == 0]).any(), name
     assert any(not torch.equal(found[name], before[name]) for name in before)
     assert not list(out.glob("*.bin*"))
     record_property("family", fixture.name)
@@ -163,7 +172,7 @@ def test_stock_code_loads_it_and_computes_what_hooks_would(
         require_stock_code(Checkpoint.open(source))
     except UsageError as error:
         pytest.skip(str(error))
-    report = s4convert.convert(source, out, mask, compensation=compensation)
+    report = s4convert.convert(source, out, mask, compensation=compensation, card=False)
     assert report.behaviour is not None
 
     original, reference, converted = load(fixture, source), load(fixture, source), load(fixture, out)

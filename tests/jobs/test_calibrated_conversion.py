@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import s4convert
 from benchmarks.mini.questions import write_scienceqa
 from s4convert.calibration.inputs import make_inputs
+from s4convert.calibration.moments import LayerMoments
 from s4convert.calibration.samples import read_samples
 from s4convert.calibration.statistics import CalibrationData, Statistics
 from s4convert.checkpoint import Checkpoint
+from s4convert.compensation import MODES
+from s4convert.mask import HeadMask
 from s4convert.model.decoder import LayerDecoder
 from tests.conftest import MINI_LLAVA
+from tests.support import seams
 from tests.support.command_line import Outcome, run_here
 from tests.support.disk import digests
+from tests.support.forks import assert_all_was_left, assert_nothing_or_all_was_left, in_forked_children
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +134,43 @@ def test_the_probe_alone_gives_the_advice_as_well(tmp_path: Path, mini_mask_file
     assert "c*" in outcome.stdout
     uncompensated = convert(tmp_path / "none", mini_mask_file, "--compensate", "none")
     assert "larger than" not in uncompensated.stderr
+
+
+@pytest.mark.parametrize("held_out", [True, False], ids=["held-out tokens", "no held-out tokens"])
+@pytest.mark.parametrize("mode", MODES)
+def test_the_map_of_each_layer_is_fitted_once(
+    tmp_path: Path, mini_mask: HeadMask, statistics: Path, monkeypatch: pytest.MonkeyPatch, mode: str, held_out: bool
+) -> None:
+    measured = Statistics(statistics)
+
+    def moments(layer: int) -> LayerMoments:
+        return measured(layer) if held_out else LayerMoments(measured(layer).train)
+
+    assert (moments(2).held_out is not None) == held_out
+    fitted = seams.fitted_layers(monkeypatch)
+    # The hidden states are checked with half of them: a check must not fit anew.
+    options = {"compensation": mode, "check_behaviour": held_out, "card": False}
+    s4convert.convert(MINI_LLAVA, tmp_path / "out", mini_mask, statistics=moments, **options)
+    assert fitted == list(mini_mask.touched_layers)
+
+
+def test_a_kill_of_a_calibrated_conversion_leaves_nothing_beside_out(
+    tmp_path: Path, mini_mask_file: Path, questions: Path
+) -> None:
+    out = tmp_path / "out"
+    options = {"compensation": "least-squares", "num_samples": 3, "card": False}
+    options |= {"calibration": str(questions / "questions.json"), "images": str(questions / "images")}
+    s4convert.convert(MINI_LLAVA, out, mini_mask_file, check_behaviour=False, **options)
+    expected = digests(out)
+    shutil.rmtree(out)
+    what = {"killed_at_moments": {"moments": 20}, "killed_behind_the_commit": {}}
+    at_moments, behind_the_commit = in_forked_children(MINI_LLAVA, out, mini_mask_file, what, **options)
+    assert len(at_moments) == 20
+    assert_nothing_or_all_was_left(at_moments, expected)
+    assert len(behind_the_commit) > 2
+    for entry in behind_the_commit:
+        assert_all_was_left(entry, expected)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mask.json"]
 
 
 @pytest.mark.parametrize(

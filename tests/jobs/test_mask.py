@@ -39,15 +39,15 @@ def test_a_mask_of_saliency_prunes_what_the_schedule_says(tmp_path: Path, questi
     assert str(questions) not in (tmp_path / "mask.json").read_text()
 
 
-def test_the_same_command_gives_the_same_files(tmp_path: Path, questions: Path) -> None:
+def test_the_same_command_gives_the_same_files_in_another_process(tmp_path: Path, questions: Path) -> None:
     files = {}
-    for name in ("one", "other"):
+    for name, run_somewhere in (("here", run_here), ("there", run)):
         out, scores = tmp_path / f"{name}.json", tmp_path / f"{name}-scores.json"
         data = ("--calibration", questions / "questions.json", "--images", questions / "images")
         command = ("mask", MINI_LLAVA, "-o", out, "--metric", "cross-attention", *data, *UNIFORM)
-        assert run(*command, "--save-scores", scores, "-q").exit_code == 0
+        assert run_somewhere(*command, "--save-scores", scores, "-q").exit_code == 0
         files[name] = (out.read_bytes(), scores.read_bytes())
-    assert files["one"] == files["other"]
+    assert files["here"] == files["there"]
 
 
 def test_saved_scores_give_the_same_mask_without_the_model(tmp_path: Path, questions: Path) -> None:

@@ -384,12 +384,12 @@ def test_is_refused_with_the_reason(tmp_path: Path, content: object, message: st
 
 @pytest.mark.parametrize("content", [{"9" * 5000: [1]}, native(scale={"9" * 5000: 1.5})], ids=["layer", "scale"])
 def test_a_layer_of_5000_digits_is_refused(tmp_path: Path, content: object) -> None:
-    with pytest.raises(MaskError):
+    with pytest.raises(MaskError, match="layer"):
         load(tmp_path, content)
 
 
 def test_two_factors_for_one_layer_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(MaskError):
+    with pytest.raises(MaskError, match="scale"):
         load(tmp_path, native(scale={"0": 1.5, "00": 2.0}))
 
 

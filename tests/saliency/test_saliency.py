@@ -22,11 +22,11 @@ from s4convert.errors import CalibrationError, UsageError
 from s4convert.mask.head_scores import HeadScores
 from s4convert.model.front_end import load_processor
 from s4convert.saliency import METRICS, score_heads
-from s4convert.saliency import cross_attention as cross_attention_module
 from s4convert.saliency.metrics import Settings
 from s4convert.saliency.reconstruction import DAMPING, greedy_removal
 from s4convert.saliency.score import score_inputs
 from tests.conftest import MINI_LLAVA
+from tests.support import seams
 from tests.support.original_layout import write_original_layout
 from tests.support.synthetic import Spec, write_checkpoint
 
@@ -256,9 +256,9 @@ def test_attention_weights_are_never_all_there(monkeypatch: pytest.MonkeyPatch) 
     tokens, heads, parts = 700, 8, [(20, 80, 600)]
     with LargestTensor() as largest:
         in_blocks = score_inputs(checkpoint, "cross-attention", some_inputs(128, parts), Settings(), {})
-    assert largest.elements <= max(heads * cross_attention_module.ROWS * tokens, tokens * tokens)
+    assert largest.elements <= max(heads * seams.rows_of_attention() * tokens, tokens * tokens)
     assert largest.elements * 7 < heads * tokens * tokens
-    monkeypatch.setattr(cross_attention_module, "ROWS", 7)
+    seams.attend_in_rows_of(monkeypatch, 7)
     smaller = score_inputs(checkpoint, "cross-attention", some_inputs(128, parts), Settings(), {})
     np.testing.assert_allclose(np.array(in_blocks.scores), np.array(smaller.scores), rtol=1e-6)
 
@@ -269,15 +269,16 @@ def test_equal_heads_are_removed_by_number() -> None:
 
 
 def test_a_head_that_others_can_replace_goes_first() -> None:
-    # Heads 1 and 2 say the same; head 0 says little; head 3 says nothing at all.
+    # Heads 1 and 2 say nearly the same, and head 1 is hardly listened to; head 0 says little; head 3 nothing at all.
     generator = np.random.Generator(np.random.PCG64(0))
     rows = generator.normal(size=(500, 8))
-    rows[:, 4:6] = rows[:, 2:4]
+    rows[:, 4:6] = rows[:, 2:4] + 0.01 * generator.normal(size=(500, 2))
     rows[:, :2] *= 0.3
     rows[:, 6:] = 0.0
     weight = generator.normal(size=(8, 8))
+    weight[:, 2:4] *= 0.1
     steps = greedy_removal(torch.from_numpy(weight.T @ weight), torch.from_numpy(rows.T @ rows / 500), 4)
-    assert [head for head, _ in steps[:2]] == [3, 1] or [head for head, _ in steps[:2]] == [3, 2]
+    assert [head for head, _ in steps[:2]] == [3, 1]
     assert steps[0][1] == pytest.approx(0.0, abs=1e-12)
     assert steps[1][1] < 1e-2 * steps[-1][1]
 

@@ -16,12 +16,15 @@ from s4convert.mask import HeadMask
 from tests.conftest import MINI_LLAVA
 from tests.support.original_layout import write_original_layout
 
+# The same questions in every run. ``python -m benchmarks.mini.accuracy`` asks ten times as many.
+NUM_QUESTIONS = 20
+
 
 @pytest.fixture(scope="module")
 def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """400 held-out questions, half of them with an image."""
+    """40 held-out questions, half of them with an image."""
     directory = tmp_path_factory.mktemp("questions")
-    write_scienceqa(directory, num_image=200, num_text=200, seed=HELD_OUT_SEED)
+    write_scienceqa(directory, num_image=NUM_QUESTIONS, num_text=NUM_QUESTIONS, seed=HELD_OUT_SEED)
     return directory
 
 
@@ -33,14 +36,14 @@ def test_it_is_small_and_sharded() -> None:
 
 def test_it_answers_held_out_questions(questions: Path) -> None:
     counts = accuracy(MINI_LLAVA, questions)
-    assert counts["image"][1] == counts["text"][1] == 200
-    assert counts["image"][0] >= 0.97 * 200
-    assert counts["text"][0] >= 0.97 * 200
+    assert counts["image"][1] == counts["text"][1] == NUM_QUESTIONS
+    assert counts["image"][0] >= 0.95 * NUM_QUESTIONS
+    assert counts["text"][0] >= 0.95 * NUM_QUESTIONS
 
 
 def test_it_is_lost_without_the_image(questions: Path) -> None:
     right, asked = accuracy(MINI_LLAVA, questions, blank=True)["image"]
-    assert asked == 200
+    assert asked == NUM_QUESTIONS
     assert right <= 0.45 * asked
 
 

@@ -9,7 +9,6 @@ import hashlib
 import itertools
 import json
 import os
-import random
 import shutil
 import signal
 import stat
@@ -23,13 +22,14 @@ from typing import Any
 
 import pytest
 
-import s4convert.jobs.convert as conversion_module
 from s4convert import convert, verify_conversion
-from s4convert.errors import S4ConvertError, StorageError, UsageError, VerificationError
+from s4convert.errors import StorageError, UsageError, VerificationError
 from s4convert.output.card import CARD_FILES
 from s4convert.rewrite.staging import open_staging
-from tests.support.command_line import COMMAND, ERROR, ROOT, Outcome, outcome_of, run, run_here, start
+from tests.support import seams
+from tests.support.command_line import COMMAND, ERROR, ROOT, outcome_of, run, run_here, start
 from tests.support.disk import digests, hidden_siblings, snapshot
+from tests.support.forks import DONE, assert_all_was_left, assert_nothing_or_all_was_left, in_forked_children
 from tests.support.synthetic import Spec, write_checkpoint
 
 SMALL = Spec(num_layers=3, num_kv_heads=4, hidden_size=16, num_shards=2)
@@ -42,7 +42,6 @@ LARGE = Spec(
     vocab_size=2000,
     num_shards=3,
 )
-NUM_KILLS = 10
 
 
 def make_mask(path: Path, heads: list[int]) -> Path:
@@ -94,48 +93,11 @@ def wait_for_staging(process: subprocess.Popen[str], out: Path) -> None:
 # --- killed ---------------------------------------------------------------------------------------------------
 
 
-def test_a_kill_at_a_random_moment_leaves_nothing_or_a_whole_checkpoint(large: Path, tmp_path: Path) -> None:
-    undisturbed, out = tmp_path / "undisturbed", tmp_path / "out"
-    process = start_large(large, undisturbed)
-    wait_for_staging(process, undisturbed)
-    began = time.monotonic()
-    assert outcome_of(process).exit_code == 0
-    duration = time.monotonic() - began
-    expected = digests(undisturbed)
-
-    dice = random.Random(11)
-    num_unfinished = 0
-    for fraction in [0.0, *(dice.random() for _ in range(NUM_KILLS - 1))]:
-        process = start_large(large, out)
-        wait_for_staging(process, out)
-        time.sleep(fraction * duration)
-        process.kill()
-        outcome_of(process)
-        if out.exists():
-            assert digests(out) == expected
-            verify_conversion(large / "in", out, check_behaviour=False)
-            shutil.rmtree(out)
-        else:
-            num_unfinished += 1
-        again = outcome_of(start_large(large, out))
-        assert again.exit_code == 0, again.stderr
-        assert digests(out) == expected
-        assert hidden_siblings(out) == []
-        shutil.rmtree(out)
-    assert num_unfinished > 0
-
-
-def sweep(*arguments: Path) -> list[dict[str, Any]]:
-    finished = subprocess.run(
-        [sys.executable, "-m", "tests.support.kill_sweep", *map(str, arguments)],
-        cwd=ROOT,
-        env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    entries: list[dict[str, Any]] = json.loads(finished.stdout)
-    assert [entry["exit_code"] for entry in entries] == [-signal.SIGKILL] * (len(entries) - 1) + [0]
+def killed_at_every_step(*paths: Path, old: Path | None = None, **options: Any) -> list[dict[str, Any]]:
+    arguments = {} if old is None else {"old": str(old)}
+    (entries,) = in_forked_children(*paths, {"killed_at_every_step": arguments}, **options)
+    assert [entry["killed"]["exit_code"] for entry in entries] == [-signal.SIGKILL] * (len(entries) - 1) + [0]
+    assert len(entries) > 30
     return entries
 
 
@@ -143,12 +105,14 @@ def test_a_kill_at_any_step_leaves_nothing_or_a_whole_checkpoint(source: Path, o
     convert_bytes(source, out, mask)
     expected = digests(out)
     shutil.rmtree(out)
-    entries = sweep(source, out, mask)
-    assert len(entries) > 30
-    assert entries[0]["left"]["out"] is None
+    entries = killed_at_every_step(source, out, mask)
+    # It is not there until, at one step, all of it is.
+    there = [entry["left"]["out"] for entry in entries]
+    absent = there.count(None)
+    assert there == [None] * absent + [expected] * (len(there) - absent)
+    assert absent > 30
     for entry in entries:
-        assert entry["left"]["out"] in (None, expected)
-        assert entry["exit_code_again"] == 0
+        assert entry["again"] == DONE
         assert entry["left_again"] == {"out": expected, "siblings": {}}
 
 
@@ -156,23 +120,39 @@ def test_a_kill_at_any_step_of_a_replacement_loses_neither_the_old_nor_the_new(
     source: Path, out: Path, mask: Path, tmp_path: Path
 ) -> None:
     old = tmp_path / "old"
-    convert_bytes(source, old, make_mask(tmp_path / "old-mask.json", [1]))
-    convert_bytes(source, out, mask)
+    convert_bytes(source, old, make_mask(tmp_path / "old-mask.json", [1]), card=False)
+    convert_bytes(source, out, mask, card=False)
     old_files, new_files = digests(old), digests(out)
     shutil.rmtree(out)
-    entries = sweep(source, out, mask, old)
-    assert len(entries) > 30
-    states = []
-    for entry in entries:
-        left = entry["left"]
-        assert left["out"] in (None, old_files, new_files)
-        if left["out"] is None:
-            assert left["siblings"][".out.s4convert-replaced"] == old_files
-        states.append("none" if left["out"] is None else "old" if left["out"] == old_files else "new")
-        assert entry["exit_code_again"] == 0
-        assert entry["left_again"] == {"out": new_files, "siblings": {}}
+    entries = killed_at_every_step(source, out, mask, old=old, card=False)
+    names = {json.dumps(None): "none", json.dumps(old_files): "old", json.dumps(new_files): "new"}
+    states = [names[json.dumps(entry["left"]["out"])] for entry in entries]
     # All three were seen, and in this order.
     assert [state for state, _ in itertools.groupby(states)] == ["old", "none", "new"]
+    for state, entry in zip(states, entries, strict=True):
+        if state == "none":
+            assert entry["left"]["siblings"][".out.s4convert-replaced"] == old_files
+        assert entry["again"] == DONE
+        assert entry["left_again"] == {"out": new_files, "siblings": {}}
+
+
+def test_a_kill_at_any_moment_leaves_nothing_or_a_whole_checkpoint(large: Path, out: Path) -> None:
+    paths = (large / "in", out, large / "mask.json")
+    convert_bytes(*paths, card=False)
+    expected = digests(out)
+    shutil.rmtree(out)
+    (entries,) = in_forked_children(*paths, {"killed_at_moments": {"moments": 10}}, card=False)
+    assert_nothing_or_all_was_left(entries, expected)
+
+
+def test_a_kill_behind_the_commit_leaves_a_whole_checkpoint(source: Path, out: Path, mask: Path) -> None:
+    convert_bytes(source, out, mask, card=False)
+    expected = digests(out)
+    shutil.rmtree(out)
+    (entries,) = in_forked_children(source, out, mask, {"killed_behind_the_commit": {}}, card=False)
+    assert len(entries) > 2
+    for entry in entries:
+        assert_all_was_left(entry, expected)
 
 
 @pytest.fixture
@@ -209,7 +189,7 @@ def test_a_checkpoint_that_is_put_back_is_not_replaced_without_force(
     source: Path, out: Path, mask: Path, killed_between_renames: Path
 ) -> None:
     old_files = digests(killed_between_renames)
-    with pytest.raises(S4ConvertError, match="`force=True`"):
+    with pytest.raises(UsageError, match="replace it with `force=True`"):
         convert_bytes(source, out, mask)
     assert digests(out) == old_files
     assert hidden_siblings(out) == []
@@ -231,7 +211,7 @@ def test_a_checkpoint_that_was_moved_away_is_kept_where_something_else_stands_at
     old_files = digests(killed_between_renames)
     out.mkdir()
     (out / "thesis.txt").write_text("the only copy")
-    with pytest.raises(S4ConvertError):
+    with pytest.raises(StorageError, match="is what stood at OUT before a conversion was killed; move it"):
         convert_bytes(source, out, mask, force=True)
     assert digests(killed_between_renames) == old_files
     assert (out / "thesis.txt").read_text() == "the only copy"
@@ -258,21 +238,23 @@ def test_an_interrupt_during_the_commit_comes_too_late(
     convert_bytes(source, out, make_mask(tmp_path / "old-mask.json", [1]))
     remove = shutil.rmtree
 
-    def interrupted(*args: Any, **kwargs: Any) -> None:
-        signal.raise_signal(signal.SIGINT)
-        remove(*args, **kwargs)
+    removed = []
+
+    def interrupted(directory: Path, **kwargs: Any) -> None:
+        removed.append(directory.name)
+        if directory.name == ".out.s4convert-replaced":
+            signal.raise_signal(signal.SIGINT)
+        remove(directory, **kwargs)
 
     monkeypatch.setattr(shutil, "rmtree", interrupted)
     convert_bytes(source, out, mask, force=True)
+    assert ".out.s4convert-replaced" in removed
     assert hidden_siblings(out) == []
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_an_interrupt_is_told_in_one_line(source: Path, out: Path, mask: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(*args: Any, **kwargs: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(conversion_module, "stage", interrupt)
+    seams.before_staging(monkeypatch, lambda: signal.raise_signal(signal.SIGINT))
     outcome = run_here(source, out, "--mask", mask, "--no-verify", "-q")
     assert outcome.exit_code == 130
     assert len(outcome.stderr.splitlines()) == 1
@@ -330,7 +312,9 @@ def test_an_error_of_the_disk_after_the_rename_does_not_deny_that_out_stands(
     last = number_of_calls("fsync", source, out, mask) - 1
     with failing("fsync", last, errno.EIO), pytest.raises(StorageError) as caught:
         convert_bytes(source, out, mask)
-    assert not out.exists() or "OUT is as it was" not in str(caught.value)
+    assert "OUT is as it was" not in str(caught.value)
+    assert out.is_dir()
+    assert hidden_siblings(out) == []
 
 
 @pytest.mark.parametrize("call", ["copy_file_range", "pwrite", "fsync", "truncate", "mkdir", "rename"])
@@ -422,7 +406,8 @@ ls -A "$disk" | sed 's/^/left: /'
 BLIND_COMMAND = (
     sys.executable,
     "-c",
-    "import s4convert.cli as cli, s4convert.rewrite.staging as disk; disk.free_bytes = lambda _: 1 << 60; cli.main()",
+    "import pytest, s4convert.cli as cli; from tests.support import seams;"
+    "seams.believe_there_is_space(pytest.MonkeyPatch()); cli.main()",
 )
 
 
@@ -505,21 +490,21 @@ def cuts_a_shard_short(source: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "message"),
     [
-        touches_a_shard,
-        touches_a_sidecar,
-        puts_a_copy_in_place,
-        deletes_a_sidecar,
-        changes_a_weight,
-        cuts_a_shard_short,
+        (touches_a_shard, "changed during the run"),
+        (touches_a_sidecar, "changed during the run"),
+        (puts_a_copy_in_place, "changed during the run"),
+        (deletes_a_sidecar, "vanished during the run"),
+        (changes_a_weight, "changed during the run"),
+        (cuts_a_shard_short, "changed during the run"),
     ],
 )
 def test_a_change_of_in_during_the_run_is_an_error_of_storage(
-    source: Path, out: Path, mask: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], None]
+    source: Path, out: Path, mask: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], None], message: str
 ) -> None:
     meanwhile(monkeypatch, lambda: change(source))
-    with pytest.raises(StorageError, match=r"(changed|vanished) during the run|became shorter"):
+    with pytest.raises(StorageError, match=message):
         convert_bytes(source, out, mask)
     assert not out.exists()
     assert hidden_siblings(out) == []
@@ -528,9 +513,19 @@ def test_a_change_of_in_during_the_run_is_an_error_of_storage(
 def test_a_shard_that_becomes_shorter_while_it_is_copied_is_an_error_of_storage(
     source: Path, out: Path, mask: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "copy_file_range", lambda *args: 0)
-    monkeypatch.setattr(os, "pread", lambda *args: b"")
-    with pytest.raises(StorageError, match=r"became shorter while it was (copied|read)"):
+    shard = source / "model-00001-of-00002.safetensors"
+    seams.before_staging(monkeypatch, lambda: os.truncate(shard, shard.stat().st_size - 2))
+    with pytest.raises(StorageError, match=f"{shard.name}: became shorter while it was copied"):
+        convert_bytes(source, out, mask)
+    assert not out.exists()
+    assert hidden_siblings(out) == []
+
+
+def test_a_shard_that_becomes_shorter_while_it_is_edited_is_an_error_of_storage(
+    source: Path, out: Path, mask: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seams.before_staging(monkeypatch, lambda: monkeypatch.setattr(os, "pread", lambda *args: b""))
+    with pytest.raises(StorageError, match="became shorter while it was read"):
         convert_bytes(source, out, mask)
     assert not out.exists()
     assert hidden_siblings(out) == []
@@ -619,25 +614,18 @@ def test_the_umask_is_honoured(source: Path, out: Path, mask: Path, umask: int) 
     assert len(found) == 9 + len(CARD_FILES)
 
 
-@pytest.mark.parametrize("num_processes", [2, 8])
-def test_of_many_processes_that_write_the_same_out_one_wins(large: Path, tmp_path: Path, num_processes: int) -> None:
-    processes = [start_large(large, tmp_path / "out") for _ in range(num_processes)]
-    outcomes = [outcome_of(process) for process in processes]
-    winners = [outcome for outcome in outcomes if outcome.exit_code == 0]
-    losers = [outcome for outcome in outcomes if outcome.exit_code != 0]
-    assert winners
-    assert all(outcome.stdout == f"{tmp_path / 'out'}\n" for outcome in winners)
-    for outcome in losers:
-        assert_lost(outcome)
-    verify_conversion(large / "in", tmp_path / "out", check_behaviour=False)
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-def assert_lost(outcome: Outcome) -> None:
-    assert outcome.stdout == ""
-    assert len(outcome.stderr.splitlines()) == 1
-    late, busy = "is not empty; choose another OUT", "another s4convert is writing it"
-    assert (outcome.exit_code, True) in ((2, late in outcome.error), (3, busy in outcome.error)), outcome
+def test_of_many_processes_that_write_the_same_out_one_wins(source: Path, out: Path, mask: Path) -> None:
+    convert_bytes(source, out, mask, card=False)
+    expected = digests(out)
+    shutil.rmtree(out)
+    (ended,) = in_forked_children(source, out, mask, {"many_at_once": {"num_children": 8}}, card=False)
+    losers = [child for child in ended if child != DONE]
+    assert len(losers) == 7
+    for child in losers:
+        assert child["exit_code"] == 3
+        assert "another s4convert is writing it" in child["error"]
+    assert digests(out) == expected
+    assert hidden_siblings(out) == []
 
 
 def test_a_second_conversion_to_an_out_that_is_being_written_is_refused(source: Path, out: Path, mask: Path) -> None:
@@ -694,13 +682,7 @@ def test_of_many_threads_that_take_the_lock_over_and_over_only_one_holds_it(out:
 
 def meanwhile(monkeypatch: pytest.MonkeyPatch, happens: Callable[[], object]) -> None:
     """Let something happen while the next conversion is at work, when OUT has been looked at."""
-    stage = conversion_module.stage
-
-    def stage_meanwhile(*args: Any, **kwargs: Any) -> None:
-        stage(*args, **kwargs)
-        happens()
-
-    monkeypatch.setattr(conversion_module, "stage", stage_meanwhile)
+    seams.after_staging(monkeypatch, lambda staged: happens())
 
 
 def write_a_thesis(out: Path) -> None:
@@ -799,15 +781,8 @@ def test_the_working_directory_is_no_out(
 def test_a_checkpoint_at_out_stays_where_its_replacement_fails_verification(
     source: Path, out: Path, mask: Path, monkeypatch: pytest.MonkeyPatch, old: dict[str, str]
 ) -> None:
-    stage = conversion_module.stage
-
-    def stage_badly(checkpoint: Any, plan: Any, directory: Path, *args: Any, **kwargs: Any) -> Any:
-        staged = stage(checkpoint, plan, directory, *args, **kwargs)
-        (directory / "config.json").write_text("{}")
-        return staged
-
-    monkeypatch.setattr(conversion_module, "stage", stage_badly)
-    with pytest.raises(VerificationError):
+    seams.after_staging(monkeypatch, lambda staged: (staged / "config.json").write_text("{}"))
+    with pytest.raises(VerificationError, match=r"config\.json"):
         convert_bytes(source, out, mask, force=True)
     assert digests(out) == old
     assert hidden_siblings(out) == []
@@ -825,8 +800,9 @@ def test_a_checkpoint_at_out_stays_where_its_replacement_is_cut_off(
     source: Path, out: Path, mask: Path, old: dict[str, str], call: str, error: int | type[BaseException]
 ) -> None:
     # Two renames make a replacement; the last fsync comes after both.
+    raised = StorageError if isinstance(error, int) else error
     for index in range(2):
-        with failing(call, index, error), pytest.raises((StorageError, KeyboardInterrupt)):
+        with failing(call, index, error), pytest.raises(raised):
             convert_bytes(source, out, mask, force=True)
         assert out.exists()
         assert digests(out) == old
@@ -847,7 +823,7 @@ def test_force_does_not_replace_a_project_that_has_a_config(source: Path, out: P
     (out / "config.json").write_text('{"port": 8080}')
     (out / "firmware.bin").write_text("the only copy")
     before = snapshot(out.parent)
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError, match="holds something else than a conversion"):
         convert_bytes(source, out, mask, force=True)
     assert snapshot(out.parent) == before
 
@@ -856,7 +832,7 @@ def test_an_in_that_is_named_like_outs_staging_directory_is_not_deleted(source: 
     hidden = out.with_name(".out.s4convert-staging")
     source.rename(hidden)
     before = snapshot(hidden)
-    with contextlib.suppress(S4ConvertError):
+    with pytest.raises(UsageError, match=r"is where a conversion to .* works; choose another OUT"):
         convert_bytes(hidden, out, mask)
     assert snapshot(hidden) == before
 
