@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -481,10 +482,79 @@ def test_a_flag_may_stand_before_the_command(source: Path, flag: str) -> None:
     assert before.stdout == after.stdout
 
 
-def test_a_misspelt_command_is_told_so(source: Path) -> None:
-    outcome = run_here("inspekt", source)
+@pytest.mark.parametrize(("word", "meant"), [("inspekt", "inspect"), ("verfy", "verify"), ("masc", "mask")])
+def test_a_misspelt_command_is_told_so(source: Path, word: str, meant: str) -> None:
+    outcome = run_here(word, source)
     assert outcome.exit_code == 2
-    assert "did you mean inspect?" in outcome.error
+    assert f"no such command or directory: '{word}'; did you mean {meant}?" in outcome.error
+
+
+def test_a_directory_whose_name_is_nearly_a_command_is_an_in(
+    source: Path, mask: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    source.rename(tmp_path / "inspekt")
+    outcome = run_here("inspekt", "out", "--mask", mask, "--no-verify", "-q")
+    assert (outcome.exit_code, outcome.stdout) == (0, "out\n")
+
+
+def completions(*words: str) -> set[str]:
+    """What bash offers for the last of *words*; a word of type dir is a request for the names of directories."""
+    asked = {"COMP_WORDS": shlex.join(["s4convert", *words]), "COMP_CWORD": str(len(words))}
+    outcome = run(environment=os.environ | asked | {"_S4CONVERT_COMPLETE": "bash_complete"})
+    assert (outcome.exit_code, outcome.stderr) == (0, "")
+    return set(outcome.stdout.splitlines())
+
+
+def test_the_shell_is_offered_commands_and_directories_where_either_may_stand() -> None:
+    assert completions("") == {
+        *(f"plain,{name}" for name in ("demo", "inspect", "mask", "push", "verify")),
+        "dir,",
+    }
+    assert completions("ver") == {"plain,verify", "dir,ver"}
+
+
+@pytest.mark.parametrize("words", [["--mask-"], ["in", "out", "--mask-"]], ids=["first", "behind IN and OUT"])
+def test_the_shell_is_offered_the_main_jobs_options(words: list[str]) -> None:
+    assert completions(*words) == {"plain,--mask-polarity"}
+
+
+def test_the_shell_is_offered_a_commands_own_options_and_choices() -> None:
+    assert completions("inspect", "--pl") == {"plain,--plot"}
+    assert completions("mask", "--metric", "m") == {"plain,magnitude"}
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_shells_own_script_names_the_command(shell: str) -> None:
+    outcome = run(environment=os.environ | {"_S4CONVERT_COMPLETE": f"{shell}_source"})
+    assert outcome.exit_code == 0
+    assert f"_S4CONVERT_COMPLETE={shell}_complete" in outcome.stdout
+
+
+@pytest.mark.parametrize("options", [("-q", "--json"), ("-q",), ("--json",), ()])
+def test_a_quiet_dry_run_prints_nothing(source: Path, out: Path, mask: Path, options: tuple[str, ...]) -> None:
+    outcome = run_here(source, out, "--mask", mask, "--dry-run", *options)
+    assert outcome.exit_code == 0
+    assert (outcome.stdout == "") == ("-q" in options)
+    assert not out.exists()
+
+
+def test_a_quiet_mask_prints_only_where_it_is(tmp_path: Path) -> None:
+    options = ("--metric", "magnitude", "--schedule", "uniform", "--rate", "0.25")
+    quiet = run_here("mask", MINI_LLAVA, "-o", tmp_path / "quiet.json", *options, "-q")
+    assert (quiet.exit_code, quiet.stdout, quiet.stderr) == (0, f"{tmp_path / 'quiet.json'}\n", "")
+    as_json = run_here("mask", MINI_LLAVA, "-o", tmp_path / "as.json", *options, "--json", "--plot", tmp_path / "a.png")
+    assert json.loads(as_json.stdout)["out"] == str(tmp_path / "as.json")
+    assert (tmp_path / "a.png").is_file()
+
+
+@pytest.mark.parametrize(("verbose", "is_told"), [((), False), (("-vv",), True)])
+def test_twice_verbose_lets_libraries_speak(source: Path, verbose: tuple[str, ...], is_told: bool) -> None:
+    told_later = "logging.getLogger('urllib3').debug('GET')"
+    code = f"import logging, s4convert.cli as cli\ntry: cli.main()\nfinally: {told_later}"
+    outcome = run("inspect", source, *verbose, command=(sys.executable, "-c", code))
+    assert outcome.exit_code == 0
+    assert outcome.stderr == ("s4convert: GET\n" if is_told else "")
 
 
 def test_a_quiet_run_still_warns_of_what_it_leaves_behind(source: Path, out: Path, mask: Path) -> None:

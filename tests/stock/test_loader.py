@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,15 +57,16 @@ def load(path: Path) -> Loaded:
     return Loaded(tokenizer, model, image_processor)
 
 
+@functools.cache
 def load_float32(path: Path) -> Loaded:
-    """Load *path* and compute in float32, so that the only rounding is that of the stored weights."""
+    """*path*, loaded once, computing in float32, so that the only rounding is that of the stored weights."""
     loaded = load(path)
     loaded.model.float()
     return loaded
 
 
 def hooked(path: Path, mask: HeadMask, compensation: str) -> Loaded:
-    loaded = load_float32(path)
+    loaded = copy.deepcopy(load_float32(path))
     hook_heads(loaded.model, mask, scaled=compensation == "scale")
     return loaded
 
