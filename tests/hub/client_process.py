@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import logging
 import os
@@ -90,6 +91,7 @@ def _serve(calls: Connection, environment: dict[str, str]) -> None:
         try:
             function, arguments, options = calls.recv()
         except EOFError:
+            gc.freeze()  # or Python would look through all of torch before it ends, which takes a second
             return
         with mock.patch.dict(os.environ):  # which modules of tests may set when they are imported
             calls.send(_outcome(function, arguments, options))

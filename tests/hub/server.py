@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
+import signal
 import socket
 import sys
 import threading
@@ -267,11 +268,12 @@ def main() -> None:
     parser.add_argument("--token", default="hf_loopback", help="that user's access token (default: hf_loopback)")
     parser.add_argument("--org", action="append", default=[], help="an organisation that the user belongs to")
     options = parser.parse_args()
+    ends = {signal.SIGINT, signal.SIGTERM}
+    signal.pthread_sigmask(signal.SIG_BLOCK, ends)  # in the servers' threads too, so that none is lost before the wait
     with LoopbackHub(options.port) as hub:
         hub.add_user(options.user, options.token, tuple(options.org))
         print(hub.endpoint, flush=True)  # noqa: T201
-        with contextlib.suppress(KeyboardInterrupt):
-            threading.Event().wait()
+        signal.sigwait(ends)
 
 
 if __name__ == "__main__":

@@ -725,6 +725,7 @@ def test_it_runs_alone() -> None:
             endpoint = process.stdout.readline().strip()
             answer: Any = http(f"{endpoint}/api/whoami-v2", Authorization="Bearer hf_bob")
             assert json.loads(answer.content)["name"] == "bob"
-        finally:
             process.send_signal(signal.SIGINT)
-    assert process.returncode == 0
+            assert process.wait(timeout=30) == 0
+        finally:
+            process.kill()
