@@ -127,7 +127,8 @@ def test_every_command_is_run_and_nothing_is_pushed() -> None:
 
 
 def options_of(command: click.Command) -> set[str]:
-    params = command.get_params(click.Context(command))
+    names = {"help_option_names": ["-h", "--help"]}  # as the group says: click keeps the option that it makes of them
+    params = command.get_params(click.Context(command, **names))
     return {name for param in params if isinstance(param, click.Option) for name in param.opts if name[:2] == "--"}
 
 

@@ -194,6 +194,23 @@ class Checkpoint:
         held = projections_in(name, self.geometry)
         return (layer, held) if held else None
 
+    def read_projection(self, layer: int, projection: str) -> Float64Array:
+        """The whole weight of *layer*'s projection ``q``, ``k``, ``v`` or ``o``, [rows, columns].
+
+        Raises:
+            CheckpointError: it holds NaN or infinity.
+            StorageError: it cannot be read.
+        """
+        rows = self.projection(layer, projection, "weight")
+        assert rows is not None, "a checkpoint without it cannot be opened"
+        weight = self.read_rows(rows.tensor, rows.first, rows.count)
+        if not np.isfinite(weight).all():
+            raise CheckpointError(
+                f"{self.path / rows.tensor.shard}: {rows.tensor.name} (layer {layer}) holds NaN or infinity; "
+                "mend the checkpoint first"
+            )
+        return weight.astype(np.float64)
+
     def read_rows(self, tensor: StoredTensor, first: int = 0, count: int | None = None) -> Float32Array:
         """Rows [first, first + count) of *tensor* as float32; all from *first* on where *count* is None.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -12,8 +13,7 @@ import numpy as np
 
 from ..calibration.moments import LayerMoments, Moments
 from ..checkpoint import Checkpoint
-from ..checkpoint.dtypes import Float64Array
-from ..errors import CheckpointError, CompensationError, UsageError
+from ..errors import CompensationError, UsageError
 from ..mask import HeadMask
 from ..progress import layer_bar
 from .error import mix_error
@@ -160,30 +160,9 @@ def check_mode(mode: str, checkpoint: Checkpoint, mask: HeadMask, *, has_moments
 
 def pruned_layer(checkpoint: Checkpoint, mask: HeadMask, number: int) -> PrunedLayer:
     """Layer *number* of *checkpoint*, which loses heads by *mask*, as fits see it; its weights are read when used."""
-
-    def read_weight(projection: str) -> Float64Array:
-        return read_projection(checkpoint, number, projection)
-
+    read_weight = partial(checkpoint.read_projection, number)
     scale = None if mask.scale is None else mask.scale.get(number)
     return PrunedLayer(number, checkpoint.geometry, mask.pruned[number], scale, read_weight, _log.warning)
-
-
-def read_projection(checkpoint: Checkpoint, layer: int, projection: str) -> Float64Array:
-    """The whole weight of *layer*'s projection ``q``, ``k``, ``v`` or ``o``, [rows, columns].
-
-    Raises:
-        CheckpointError: it holds NaN or infinity.
-        StorageError: it cannot be read.
-    """
-    rows = checkpoint.projection(layer, projection, "weight")
-    assert rows is not None, "a checkpoint without it cannot be opened"
-    weight = checkpoint.read_rows(rows.tensor, rows.first, rows.count)
-    if not np.isfinite(weight).all():
-        raise CheckpointError(
-            f"{checkpoint.path / rows.tensor.shard}: {rows.tensor.name} (layer {layer}) holds NaN or infinity; "
-            "mend the checkpoint first"
-        )
-    return weight.astype(np.float64)
 
 
 def keep(mix: HeadMix, layer: int, scratch: Path) -> HeadMix:

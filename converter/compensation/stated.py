@@ -48,8 +48,12 @@ def stated_fits(
             mixes[number] = layer.mix(np.array([factors[number][head] for head in layer.kept]))
             continue
         output = converted.output_projection(number)
-        after = converted.read_rows(output).astype(np.float64)
-        mix = recover_mix(layer, after, output.dtype, f"{converted.path / output.shard}: {output.name}")
+        mix = recover_mix(
+            layer,
+            converted.read_projection(number, "o"),
+            output.dtype,
+            f"{converted.path / output.shard}: {output.name}",
+        )
         mixes[number] = keep(mix, number, scratch)
     return Fits(mode, mixes, recovered=frozenset(mixes.keys() - factors.keys()))
 

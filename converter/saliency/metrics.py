@@ -13,7 +13,7 @@ from ..calibration.stream import LayerSample
 from ..checkpoint import Checkpoint, Geometry
 from ..choices import GAMMA
 from .cross_attention import CrossAttention
-from .reconstruction import DAMPING, Reconstruction, output_weight
+from .reconstruction import DAMPING, Reconstruction
 
 
 class Energy(SecondMoments):
@@ -24,7 +24,10 @@ class Energy(SecondMoments):
         self._checkpoint, self._layer, self._device = checkpoint, layer, device
 
     def scores(self) -> tuple[float, ...]:
-        weight, moments = output_weight(self._checkpoint, self._layer, self._device), self.mixed()
+        import torch
+
+        moments = self.mixed()
+        weight = torch.from_numpy(self._checkpoint.read_projection(self._layer, "o")).to(self._device)
         head_dim = self._checkpoint.geometry.head_dim
         scores = []
         for begin in range(0, len(moments), head_dim):
@@ -47,12 +50,8 @@ class Magnitude:
 
     def scores(self) -> tuple[float, ...]:
         checkpoint, geometry = self._checkpoint, self._checkpoint.geometry
-        value = checkpoint.projection(self._layer, "v", "weight")
-        assert value is not None  # Checkpoint.open refuses a layer without it
-        values = checkpoint.read_rows(value.tensor, value.first, value.count).astype(np.float64)
-        values = values.reshape(geometry.num_kv_heads, geometry.head_dim, -1)
-        outputs = checkpoint.read_rows(checkpoint.output_projection(self._layer)).astype(np.float64)
-        outputs = outputs.reshape(-1, geometry.num_heads, geometry.head_dim)
+        values = checkpoint.read_projection(self._layer, "v").reshape(geometry.num_kv_heads, geometry.head_dim, -1)
+        outputs = checkpoint.read_projection(self._layer, "o").reshape(-1, geometry.num_heads, geometry.head_dim)
         scores = []
         for head in range(geometry.num_heads):
             columns, rows = outputs[:, head], values[head // geometry.heads_per_group]

@@ -39,7 +39,9 @@ class Reconstruction(SecondMoments):
 
     def scores(self) -> tuple[float, ...]:
         """The scores [num_heads]; CalibrationError where S + lambda I cannot be factorised."""
-        weight = output_weight(self._checkpoint, self._layer, self._device)
+        import torch
+
+        weight = torch.from_numpy(self._checkpoint.read_projection(self._layer, "o")).to(self._device)
         gram = weight.T @ weight
         del weight
         geometry = self._checkpoint.geometry
@@ -120,10 +122,3 @@ def _inverse(matrix: torch.Tensor) -> torch.Tensor:
     if bool(failed.any()) or not bool(factor.isfinite().all()):
         raise ArithmeticError("not positive definite")
     return torch.cholesky_inverse(factor).contiguous()  # CUDA's result is column-major
-
-
-def output_weight(checkpoint: Checkpoint, layer: int, device: str) -> torch.Tensor:
-    """The weight of ``o_proj`` [hidden_size, num_heads * head_dim] in float64."""
-    import torch
-
-    return torch.from_numpy(checkpoint.read_rows(checkpoint.output_projection(layer))).to(device).double()

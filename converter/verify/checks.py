@@ -6,7 +6,6 @@ import os
 
 from ..compensation import MomentsSource
 from ..compensation.error import weight_error
-from ..compensation.fitting import read_projection
 from ..progress import byte_bar, layer_bar
 from .claim import Claim
 from .report import Report
@@ -47,7 +46,7 @@ def check_claim(
 
 def _stored_error(claim: Claim, layer: int, moments: MomentsSource) -> float:
     """E of *layer*'s ``o_proj`` as it is stored, rounded."""
-    before, after = (read_projection(checkpoint, layer, "o") for checkpoint in (claim.original, claim.converted))
+    before, after = (checkpoint.read_projection(layer, "o") for checkpoint in (claim.original, claim.converted))
     return weight_error(before, after, moments(layer).train)
 
 
