@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import CheckpointError, StorageError, reading
-from .dtypes import ITEM_BYTES, Float32Array, decode
+from .dtypes import ITEM_BYTES, Float32Array, Float64Array, decode
 from .families import Family, LanguageModel, check_entries, read_family
 from .files import CONFIG_FILE, MANIFEST_FILE, TORCH_INDEX_FILE, read_json_object, read_span
 from .geometry import PROJECTIONS, Geometry, ProjectionRows, expected_shape, projections_in, read_geometry
