@@ -50,7 +50,7 @@ def stated_fits(
         output = converted.output_projection(number)
         mix = recover_mix(
             layer,
-            converted.read_projection(number, "o"),
+            converted.read_rows(output).astype(np.float64),
             output.dtype,
             f"{converted.path / output.shard}: {output.name}",
         )
