@@ -8,6 +8,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported: no tes
 # Before torch is imported: so small a model gains little from a second thread, and loses much on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import gc
 import json
 import shutil
 import signal
@@ -23,6 +24,12 @@ from s4convert.mask import HeadMask
 # inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def pytest_collection_finish() -> None:
+    """Let no garbage collection look at the libraries again, as those that loading a model asks for would each time."""
+    gc.collect()
+    gc.freeze()
 
 
 # Layers 0 and 1 untouched, whole and partial layers after them.
