@@ -37,6 +37,10 @@ def original(converted: Path, hub: LoopbackHub) -> str:
 INVALID = {"X-Error-Message": "Invalid credentials in Authorization header"}
 NOT_ACCEPTED = r"the Hub does not accept your token \(Invalid credentials in Authorization header\)"
 BROKE_OFF = r"the connection to the Hub broke off \(\w+\)"  # and what the client calls that
+NO_RIGHTS = (
+    r"your token has no permission for this "
+    r'\(You don\'t have the rights to create a model under the namespace "\w+"\)'
+)
 NEW_TOKEN = "make a new one, set HF_TOKEN or run hf auth login and "
 
 
@@ -101,12 +105,6 @@ def test_what_was_sent_before_the_failure_is_not_sent_again(
     assert len(sent) == 2  # the shards
     assert s4convert("push", converted, "alice/pruned").exit_code == 0
     assert [request.path for request in hub.requests if request.method == "PUT"] == sent
-
-
-NO_RIGHTS = (
-    r"your token has no permission for this "
-    r'\(You don\'t have the rights to create a model under the namespace "\w+"\)'
-)
 
 
 def test_a_hub_that_has_trouble_for_a_moment_does_not_fail_a_push(
