@@ -18,6 +18,7 @@ from s4convert.checkpoint import Checkpoint
 from s4convert.errors import CalibrationError, CheckpointError, StorageError, UsageError
 from s4convert.jobs.mask import MaskOptions
 from s4convert.mask import HeadMask, HeadScores, parse_schedule
+from s4convert.mask.schedules import describe
 from tests.conftest import MINI_LLAVA
 from tests.support.command_line import run, run_here
 from tests.support.synthetic import Spec, write_checkpoint
@@ -68,13 +69,13 @@ def test_a_schedule_may_be_given_as_an_object(scores: Path, source: Path, tmp_pa
     schedule = parse_schedule(text, "0.25")
     made = make_mask(scores=scores, schedule=schedule)
     assert made.mask.pruned == make_mask(scores=scores, schedule=text, rate=0.25).mask.pruned
-    assert schedule.describe() == f"{text} at 0.25"
+    assert describe(schedule) == f"{text} at 0.25"
     planned = s4convert.plan_conversion(source, tmp_path / "other", scores, schedule=schedule)
     assert planned.mask.pruned == made.mask.pruned
 
 
 def test_bands_describe_themselves() -> None:
-    assert parse_schedule("bands:0-1:0,2:0.5").describe() == "bands:0-1:0,2:0.5"
+    assert describe(parse_schedule("bands:0-1:0,2:0.5")) == "bands:0-1:0,2:0.5"
 
 
 def test_a_schedule_that_has_its_rate_takes_no_other(scores: Path, source: Path, tmp_path: Path) -> None:
