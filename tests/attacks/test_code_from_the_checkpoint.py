@@ -60,3 +60,19 @@ def test_the_config_does_not_choose_which_class_is_loaded(
     assert outcome.exit_code == 0, outcome.stderr
     assert "probe: 3 text prompts, 2 image prompts" in outcome.stdout
     assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "field"), [("tokenizer_config.json", "tokenizer_class"), ("processor_config.json", "processor_class")]
+)
+def test_a_class_that_only_the_checkpoints_code_has_is_not_run(
+    mini_llava: Path, tmp_path: Path, mini_mask_file: Path, marker: Path, file: str, field: str
+) -> None:
+    """Stock code does without it or fails, by version; then the probe is of seeded token ids, or of text alone."""
+    path = mini_llava / file
+    content = json.loads(path.read_text()) | {field: "Evil"}
+    content["auto_map"] = {"AutoTokenizer": ["evil.Evil", None], "AutoProcessor": "evil.Evil"}
+    path.write_text(json.dumps(content))
+    outcome = run_here(mini_llava, tmp_path / "out", "--mask", mini_mask_file)
+    assert outcome.exit_code == 0, outcome.stderr
+    assert not marker.exists()
