@@ -104,6 +104,7 @@ _SHARED = (
 _IN_FRONT_OF_A_COMMAND = ("--json", "-v", "-vv", "--verbose", "--debug", "-q", "--quiet")
 _QUIET = click.option("-q", "--quiet", is_flag=True, help="Print only where the output is.")
 _JOBS = click.option("--jobs", type=click.IntRange(min=1), help="Threads that read and write.  [default: 2 to 8]")
+_FOREIGN_STATISTICS = click.option("--foreign-statistics", is_flag=True, help="Accept statistics of another model.")
 _MASK_FILE = (
     click.option("--mask-polarity", type=click.Choice(POLARITIES), help="For bare 0/1 flags: what a 1 does to a head."),
     click.option("--schedule", metavar=SCHEDULES, help="For a file of scores: how many heads each layer loses."),
@@ -167,6 +168,7 @@ def cli() -> None:
     click.option("--device", metavar="NAME", help="Where the model and the fits run: cpu or cuda.  [default: cpu]"),
     click.option("--save-statistics", type=FILE, metavar="DIR", help="Keep what was measured there."),
     click.option("--statistics", type=FILE, metavar="DIR", help="Use what was kept, in place of --calibration."),
+    _FOREIGN_STATISTICS,
 )
 @options(
     "Output",
@@ -273,6 +275,7 @@ def inspect(path: str, as_json: bool, verbose: int, **settings: Any) -> None:
         help="The compensation.  [default: as in the manifest, or scale]",
     ),
     click.option("--statistics", type=FILE, metavar="DIR", help="What the compensation was fitted to."),
+    _FOREIGN_STATISTICS,
 )
 @options("Checks", _JOBS)
 @options("Messages", *_SHARED)

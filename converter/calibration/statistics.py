@@ -20,7 +20,7 @@ from .. import strict_json
 from ..checkpoint import Checkpoint
 from ..checkpoint.dtypes import Float64Array
 from ..choices import HOLDOUT, IMAGE_WEIGHT
-from ..errors import CalibrationError, StorageError, UsageError
+from ..errors import CalibrationError, StorageError, UsageError, shown
 from ..progress import layer_bar
 from ..version import __version__
 from .inputs import Inputs, make_inputs
@@ -87,8 +87,11 @@ class Statistics:
             raise CalibrationError(f"{path}: has no tokens to fit with; gather the statistics again")
         return LayerMoments(train, self._mixed(tensors, "held_out"))
 
-    def check(self, checkpoint: Checkpoint, layers: Collection[int]) -> None:
-        """Raise CalibrationError where the statistics are not of *checkpoint*'s geometry, or lack one of *layers*."""
+    def check(self, checkpoint: Checkpoint, layers: Collection[int], *, foreign: bool = False) -> None:
+        """Raise CalibrationError where the statistics are not of *checkpoint*, or lack one of *layers*.
+
+        With *foreign*, those of another model of the same geometry pass.
+        """
         stated, expected = read_description(self.directory), _description(checkpoint)
         for name in _SIZES:
             if stated.get(name) != expected[name]:
@@ -96,6 +99,11 @@ class Statistics:
                     f"{self.directory / DESCRIPTION_FILE}: {name} is {stated.get(name)!r}, but {expected[name]!r} is "
                     "needed; gather them again"
                 )
+        if not foreign and stated.get("fingerprint") != checkpoint.fingerprint:
+            raise CalibrationError(
+                f"{self.directory}: was gathered on another model ({shown(stated.get('source'))}), as the fingerprint "
+                "tells; gather statistics of this one, or insist with `foreign_statistics=True`"
+            )
         for layer in layers:
             if not self._path(layer).is_file():
                 raise CalibrationError(f"{self.directory}: has no layer {layer}; gather the statistics again")
@@ -199,7 +207,13 @@ def scratch_bytes(checkpoint: Checkpoint, num_layers: int) -> int:
 
 def _description(checkpoint: Checkpoint) -> dict[str, Any]:
     sizes = {name: getattr(checkpoint.geometry, name) for name in _SIZES}
-    return {"format": STATISTICS_FORMAT, "tool_version": __version__, "source": checkpoint.source, **sizes}
+    return {
+        "format": STATISTICS_FORMAT,
+        "tool_version": __version__,
+        "source": checkpoint.source,
+        "fingerprint": checkpoint.fingerprint,
+        **sizes,
+    }
 
 
 def _moments(tensors: Mapping[str, npt.NDArray[Any]], name: str, device: str) -> Moments | None:

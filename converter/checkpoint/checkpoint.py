@@ -17,6 +17,7 @@ from ..errors import CheckpointError, StorageError, reading
 from .dtypes import ITEM_BYTES, Float32Array, Float64Array, decode
 from .families import Family, LanguageModel, check_entries, read_family
 from .files import CONFIG_FILE, MANIFEST_FILE, TORCH_INDEX_FILE, read_json_object, read_span
+from .fingerprint import fingerprint
 from .geometry import PROJECTIONS, Geometry, ProjectionRows, expected_shape, projections_in, read_geometry
 from .shards import open_shards
 from .sidecars import other_files
@@ -127,6 +128,11 @@ class Checkpoint:
     def source(self) -> str:
         """Its source without a path of this machine: the directory's name, or ``org/name@commit``."""
         return self.path.resolve().name if self.repository is None else str(self.repository)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A short name for the weights of its language model, see :mod:`~s4convert.checkpoint.fingerprint`."""
+        return fingerprint(self)
 
     @cached_property
     def manifest(self) -> Mapping[str, Any] | None:

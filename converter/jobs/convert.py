@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ from ..sources import open_checkpoint, open_mask
 from ..verify.checks import check_claim, default_jobs
 from ..verify.claim import Claim
 from ..verify.report import Report
+from .notes import notes_on
 from .options import Options, as_path, options_of
 
 _log = logging.getLogger(__name__)
@@ -60,7 +62,8 @@ class ConvertOptions(Options):
     *calibration*, a file of questions or plain text, with *images*, the directory of its images; the first
     *num_samples* (all) are used, and the share *holdout* (0.2) of them judges the fit. *image_weight* (0.5) is the
     share of image tokens in a fit; *device* (``cpu``) runs the model and the fits. *save_statistics* keeps what was
-    measured in a directory, which *statistics* takes instead of data.
+    measured in a directory, which *statistics* takes instead of data; *foreign_statistics* accepts those of another
+    model of the same geometry.
 
     Output: *check_behaviour* compares hidden states, bytes are always compared. *shard_size* (bytes, or ``"5GB"``)
     bounds the shards that are built from ``.bin`` files. *force* replaces the conversion that stands at OUT;
@@ -83,6 +86,7 @@ class ConvertOptions(Options):
     device: str | None = None
     statistics: str | Path | Callable[..., Any] | None = None
     save_statistics: str | Path | None = None
+    foreign_statistics: bool = False
     check_behaviour: bool = True
     shard_size: int | str | None = None
     force: bool = False
@@ -155,6 +159,11 @@ class PlannedConversion:
     def own_files(self) -> frozenset[str]:
         """The files of OUT that are not IN's, but say what was done."""
         return frozenset() if self.base_card is None else CARD_FILES
+
+    @cached_property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the report must know of the mask and the statistics."""
+        return notes_on(self.checkpoint, self.mask, self.options.kept_statistics)
 
     @property
     def bytes_needed(self) -> int:
@@ -263,6 +272,8 @@ def _prepare(
     if not options.allow_converted:
         _refuse_converted(checkpoint)
     _check_data(planned)
+    for note in planned.notes:
+        _log.warning("%s", note)
     for name in checkpoint.left_behind:
         _log.warning("%s: left behind, it may hold unpruned weights", checkpoint.path / name)
     return planned
@@ -278,7 +289,7 @@ def _check_data(planned: PlannedConversion) -> None:
         options.statistics_in(planned.out)  # refuses an image weight
         data.check()
     if kept is not None:
-        kept.check(planned.checkpoint, layers)
+        kept.check(planned.checkpoint, layers, foreign=options.foreign_statistics)
     if options.save_statistics is not None:
         save = Path(options.save_statistics)
         options.statistics_in(save).check_new()
@@ -303,6 +314,7 @@ def _carry_out(planned: PlannedConversion, made_by: str) -> Report:
                 claim,
                 check_behaviour=options.check_behaviour,
                 moments=moments,
+                notes=planned.notes,
                 jobs=jobs,
                 progress=options.progress,
             )

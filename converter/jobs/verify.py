@@ -20,6 +20,7 @@ from ..sources import locate_checkpoint, open_checkpoint, open_mask
 from ..verify.checks import check_claim, default_jobs
 from ..verify.claim import Claim
 from ..verify.report import Report
+from .notes import notes_on
 from .options import Options, options_of
 
 
@@ -30,8 +31,8 @@ class VerifyOptions(Options):
     *mask* and *compensation* are those of the converted checkpoint's manifest unless given; without either, the
     compensation is ``scale``. *mask_polarity*, *schedule* and *rate* are for mask files that need them, as in
     :class:`~s4convert.jobs.convert.ConvertOptions`. *statistics* are those that the compensation was fitted to, a
-    directory that ``save_statistics`` kept. *check_behaviour* compares hidden states; bytes are always compared.
-    *jobs* is the number of threads.
+    directory that ``save_statistics`` kept; *foreign_statistics* accepts those of another model. *check_behaviour*
+    compares hidden states; bytes are always compared. *jobs* is the number of threads.
 
     Raises:
         UsageError: an option is of the wrong type, or means nothing without another.
@@ -43,6 +44,7 @@ class VerifyOptions(Options):
     rate: Rate | None = None
     compensation: str | None = None
     statistics: str | Path | Callable[..., Any] | None = None
+    foreign_statistics: bool = False
     check_behaviour: bool = True
     jobs: int | None = None
 
@@ -53,11 +55,14 @@ class VerifyOptions(Options):
             raise UsageError("`mask_polarity`, `rate` and `schedule` are about a `mask` file; give that too")
 
     @property
+    def kept_statistics(self) -> Statistics | None:
+        """The moments that the compensation was fitted to, where a directory is given."""
+        return None if self.statistics is None or callable(self.statistics) else Statistics(Path(self.statistics))
+
+    @property
     def moments(self) -> MomentsSource | None:
         """The moments that the compensation was fitted to, where they are given."""
-        if self.statistics is None or callable(self.statistics):
-            return self.statistics
-        return Statistics(Path(self.statistics))
+        return self.statistics if callable(self.statistics) else self.kept_statistics
 
 
 def verify_conversion(
@@ -82,6 +87,8 @@ def verify_conversion(
     after = _open_converted(converted, before, options)
     stated = read_conversion(after)
     mask = _mask(converted, before, stated, options)
+    if options.kept_statistics is not None:
+        options.kept_statistics.check(before, mask.touched_layers, foreign=options.foreign_statistics)
     own_files = frozenset[str]() if stated is None else stated.card
     with tempfile.TemporaryDirectory(prefix="s4convert-") as scratch:
         fits = _fits(before, after, mask, stated, options, Path(scratch))
@@ -89,6 +96,7 @@ def verify_conversion(
             Claim(before, after, mask, fits, own_files),
             check_behaviour=options.check_behaviour,
             moments=options.moments,
+            notes=notes_on(before, mask, options.kept_statistics),
             jobs=options.jobs or default_jobs(),
             progress=options.progress,
         )

@@ -26,7 +26,7 @@ HeadsHook: TypeAlias = "Callable[[torch.Tensor], torch.Tensor]"
 
 # Entries of a config that say how the model is run or stored, or that do not fit a single layer.
 _NOT_THE_MODELS = (
-    *("architectures", "model_type", "torch_dtype", "dtype", "layer_types", "quantization_config"),
+    *("architectures", "auto_map", "model_type", "torch_dtype", "dtype", "layer_types", "quantization_config"),
     *("attn_implementation", "_attn_implementation", "_attn_implementation_internal", "_flash_attn_2_enabled"),
 )
 
@@ -224,7 +224,8 @@ def _build(checkpoint: Checkpoint) -> Any:
     }
     try:
         with stock_code():
-            return AutoModel.from_config(AutoConfig.for_model(checkpoint.language_model.stock_type, **config))
+            stock_config = AutoConfig.for_model(checkpoint.language_model.stock_type, **config)
+            return AutoModel.from_config(stock_config, trust_remote_code=False)
     except Exception as error:  # stock code raises errors of any kind at a wrong config
         raise CheckpointError(
             f"{checkpoint.path / CONFIG_FILE}: stock transformers cannot build the language model from it "

@@ -6,8 +6,9 @@ Of the token embeddings, only the rows of the tokens are read, and ``lm_head`` n
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from ..checkpoint import CONFIG_FILE, Checkpoint, StoredTensor, read_json_object
@@ -41,6 +42,22 @@ def conversation(turns: Sequence[tuple[str, str | None]]) -> str:
         if answer is not None:
             text += f" {answer}{_END_OF_ANSWER}"
     return text
+
+
+# No code of a checkpoint is ever run, whatever its ``auto_map`` says. Without this, transformers asks on stdin.
+_NO_CODE: Mapping[str, Any] = MappingProxyType({"trust_remote_code": False})
+
+# The class with tower and projector, by the family's model type: the config's own ``architectures`` may name anything.
+_STOCK_CLASSES: Mapping[str, str] = MappingProxyType(
+    {
+        "llava": "LlavaForConditionalGeneration",
+        "llava_next": "LlavaNextForConditionalGeneration",
+        "llava_next_video": "LlavaNextVideoForConditionalGeneration",
+        "llava_onevision": "LlavaOnevisionForConditionalGeneration",
+        "video_llava": "VideoLlavaForConditionalGeneration",
+        "vipllava": "VipLlavaForConditionalGeneration",
+    }
+)
 
 
 class FrontEnd(Protocol):
@@ -92,7 +109,7 @@ class TextFrontEnd:
 
         self._checkpoint = checkpoint
         with stock_code():
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint.path)
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint.path, **_NO_CODE)
 
     def token_ids(self, text: str) -> list[int]:
         with stock_code():
@@ -162,7 +179,7 @@ class OriginalFrontEnd:
         directory = _tower_directory(checkpoint)
         self._projector = _read_projector(checkpoint, device)
         with stock_code():
-            self._image_processor = AutoImageProcessor.from_pretrained(directory)
+            self._image_processor = AutoImageProcessor.from_pretrained(directory, **_NO_CODE)
             self._tower = CLIPVisionModel.from_pretrained(directory).float().eval().to(device)
 
     def __call__(self, text: str, image: Image.Image | None = None) -> Embedded:
@@ -205,9 +222,10 @@ def load_processor(path: Path) -> Any:
     from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, LlavaProcessor
 
     try:
-        return AutoProcessor.from_pretrained(path)
+        return AutoProcessor.from_pretrained(path, **_NO_CODE)
     except TypeError:  # transformers 4.37 cannot read a processor_config.json that newer ones wrote
-        return LlavaProcessor(AutoImageProcessor.from_pretrained(path), AutoTokenizer.from_pretrained(path))
+        image_processor = AutoImageProcessor.from_pretrained(path, **_NO_CODE)
+        return LlavaProcessor(image_processor, AutoTokenizer.from_pretrained(path, **_NO_CODE))
 
 
 def _without_decoder(checkpoint: Checkpoint) -> Any:
@@ -215,7 +233,7 @@ def _without_decoder(checkpoint: Checkpoint) -> Any:
     import torch
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(checkpoint.path)
+    config = transformers.AutoConfig.from_pretrained(checkpoint.path, **_NO_CODE)
     config.text_config.num_hidden_layers = 0
     config.text_config.vocab_size = 1
     config.text_config.pad_token_id = None
@@ -225,7 +243,7 @@ def _without_decoder(checkpoint: Checkpoint) -> Any:
             continue
         is_vocabulary = tensor is checkpoint.embedding or name.endswith("lm_head.weight")
         weights[name] = _read(checkpoint, tensor, 1 if is_vocabulary else None)
-    model_class = getattr(transformers, config.architectures[0])
+    model_class = getattr(transformers, _STOCK_CLASSES[checkpoint.family.model_type])
     model, loading = model_class.from_pretrained(None, config=config, state_dict=weights, output_loading_info=True)
     if loading["missing_keys"]:
         raise ValueError(f"no weights for {sorted(loading['missing_keys'])[0]}")

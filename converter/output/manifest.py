@@ -38,6 +38,7 @@ def manifest(checkpoint: Checkpoint, plan: Plan, report: Report, card: Mapping[s
         "format": MANIFEST_FORMAT,
         "tool_version": __version__,
         "source": checkpoint.source,
+        "fingerprint": checkpoint.fingerprint,
         "mask": plan.mask.to_json(),
         "compensation": plan.fits.mode,
         **({"fitted": fitted} if fitted else {}),

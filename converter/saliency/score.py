@@ -76,6 +76,7 @@ def score_inputs(
     provenance: dict[str, Any] = {
         "tool_version": __version__,
         "source": checkpoint.source,
+        "fingerprint": checkpoint.fingerprint,
         "metric": metric,
         **scorer.provenance(settings),
     }

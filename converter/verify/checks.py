@@ -17,12 +17,14 @@ def check_claim(
     *,
     check_behaviour: bool,
     moments: MomentsSource | None = None,
+    notes: tuple[str, ...] = (),
     jobs: int,
     progress: bool,
 ) -> Report:
     """Check the bytes that *claim* speaks of, and the hidden states where *check_behaviour* is on.
 
     With the *moments* that its fits were made of, the error of the weights as they are stored is measured as well.
+    *notes* go into the report.
 
     Raises:
         VerificationError: the first thing that is wrong.
@@ -41,7 +43,7 @@ def check_claim(
             figures = behaviour.check_behaviour(claim, make_probe(claim.original), advance=bar.update)
     fits = claim.fits
     errors = {} if moments is None else {layer: _stored_error(claim, layer, moments) for layer in fits.figures}
-    return Report(claim.mask, fits.mode, structure, figures, fits.figures, errors)
+    return Report(claim.mask, fits.mode, structure, figures, fits.figures, errors, notes)
 
 
 def _stored_error(claim: Claim, layer: int, moments: MomentsSource) -> float:

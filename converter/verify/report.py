@@ -23,6 +23,7 @@ class Report:
 
     *compensation* is its mode. *figures* are those of its fit in each layer that loses heads, where there was
     calibration data, and *stored_errors* the errors of the same weights as they were stored, rounded.
+    *notes* are sentences that a reader of the verdict must know.
     """
 
     mask: HeadMask
@@ -31,6 +32,7 @@ class Report:
     behaviour: BehaviourReport | None
     figures: Mapping[int, LayerFigures] = field(default_factory=dict)
     stored_errors: Mapping[int, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return self.to_text()
@@ -81,6 +83,7 @@ class Report:
             },
             "behaviour": None if self.behaviour is None else _behaviour_json(self.behaviour),
             **({"compensation": self._compensation_json()} if self.figures else {}),
+            **({"notes": list(self.notes)} if self.notes else {}),
         }
 
     def _compensation_json(self) -> dict[str, Any]:
@@ -137,6 +140,7 @@ class Report:
         lines += [
             f"structure: {self.structure.edited_tensors} tensors edited, {self.structure.identical_tensors} tensors"
             f" and {self.structure.sidecars} other files byte-identical",
+            *(f"note: {note}" for note in self.notes),
             f"verdict: {self.verdict}",
         ]
         return "\n".join(lines)

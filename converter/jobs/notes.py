@@ -1,0 +1,38 @@
+"""What a reader of a result must know of the mask and the statistics that it was made from."""
+
+from __future__ import annotations
+
+from ..calibration.statistics import Statistics, read_description
+from ..checkpoint import Checkpoint
+from ..errors import shown
+from ..mask import HeadMask
+
+TOLERATED = 0.1  # of the rate that was asked for, before its rounding to whole heads is told
+
+
+def notes_on(checkpoint: Checkpoint, mask: HeadMask, statistics: Statistics | None) -> tuple[str, ...]:
+    """Sentences on *mask* and *statistics* where they are of another model than *checkpoint*, or not what was asked.
+
+    Raises:
+        CalibrationError: the statistics have no description.
+        StorageError: the weights cannot be read.
+    """
+    said, notes = mask.provenance or {}, []
+    if said.get("fingerprint") not in (None, checkpoint.fingerprint):
+        notes.append(f"the mask was made on another model, {shown(said.get('source'))}, as the fingerprint tells")
+    if statistics is not None:
+        description = read_description(statistics.directory)
+        if description.get("fingerprint") != checkpoint.fingerprint:
+            source = shown(description.get("source"))
+            notes.append(f"the compensation was fitted to statistics of another model, {source}")
+    heads = mask.num_layers * mask.num_heads
+    asked, realised = said.get("rate"), mask.num_pruned / heads
+    if isinstance(asked, float) and abs(realised - asked) > TOLERATED * asked:
+        notes.append(
+            f"a rate of {asked:g} was asked for; whole heads make {realised:.3g}, {mask.num_pruned} of {heads}"
+        )
+    if 2 * mask.num_pruned > heads:
+        notes.append(
+            f"the mask prunes more than half of the heads, {mask.num_pruned} of {heads}; is its polarity right?"
+        )
+    return tuple(notes)
