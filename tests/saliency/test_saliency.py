@@ -313,7 +313,8 @@ def test_random_is_numpys_and_seeded() -> None:
     expected = np.random.Generator(np.random.PCG64(5)).random((8, 8))
     found = score_heads(checkpoint, "random", seed=5)
     assert np.array_equal(np.array(found.scores), expected)
-    assert found.provenance == {"tool_version": "0.1.0", "source": "mini-llava", "metric": "random", "seed": 5}
+    made_on = {"source": "mini-llava", "fingerprint": checkpoint.fingerprint}
+    assert found.provenance == {"tool_version": "0.1.0", "metric": "random", "seed": 5} | made_on
     assert score_heads(checkpoint, "random", seed=6).scores != found.scores
 
 
