@@ -105,6 +105,9 @@ _IN_FRONT_OF_A_COMMAND = ("--json", "-v", "-vv", "--verbose", "--debug", "-q", "
 _QUIET = click.option("-q", "--quiet", is_flag=True, help="Print only where the output is.")
 _JOBS = click.option("--jobs", type=click.IntRange(min=1), help="Threads that read and write.  [default: 2 to 8]")
 _FOREIGN_STATISTICS = click.option("--foreign-statistics", is_flag=True, help="Accept statistics of another model.")
+_IMAGE_WEIGHT = click.option(
+    "--image-weight", type=float, metavar="SHARE", help=f"Image tokens in a fit.  [default: {IMAGE_WEIGHT}]"
+)
 _MASK_FILE = (
     click.option("--mask-polarity", type=click.Choice(POLARITIES), help="For bare 0/1 flags: what a 1 does to a head."),
     click.option("--schedule", metavar=SCHEDULES, help="For a file of scores: how many heads each layer loses."),
@@ -162,9 +165,7 @@ def cli() -> None:
     "Calibration: what uniform-ls, head-ls and least-squares are fitted to",
     *_DATA,
     click.option("--holdout", type=float, metavar="SHARE", help=f"Samples that judge a fit.  [default: {HOLDOUT}]"),
-    click.option(
-        "--image-weight", type=float, metavar="SHARE", help=f"Image tokens in a fit.  [default: {IMAGE_WEIGHT}]"
-    ),
+    _IMAGE_WEIGHT,
     click.option("--device", metavar="NAME", help="Where the model and the fits run: cpu or cuda.  [default: cpu]"),
     click.option("--save-statistics", type=FILE, metavar="DIR", help="Keep what was measured there."),
     click.option("--statistics", type=FILE, metavar="DIR", help="Use what was kept, in place of --calibration."),
@@ -276,6 +277,8 @@ def inspect(path: str, as_json: bool, verbose: int, **settings: Any) -> None:
     ),
     click.option("--statistics", type=FILE, metavar="DIR", help="What the compensation was fitted to."),
     _FOREIGN_STATISTICS,
+    _IMAGE_WEIGHT,
+    click.option("--device", metavar="NAME", help="Where it is fitted again: cpu or cuda.  [default: cpu]"),
 )
 @options("Checks", _JOBS)
 @options("Messages", *_SHARED)

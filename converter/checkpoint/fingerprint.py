@@ -18,7 +18,8 @@ def fingerprint(checkpoint: Checkpoint) -> str:
 
     Of every tensor it takes the name inside its layer, the dtype, the shape and the bytes of :data:`SAMPLED_ROWS` rows:
     19 MB at the size of a 7B model. So a copy, a snapshot of the Hub, other shards and ``.bin`` files of the same
-    weights have the same fingerprint; where a training step changed a tensor, it is another.
+    weights have the same fingerprint, and where training went on it is another. A change of other rows alone is not
+    seen.
 
     Raises:
         StorageError: a file cannot be read.

@@ -96,9 +96,10 @@ def fit(
         StorageError: a weight or the moments cannot be read.
     """
     check_mode(mode, checkpoint, mask, has_moments=moments is not None)
+    if moments is None and MODES[mode].from_mask_alone:
+        return known_before_fitting(mode, checkpoint, mask)
     mixes, choices, figures = {}, {}, {}
-    is_quick = moments is None and MODES[mode].from_mask_alone
-    with layer_bar("fit", len(mask.touched_layers), shown=progress and not is_quick) as bar:
+    with layer_bar("fit", len(mask.touched_layers), shown=progress) as bar:
         for number in mask.touched_layers:
             layer = pruned_layer(checkpoint, mask, number)
             choices[number], mix, measured = _fit_layer(mode, layer, None if moments is None else moments(number))

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..calibration.statistics import CalibrationData, Statistics
+from ..calibration.statistics import CalibrationData
 from ..calibration.statistics import scratch_bytes as statistics_bytes
 from ..checkpoint import Checkpoint
 from ..checkpoint.loader_names import check_loader_name
 from ..checkpoint.refusals import refuse_delta_name
-from ..choices import COMPENSATIONS, HOLDOUT, IMAGE_WEIGHT
+from ..choices import COMPENSATIONS, HOLDOUT
 from ..compensation import MomentsSource, fit
 from ..compensation.fitting import check_mode, known_before_fitting, scratch_bytes
 from ..disk import free_bytes
 from ..errors import CheckpointError, S4ConvertError, UsageError, VerificationError, shown
-from ..mask import HeadMask, Schedule
-from ..mask.schedules import Rate
+from ..mask import HeadMask
 from ..model.decoder import check_device, require_stock_code
 from ..output.card import CARD_FILES, BaseCard, public_command, read_base_card, write_card
 from ..output.manifest import manifest, write_manifest
@@ -39,12 +38,12 @@ from ..rewrite.staging import (
     open_staging,
 )
 from ..rewrite.writer import disk_flusher, stage
-from ..sources import open_checkpoint, open_mask
+from ..sources import open_checkpoint
 from ..verify.checks import check_claim, default_jobs
 from ..verify.claim import Claim
 from ..verify.report import Report
 from .notes import notes_on
-from .options import Options, as_path, options_of
+from .options import ConversionOptions, as_path, options_of
 
 _log = logging.getLogger(__name__)
 
@@ -52,54 +51,37 @@ _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConvertOptions(Options):
-    """How a checkpoint is converted.
-
-    The mask file: *mask_polarity* (``keep`` or ``prune``) says what a 1 means where a file of bare 0/1 flags does not.
-    *schedule* (``uniform``, ``adaptive``, ``global``, ``bands:...``) and *rate* make a mask of a file of scores.
+class ConvertOptions(ConversionOptions):
+    """How a checkpoint is converted; further options are those of :class:`~s4convert.jobs.options.ConversionOptions`.
 
     Compensation: *compensation* is a row of :data:`~s4convert.compensation.modes.MODES`. What is fitted to data takes
     *calibration*, a file of questions or plain text, with *images*, the directory of its images; the first
-    *num_samples* (all) are used, and the share *holdout* (0.2) of them judges the fit. *image_weight* (0.5) is the
-    share of image tokens in a fit; *device* (``cpu``) runs the model and the fits. *save_statistics* keeps what was
-    measured in a directory, which *statistics* takes instead of data; *foreign_statistics* accepts those of another
-    model of the same geometry.
+    *num_samples* (all) are used, and the share *holdout* (0.2) of them judges the fit. *device* runs the model, too.
+    *save_statistics* keeps what was measured in a directory, which *statistics* takes instead of data.
 
-    Output: *check_behaviour* compares hidden states, bytes are always compared. *shard_size* (bytes, or ``"5GB"``)
-    bounds the shards that are built from ``.bin`` files. *force* replaces the conversion that stands at OUT;
-    *allow_converted* accepts an IN that was converted before; *allow_name* an OUT that stock LLaVA loads as another
-    class. *card* writes a model card, README.md; without it, README.md is IN's. *jobs* is the number of threads.
+    Output: *shard_size* (bytes, or ``"5GB"``) bounds the shards that are built from ``.bin`` files. *force* replaces
+    the conversion that stands at OUT; *allow_converted* accepts an IN that was converted before; *allow_name* an OUT
+    that stock LLaVA loads as another class. *card* writes a model card, README.md; without it, README.md is IN's.
 
     Raises:
         UsageError: an option is of the wrong type, out of range, or means nothing without another.
     """
 
-    mask_polarity: str | None = None
-    schedule: str | Schedule | None = None
-    rate: Rate | None = None
     compensation: str = COMPENSATIONS[0]
     calibration: str | Path | None = None
     images: str | Path | None = None
     num_samples: int | None = None
     holdout: float | None = None
-    image_weight: float | None = None
-    device: str | None = None
-    statistics: str | Path | Callable[..., Any] | None = None
     save_statistics: str | Path | None = None
-    foreign_statistics: bool = False
-    check_behaviour: bool = True
     shard_size: int | str | None = None
     force: bool = False
     allow_converted: bool = False
     allow_name: bool = False
     card: bool = True
-    jobs: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.jobs is not None and self.jobs < 1:
-            raise UsageError(f"{self.jobs} `jobs` can do nothing; give one or more")
-        object.__setattr__(self, "shard_size", _num_bytes(self.shard_size))
+        _ = self.shard_bytes
         about_data = ("images", "num_samples", "holdout", "save_statistics")
         about_fits = ("image_weight", "device")
         if self.calibration is None:
@@ -111,11 +93,15 @@ class ConvertOptions(Options):
             raise UsageError("give `calibration` data, or `statistics` kept before, one of the two")
 
     @property
-    def kept_statistics(self) -> Statistics | None:
-        """The moments of :attr:`statistics`, where that is a directory."""
-        if self.statistics is None or callable(self.statistics):
-            return None
-        return Statistics(Path(self.statistics), image_weight=self._image_weight, device=self.device or "cpu")
+    def shard_bytes(self) -> int | None:
+        """:attr:`shard_size` in bytes; text is as the Hub writes sizes, in powers of ten."""
+        num_bytes = None if isinstance(self.shard_size, str) else self.shard_size
+        if isinstance(self.shard_size, str):
+            match = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)([KMG]B)", self.shard_size.upper())
+            num_bytes = int(float(match[1]) * _UNITS[match[2]]) if match else 0
+        if num_bytes is not None and num_bytes < 1:
+            raise UsageError(f"`shard_size` {shown(self.shard_size)} is not a size such as 500MB or 5GB")
+        return num_bytes
 
     @property
     def calibration_data(self) -> CalibrationData | None:
@@ -123,23 +109,16 @@ class ConvertOptions(Options):
         if self.calibration is None:
             return None
         holdout = HOLDOUT if self.holdout is None else self.holdout
-        file, images = Path(self.calibration), as_path(self.images)
-        return CalibrationData(file, images, self.num_samples, holdout, self.device or "cpu")
-
-    def statistics_in(self, directory: Path) -> Statistics:
-        """Statistics to be gathered in *directory*."""
-        return Statistics(directory, image_weight=self._image_weight, device=self.device or "cpu")
-
-    @property
-    def _image_weight(self) -> float:
-        return IMAGE_WEIGHT if self.image_weight is None else self.image_weight
+        images = None if self.images is None else Path(self.images)
+        return CalibrationData(Path(self.calibration), images, self.num_samples, holdout, self.device or "cpu")
 
 
 @dataclass(frozen=True)
 class PlannedConversion:
     """A conversion that has been checked against the disk, and not been carried out.
 
-    *base_card* is the model card that OUT's is built on; None where IN's README.md is to stay as it is.
+    *base_card* is the model card that OUT's is built on; None where IN's README.md is to stay as it is. *own_files* are
+    those that OUT says itself: its card.
     """
 
     checkpoint: Checkpoint
@@ -148,17 +127,13 @@ class PlannedConversion:
     options: ConvertOptions
     files: tuple[OutputFile, ...]
     base_card: BaseCard | None
+    own_files: frozenset[str]
 
     @property
     def plan(self) -> Plan:
         """The edits, without the maps that are still to be fitted."""
         fits = known_before_fitting(self.options.compensation, self.checkpoint, self.mask)
         return make_plan(self.checkpoint, self.mask, fits, self.files)
-
-    @property
-    def own_files(self) -> frozenset[str]:
-        """The files of OUT that are not IN's, but say what was done."""
-        return frozenset() if self.base_card is None else CARD_FILES
 
     @cached_property
     def notes(self) -> tuple[str, ...]:
@@ -229,7 +204,7 @@ def convert(
     :class:`ConvertOptions`. *command* are the arguments of the command line that the model card names; by default,
     this call.
 
-    OUT exists if this returns. If it raises, OUT is as it was.
+    OUT is whole if this returns. If it raises, OUT is as it was, unless the message says that it is whole.
 
     Raises:
         S4ConvertError: the subclass says what kind.
@@ -247,24 +222,16 @@ def _prepare(
     source: Path | str, out: Path | str, mask: Path | str | HeadMask, options: ConvertOptions
 ) -> PlannedConversion:
     """Open IN, read the mask, and refuse what cannot be done, all but what depends on what stands at OUT."""
-    checkpoint, out = open_checkpoint(source, progress=options.progress), Path(out)
-    mask = open_mask(
-        mask,
-        checkpoint.geometry,
-        polarity=options.mask_polarity,
-        schedule=options.schedule,
-        rate=options.rate,
-        progress=options.progress,
-    )
+    checkpoint, out = open_checkpoint(source, progress=options.progress), as_path(out)
+    mask = options.read_mask(mask, checkpoint.geometry)
     if options.shard_size is not None and not checkpoint.is_torch:
         raise UsageError(f"{checkpoint.path}: its shards are safetensors and stay as they are; leave `shard_size` out")
     has_moments = options.calibration is not None or options.statistics is not None
     check_mode(options.compensation, checkpoint, mask, has_moments=has_moments)
     base_card = read_base_card(checkpoint) if options.card else None
     own_files = CARD_FILES if options.card else frozenset()
-    assert options.shard_size is None or isinstance(options.shard_size, int)  # ConvertOptions made it a number
-    files = assemble(checkpoint, options.shard_size, own_files=own_files)
-    planned = PlannedConversion(checkpoint, mask, out, options, files, base_card)
+    files = assemble(checkpoint, options.shard_bytes, own_files=own_files)
+    planned = PlannedConversion(checkpoint, mask, out, options, files, base_card, own_files)
     check_destination(checkpoint, out, planned.bytes_needed)
     refuse_delta_name(out)
     if not options.allow_name:
@@ -297,7 +264,7 @@ def _check_data(planned: PlannedConversion) -> None:
 
 
 def _carry_out(planned: PlannedConversion, made_by: str) -> Report:
-    """Fit, stage, verify and commit; OUT exists if and only if this returns."""
+    """Fit, stage, verify and commit."""
     checkpoint, mask, options = planned.checkpoint, planned.mask, planned.options
     if options.check_behaviour:
         require_stock_code(checkpoint)
@@ -334,12 +301,11 @@ def _moments(planned: PlannedConversion, staging: Staging) -> MomentsSource | No
     """Where a fit gets the moments of a layer, gathered first where there is calibration data; None without any."""
     options, data = planned.options, planned.options.calibration_data
     if data is None:
-        return options.statistics if callable(options.statistics) else options.kept_statistics
+        return options.given_moments
     geometry, layers = planned.checkpoint.geometry, planned.mask.touched_layers
-    save = as_path(options.save_statistics)
-    statistics = options.statistics_in(save or staging.scratch / "statistics")
+    statistics = options.statistics_in(options.save_statistics or staging.scratch / "statistics")
     # What is kept is for other masks as well, and so of every layer.
-    wanted = layers if save is None else range(geometry.num_layers)
+    wanted = layers if options.save_statistics is None else range(geometry.num_layers)
     statistics.gather(planned.checkpoint, data, wanted, progress=options.progress)
     return statistics
 
@@ -372,14 +338,3 @@ def _refuse_converted(checkpoint: Checkpoint) -> None:
         silent = checkpoint.silent_heads(layer)
         if silent:
             raise UsageError(f"{checkpoint.known_as}: layer {layer}: head {silent[0]} is zero already; {hint}")
-
-
-def _num_bytes(size: int | str | None) -> int | None:
-    """*size* in bytes; text is as the Hub writes sizes, in powers of ten."""
-    num_bytes = None if isinstance(size, str) else size
-    if isinstance(size, str):
-        match = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)([KMG]B)", size.upper())
-        num_bytes = int(float(match[1]) * _UNITS[match[2]]) if match else 0
-    if num_bytes is not None and num_bytes < 1:
-        raise UsageError(f"`shard_size` {shown(size)} is not a size such as 500MB or 5GB")
-    return num_bytes

@@ -99,8 +99,8 @@ def make_mask(
         S4ConvertError: the subclass says what kind; what could be seen at the beginning was refused then.
     """
     options = options_of(MaskOptions, options, settings)
-    out, schedule = as_path(out), options.parsed_schedule
-    scores, plot, save_scores = as_path(options.scores), as_path(options.plot), as_path(options.save_scores)
+    schedule, files = options.parsed_schedule, (out, options.scores, options.plot, options.save_scores)
+    out, scores, plot, save_scores = (None if file is None else as_path(file) for file in files)
     outputs = [path for path in (out, save_scores, plot) if path is not None]
     _check_arguments(outputs, checkpoint, options)
     for path in outputs:

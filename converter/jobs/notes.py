@@ -24,7 +24,7 @@ def notes_on(checkpoint: Checkpoint, mask: HeadMask, statistics: Statistics | No
         description = read_description(statistics.directory)
         if description.get("fingerprint") != checkpoint.fingerprint:
             source = shown(description.get("source"))
-            notes.append(f"the compensation was fitted to statistics of another model, {source}")
+            notes.append(f"the statistics are of another model, {source}, as the fingerprint tells")
     heads = mask.num_layers * mask.num_heads
     asked, realised = said.get("rate"), mask.num_pruned / heads
     if isinstance(asked, float) and abs(realised - asked) > TOLERATED * asked:

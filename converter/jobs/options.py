@@ -1,13 +1,21 @@
-"""What the options of all jobs share: they are frozen, checked when they are made, and made from keywords."""
+"""What the options of jobs share: they are frozen, checked when they are made, and made from keywords."""
 
 from __future__ import annotations
 
 import types
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from ..calibration.statistics import Statistics
+from ..checkpoint import Geometry
+from ..choices import IMAGE_WEIGHT
+from ..compensation import MomentsSource
 from ..errors import UsageError, shown
+from ..mask import HeadMask, Schedule
+from ..mask.schedules import Rate
+from ..sources import open_mask
 
 OptionsT = TypeVar("OptionsT", bound="Options")
 
@@ -33,6 +41,71 @@ class Options:
                 raise UsageError(f"`{option.name}` is {shown(value)}, not of type {names}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class ConversionOptions(Options):
+    """What making a conversion and checking one share: how its mask and its statistics are read, and what is checked.
+
+    *mask_polarity* (``keep`` or ``prune``) says what a 1 means where a file of bare 0/1 flags does not. *schedule*
+    (``uniform``, ``adaptive``, ``global``, ``bands:...``) and *rate* make a mask of a file of scores.
+
+    *statistics* is a directory that ``save_statistics`` kept, or a function from a layer's number to its moments;
+    *foreign_statistics* accepts a directory of another model of the same geometry. *image_weight* (0.5) is the share of
+    image tokens in a fit; *device* (``cpu``) runs the fits.
+
+    *check_behaviour* compares hidden states; bytes are always compared. *jobs* is the number of threads.
+
+    Raises:
+        UsageError: an option is of the wrong type, out of range, or means nothing without another.
+    """
+
+    mask_polarity: str | None = None
+    schedule: str | Schedule | None = None
+    rate: Rate | None = None
+    statistics: str | Path | Callable[..., Any] | None = None
+    foreign_statistics: bool = False
+    image_weight: float | None = None
+    device: str | None = None
+    check_behaviour: bool = True
+    jobs: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.jobs is not None and self.jobs < 1:
+            raise UsageError(f"{self.jobs} `jobs` can do nothing; give one or more")
+        if self.foreign_statistics and self.statistics is None:
+            raise UsageError("`foreign_statistics` is about `statistics`; give that as well, or leave it out")
+
+    @property
+    def kept_statistics(self) -> Statistics | None:
+        """The moments of :attr:`statistics`, where that is a directory."""
+        return None if self.statistics is None or callable(self.statistics) else self.statistics_in(self.statistics)
+
+    def statistics_in(self, directory: str | Path) -> Statistics:
+        """The moments in *directory*, gathered or still to be gathered, as these options weigh and use them.
+
+        Raises:
+            UsageError: the image weight is not from 0 to 1.
+        """
+        weight = IMAGE_WEIGHT if self.image_weight is None else self.image_weight
+        return Statistics(Path(directory), image_weight=weight, device=self.device or "cpu")
+
+    @property
+    def given_moments(self) -> MomentsSource | None:
+        """Where a fit gets the moments of a layer, as far as :attr:`statistics` says."""
+        return self.statistics if callable(self.statistics) else self.kept_statistics
+
+    def read_mask(self, given: str | Path | HeadMask, geometry: Geometry) -> HeadMask:
+        """The mask *given*, see :func:`~s4convert.sources.open_mask`."""
+        return open_mask(
+            given,
+            geometry,
+            polarity=self.mask_polarity,
+            schedule=self.schedule,
+            rate=self.rate,
+            progress=self.progress,
+        )
+
+
 def options_of(kind: type[OptionsT], options: OptionsT | None, settings: dict[str, Any]) -> OptionsT:
     """*options*, or the defaults of their *kind*, changed by *settings*.
 
@@ -43,9 +116,11 @@ def options_of(kind: type[OptionsT], options: OptionsT | None, settings: dict[st
     return kind(**settings) if options is None else replace(options, **settings)
 
 
-def as_path(given: str | Path | None) -> Path | None:
-    """*given* as a path, if it is."""
-    return None if given is None else Path(given)
+def as_path(given: str | Path) -> Path:
+    """*given* as a path; UsageError where a program gives something else."""
+    if not isinstance(given, str | Path):
+        raise UsageError(f"{shown(given)} is not a path")
+    return Path(given)
 
 
 def _classes(annotation: Any) -> tuple[type, ...]:

@@ -3,66 +3,49 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..calibration.statistics import Statistics
 from ..checkpoint import Checkpoint
-from ..compensation import MODES, Fits, MomentsSource, fit
+from ..compensation import MODES, Fits, fit
 from ..compensation.stated import stated_fits
 from ..errors import CheckpointError, UsageError, VerificationError
-from ..mask import HeadMask, Schedule
-from ..mask.schedules import Rate
+from ..mask import HeadMask
+from ..model.decoder import check_device
 from ..output.manifest import StatedConversion, check_digests, read_conversion
-from ..sources import locate_checkpoint, open_checkpoint, open_mask
+from ..sources import locate_checkpoint, open_checkpoint
 from ..verify.checks import check_claim, default_jobs
 from ..verify.claim import Claim
 from ..verify.report import Report
 from .notes import notes_on
-from .options import Options, options_of
+from .options import ConversionOptions, options_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class VerifyOptions(Options):
-    """What a checkpoint is verified by.
+class VerifyOptions(ConversionOptions):
+    """What a checkpoint is verified by; further options are those of
+    :class:`~s4convert.jobs.options.ConversionOptions`.
 
     *mask* and *compensation* are those of the converted checkpoint's manifest unless given; without either, the
-    compensation is ``scale``. *mask_polarity*, *schedule* and *rate* are for mask files that need them, as in
-    :class:`~s4convert.jobs.convert.ConvertOptions`. *statistics* are those that the compensation was fitted to, a
-    directory that ``save_statistics`` kept; *foreign_statistics* accepts those of another model. *check_behaviour*
-    compares hidden states; bytes are always compared. *jobs* is the number of threads.
+    compensation is ``scale``. *statistics* are those that it was fitted to, with the *image_weight* that it was
+    fitted with.
 
     Raises:
         UsageError: an option is of the wrong type, or means nothing without another.
     """
 
     mask: str | Path | HeadMask | None = None
-    mask_polarity: str | None = None
-    schedule: str | Schedule | None = None
-    rate: Rate | None = None
     compensation: str | None = None
-    statistics: str | Path | Callable[..., Any] | None = None
-    foreign_statistics: bool = False
-    check_behaviour: bool = True
-    jobs: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         about_the_mask = (self.mask_polarity, self.schedule, self.rate)
         if self.mask is None and any(option is not None for option in about_the_mask):
             raise UsageError("`mask_polarity`, `rate` and `schedule` are about a `mask` file; give that too")
-
-    @property
-    def kept_statistics(self) -> Statistics | None:
-        """The moments that the compensation was fitted to, where a directory is given."""
-        return None if self.statistics is None or callable(self.statistics) else Statistics(Path(self.statistics))
-
-    @property
-    def moments(self) -> MomentsSource | None:
-        """The moments that the compensation was fitted to, where they are given."""
-        return self.statistics if callable(self.statistics) else self.kept_statistics
+        for name in ("image_weight", "device"):
+            if self.statistics is None and getattr(self, name) is not None:
+                raise UsageError(f"`{name}` is about `statistics`; give that as well, or leave it out")
 
 
 def verify_conversion(
@@ -88,6 +71,7 @@ def verify_conversion(
     stated = read_conversion(after)
     mask = _mask(converted, before, stated, options)
     if options.kept_statistics is not None:
+        check_device(options.device or "cpu")
         options.kept_statistics.check(before, mask.touched_layers, foreign=options.foreign_statistics)
     own_files = frozenset[str]() if stated is None else stated.card
     with tempfile.TemporaryDirectory(prefix="s4convert-") as scratch:
@@ -95,7 +79,7 @@ def verify_conversion(
         report = check_claim(
             Claim(before, after, mask, fits, own_files),
             check_behaviour=options.check_behaviour,
-            moments=options.moments,
+            moments=options.given_moments,
             notes=notes_on(before, mask, options.kept_statistics),
             jobs=options.jobs or default_jobs(),
             progress=options.progress,
@@ -122,14 +106,7 @@ def _mask(
     converted: Path | str, before: Checkpoint, stated: StatedConversion | None, options: VerifyOptions
 ) -> HeadMask:
     if options.mask is not None:
-        return open_mask(
-            options.mask,
-            before.geometry,
-            polarity=options.mask_polarity,
-            schedule=options.schedule,
-            rate=options.rate,
-            progress=options.progress,
-        )
+        return options.read_mask(options.mask, before.geometry)
     if stated is None:
         raise UsageError(f"{converted}: has no manifest that names its mask; give it with `mask`")
     return stated.mask
@@ -144,7 +121,7 @@ def _fits(
     scratch: Path,
 ) -> Fits:
     """The fits to check by: made anew where that can be, or else from what is stated of them."""
-    mode, moments = options.compensation, options.moments
+    mode, moments = options.compensation, options.given_moments
     if mode is None:
         mode = "scale" if stated is None else stated.compensation
     if mode not in MODES or not MODES[mode].needs_moments or moments is not None:

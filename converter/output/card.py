@@ -27,8 +27,12 @@ if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
 
 
+_log = logging.getLogger(__name__)
+
 CARD_FILE = "README.md"
 PICTURE_FILE = "s4convert-heads.png"
+CARD_FILES = frozenset({CARD_FILE, PICTURE_FILE})
+_LIBRARIES = ("torch", "transformers", "safetensors", "numpy")  # whose versions it names
 # Around what is generated, so that the card of a converted checkpoint that is converted again has one such part.
 BEGIN, END = "<!-- s4convert: generated, begin -->", "<!-- s4convert: generated, end -->"
 _WAY_OUT = "mend it, or leave it as it is with `card=False`"
@@ -114,12 +118,6 @@ def base_model(checkpoint: Checkpoint) -> str | None:
         cached = re.fullmatch(r"models--([^-].*?)--(.+)", parts[-3])
         return f"{cached[1]}/{cached[2]}" if cached else None
     return None
-
-
-_log = logging.getLogger(__name__)
-
-CARD_FILES = frozenset({CARD_FILE, PICTURE_FILE})
-_LIBRARIES = ("torch", "transformers", "safetensors", "numpy")
 
 
 def write_card(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections import Counter
 from math import prod
@@ -17,7 +16,7 @@ from hypothesis import strategies as st
 from s4convert.checkpoint.safetensors_header import DTYPE_BITS, SafetensorsHeader, read_header
 from s4convert.errors import CheckpointError, StorageError
 
-FUZZ_EXAMPLES = int(os.environ.get("S4CONVERT_FUZZ_EXAMPLES", "2000"))
+FUZZ_EXAMPLES = 2000
 
 A = b'"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}'
 B = b'"b":{"dtype":"U8","shape":[2],"data_offsets":[2,4]}'

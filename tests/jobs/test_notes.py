@@ -82,7 +82,7 @@ def test_statistics_of_another_model_are_refused(
     assert "was gathered on another model ('mini-llava'), as the fingerprint tells" in refused.error
     assert refused.error.endswith("or insist with --foreign-statistics")
     assert not out.exists()
-    note = "the compensation was fitted to statistics of another model, 'mini-llava'"
+    note = "the statistics are of another model, 'mini-llava', as the fingerprint tells"
     assert_told_everywhere(run_here(*arguments, "--foreign-statistics"), out, note)
 
 
@@ -92,6 +92,23 @@ def test_verify_refuses_statistics_of_another_model(
     out = tmp_path / "out"
     run_here(other_model, out, "--mask", mini_mask_file, "--no-verify")
     assert run_here("verify", other_model, out, "--statistics", statistics).exit_code == 2
+
+
+def test_verify_fits_again_with_the_image_weight_of_the_fit(
+    tmp_path: Path, mini_mask_file: Path, statistics: Path
+) -> None:
+    out, fit = tmp_path / "out", ("--statistics", statistics, "--image-weight", "0.1")
+    made = run_here(MINI_LLAVA, out, "--mask", mini_mask_file, "--compensate", "least-squares", "--no-verify", *fit)
+    assert made.exit_code == 0, made.stderr
+    assert run_here("verify", MINI_LLAVA, out, *fit).exit_code == 0
+    assert run_here("verify", MINI_LLAVA, out, "--statistics", statistics).exit_code == 1
+
+
+@pytest.mark.parametrize("option", [("--foreign-statistics",), ("--image-weight", "0.1"), ("--device", "cpu")])
+def test_what_is_about_statistics_needs_some(mini_llava: Path, option: tuple[str, ...]) -> None:
+    outcome = run_here("verify", MINI_LLAVA, mini_llava, *option)
+    assert outcome.exit_code == 2
+    assert outcome.error == f"{option[0]} is about --statistics; give that as well, or leave it out"
 
 
 def test_statistics_that_do_not_say_their_model_are_refused(
