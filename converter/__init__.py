@@ -1,7 +1,7 @@
 """Rewrite a LLaVA checkpoint on disk so that pruned attention heads stay pruned.
 
 The jobs are what the command line does: :func:`convert` (and :func:`plan_conversion`, its dry run),
-:func:`verify_conversion`, :func:`inspect`, :func:`make_mask`, :func:`push` (and :func:`plan_push`),
+:func:`verify_conversion`, :func:`reproduce`, :func:`inspect`, :func:`make_mask`, :func:`push` (and :func:`plan_push`),
 :func:`convert_and_push`, :func:`demonstrate`. Each takes its options as keywords or as a frozen object.
 """
 
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from .jobs.mask import MaskOptions as MaskOptions
     from .jobs.mask import make_mask as make_mask
     from .jobs.push import convert_and_push as convert_and_push
+    from .jobs.reproduce import Reproduction as Reproduction
+    from .jobs.reproduce import reproduce as reproduce
     from .jobs.verify import VerifyOptions as VerifyOptions
     from .jobs.verify import verify_conversion as verify_conversion
     from .mask import HeadMask as HeadMask
@@ -58,6 +60,7 @@ _HOMES = {
     ".jobs.inspect": ("inspect",),
     ".jobs.mask": ("MaskOptions", "make_mask"),
     ".jobs.push": ("convert_and_push",),
+    ".jobs.reproduce": ("Reproduction", "reproduce"),
     ".jobs.verify": ("VerifyOptions", "verify_conversion"),
     ".mask": ("HeadMask", "HeadScores"),
     ".verify.report": ("Report",),

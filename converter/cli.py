@@ -295,6 +295,29 @@ def verify(original: str, converted: str, as_json: bool, verbose: int, **setting
 
 
 @cli.command()
+@click.argument("converted", type=click.Path())
+@options(
+    "What it was made from",
+    click.option("--source", metavar="IN", help="The original.  [default: as in the manifest, if on the Hub]"),
+    click.option("--calibration", type=FILE, metavar="FILE", help="The data that its compensation was fitted to."),
+    click.option("--images", type=FILE, metavar="DIR", help="The directory of its images."),
+    click.option("--statistics", type=FILE, metavar="DIR", help="What was kept of the data, in its place."),
+)
+@options("Checks", _JOBS)
+@options("Messages", *_SHARED)
+def reproduce(converted: str, as_json: bool, verbose: int, **settings: Any) -> None:
+    """Make CONVERTED again from its manifest, and compare every file.
+
+    Nothing is written but in a hidden directory beside CONVERTED, which is removed.
+    """
+    process.set_up(cli, verbose, quiet=False)
+    from .jobs.reproduce import reproduce
+
+    made_again = reproduce(converted, **settings, progress=True)
+    click.echo(json.dumps(made_again.to_json(), indent=1) if as_json else made_again.to_text())
+
+
+@cli.command()
 @click.argument("checkpoint", metavar="[CKPT]", required=False, type=click.Path())
 @options(
     "Scores",

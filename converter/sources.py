@@ -68,7 +68,8 @@ def open_mask(
     parsed = schedule_of(schedule, rate)
     path, shown_as = locate_file(given, progress=progress)
     mask = load_mask(path, geometry, polarity=polarity, schedule=parsed)
-    _log.info("%s: %s", shown_as, mask.how_read)
+    assert mask.file is not None
+    _log.info("%s: %s", shown_as, mask.file.how_read)
     return mask
 
 

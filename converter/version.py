@@ -1,3 +1,21 @@
-"""The package's version, apart from everything that takes time to import."""
+"""The version of s4convert, and of what its results depend on."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
 
 __version__ = "0.1.0"
+
+_LIBRARIES = ("torch", "transformers", "safetensors", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """The versions of s4convert, Python and the libraries that a result depends on, by name."""
+    found = {"s4convert": __version__, "python": platform.python_version()}
+    for library in _LIBRARIES:
+        try:
+            found[library] = version(library)
+        except PackageNotFoundError:  # as in a tree that was never installed
+            continue
+    return found

@@ -167,7 +167,7 @@ def test_json_holds_the_figures_of_the_report(out: Path, mask: Path) -> None:
     assert printed["structure"]["edited_tensors"] == 4
     assert [layer["heads_pruned"] for layer in printed["behaviour"]["layers"]] == [0, 2, 0, 0, 0, 0, 0, 0]
     assert json.loads((out / "s4convert.json").read_text())["verification"] == {
-        name: printed[name] for name in ("structure", "behaviour")
+        name: printed[name] for name in ("heads", "structure", "behaviour")
     }
 
 
@@ -281,13 +281,13 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
     needed, free = re.search(r"([\d,]+) bytes needed, ([\d,]+) free", outcome.stdout).groups()
     assert int(needed.replace(",", "")) >= size
     assert int(free.replace(",", "")) == 12_345 * 4096
-    assert "2 heads in 1 layers, compensation scale" in outcome.stdout
+    assert "compensation scale, in 1 layers" in outcome.stdout
 
 
 def test_a_dry_run_as_json_names_every_edit(source: Path, out: Path, mask: Path) -> None:
     outcome = run_here(source, out, "--mask", mask, "--dry-run", "--json")
     plan = json.loads(outcome.stdout)
-    assert plan["pruned_heads"] == 2
+    assert plan["heads"]["pruned"] == 2
     assert plan["compensation"] == "scale"
     assert plan["rewritten_bytes"] == sum(edit["end"] - edit["begin"] for edit in plan["edits"]) == 1280
     assert plan["needed_bytes"] > 0
@@ -508,7 +508,7 @@ def completions(*words: str) -> set[str]:
 
 def test_the_shell_is_offered_commands_and_directories_where_either_may_stand() -> None:
     assert completions("") == {
-        *(f"plain,{name}" for name in ("demo", "inspect", "mask", "push", "verify")),
+        *(f"plain,{name}" for name in ("demo", "inspect", "mask", "push", "reproduce", "verify")),
         "dir,",
     }
     assert completions("ver") == {"plain,verify", "dir,ver"}

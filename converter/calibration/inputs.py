@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..checkpoint import Checkpoint
 from ..errors import CalibrationError
@@ -26,10 +26,11 @@ MAX_TOKENS = 2048  # LLaVA's model_max_length; as in its training, the rest is c
 @dataclass(frozen=True)
 class Inputs:
     """A sample: *hidden* is the residual stream [1, tokens, hidden_size] in float32 on the CPU; *is_image* [tokens],
-    whether a position is a part of an image."""
+    whether a position is a part of an image; *num_cut* tokens behind those were cut off."""
 
     hidden: torch.Tensor
     is_image: torch.Tensor
+    num_cut: int = 0
 
 
 def make_inputs(
@@ -44,17 +45,30 @@ def make_inputs(
     front_end = open_front_end(
         checkpoint, with_images=any(sample.image is not None for sample in samples), device=device
     )
-    inputs, num_cut = [], 0
+    inputs = []
     with sample_bar("inputs", len(samples), shown=progress) as bar:
         for sample in samples:
             image = None if sample.image is None else _open_image(sample.image, sample.where)
             hidden, is_image = front_end(sample.text, image)
-            num_cut += len(is_image) > MAX_TOKENS
-            inputs.append(Inputs(hidden[:, :MAX_TOKENS].clone(), is_image[:MAX_TOKENS].clone()))
+            num_cut = max(0, len(is_image) - MAX_TOKENS)
+            inputs.append(Inputs(hidden[:, :MAX_TOKENS].clone(), is_image[:MAX_TOKENS].clone(), num_cut))
             bar.update(1)
+    num_cut = sum(sample.num_cut > 0 for sample in inputs)
     if num_cut:
         _log.warning("%d of %d samples are longer than %d tokens and were cut", num_cut, len(samples), MAX_TOKENS)
     return inputs
+
+
+def describe(inputs: Sequence[Inputs]) -> dict[str, Any]:
+    """What *inputs* come to, for a provenance: samples, tokens of text and of images, and what was cut off."""
+    image = sum(int(sample.is_image.sum()) for sample in inputs)
+    return {
+        "num_samples": len(inputs),
+        "text_tokens": sum(len(sample.is_image) for sample in inputs) - image,
+        "image_tokens": image,
+        "window_tokens": MAX_TOKENS,
+        "cut_tokens": sum(sample.num_cut for sample in inputs),
+    }
 
 
 def _open_image(path: Path, where: str) -> Image.Image:

@@ -14,6 +14,7 @@ A file whose name ends in ``.txt`` is plain text: a sample is a paragraph, or a 
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from typing import Any
 from .. import strict_json
 from ..errors import CalibrationError, UsageError, reading
 from ..model.front_end import IMAGE_PLACEHOLDER, LETTER_INSTRUCTION, conversation
+
+_log = logging.getLogger(__name__)
 
 _TEXT_SUFFIX = ".txt"
 
@@ -38,10 +41,9 @@ class Sample:
 
 @dataclass(frozen=True)
 class Samples:
-    """The samples taken from a file, the number that it holds, and its *sha256*."""
+    """The samples taken from a file, and its *sha256*."""
 
     samples: tuple[Sample, ...]
-    num_available: int
     sha256: str
 
 
@@ -72,7 +74,9 @@ def read_samples(path: Path | str, images: Path | str | None = None, num_samples
         available = len(entries)
     if not samples:
         raise CalibrationError(f"{path}: holds no samples; give a file of questions or texts")
-    return Samples(tuple(samples), available, hashlib.sha256(content).hexdigest())
+    if num_samples is not None and num_samples > available:
+        _log.warning("%s: holds %d samples, fewer than %d", path, available, num_samples)
+    return Samples(tuple(samples), hashlib.sha256(content).hexdigest())
 
 
 def _texts(text: str) -> list[str]:

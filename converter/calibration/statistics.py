@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,9 @@ from ..choices import HOLDOUT, IMAGE_WEIGHT
 from ..errors import CalibrationError, StorageError, UsageError, shown
 from ..progress import layer_bar
 from ..version import __version__
-from .inputs import Inputs, make_inputs
+from .inputs import Inputs, describe, make_inputs
 from .moments import LayerMoments, Moments, SplitMoments, mix_moments
-from .samples import read_samples
+from .samples import Samples, read_samples
 from .stream import stream_layers
 
 STATISTICS_FORMAT = "s4convert-statistics/1"
@@ -53,7 +54,12 @@ class CalibrationData:
         """Raise UsageError, CalibrationError or StorageError where the data is wrong, before any work."""
         if not 0 <= self.holdout < 1:
             raise UsageError(f"`holdout` {self.holdout}: give a share from 0 to below 1")
-        read_samples(self.file, self.images, self.num_samples)
+        _ = self.read
+
+    @cached_property
+    def read(self) -> Samples:
+        """The samples, read once; errors as of :func:`read_samples`."""
+        return read_samples(self.file, self.images, self.num_samples)
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,13 @@ class Statistics:
         if train is None:
             raise CalibrationError(f"{path}: has no tokens to fit with; gather the statistics again")
         return LayerMoments(train, self._mixed(tensors, "held_out"))
+
+    def describe(self) -> dict[str, Any]:
+        """The data that was run, on which model, and how it is used here; CalibrationError where that is not said."""
+        stated = read_description(self.directory)
+        data = stated.get("calibration")
+        used = {"fingerprint": stated.get("fingerprint"), "image_weight": self.image_weight, "fit_device": self.device}
+        return {**(data if isinstance(data, dict) else {}), **used}
 
     def check(self, checkpoint: Checkpoint, layers: Collection[int], *, foreign: bool = False) -> None:
         """Raise CalibrationError where the statistics are not of *checkpoint*, or lack one of *layers*.
@@ -124,9 +137,8 @@ class Statistics:
         Raises:
             S4ConvertError: as in :func:`read_samples`, :func:`make_inputs` and :func:`stream_layers`.
         """
-        read = read_samples(data.file, data.images, data.num_samples)
-        inputs = make_inputs(checkpoint, read.samples, device=data.device, progress=progress)
-        calibration = {"file": data.file.name, "sha256": read.sha256, "num_samples": len(read.samples)}
+        inputs = make_inputs(checkpoint, data.read.samples, device=data.device, progress=progress)
+        calibration = {"file": data.file.name, "sha256": data.read.sha256}
         self.gather_inputs(
             checkpoint,
             inputs,
@@ -149,6 +161,7 @@ class Statistics:
         progress: bool = False,
     ) -> None:
         """As :meth:`gather`, for ready *inputs*, which are overwritten; *provenance* tells where they are from."""
+        calibration = {**provenance, **describe(inputs), "holdout": holdout, "device": device.partition(":")[0]}
         held_out = [int((i + 1) * holdout) > int(i * holdout) for i in range(len(inputs))]
         try:
             self.directory.mkdir(exist_ok=True)
@@ -159,7 +172,7 @@ class Statistics:
                     bar.update(1)
                     if seen.layer == max(layers):
                         break
-            description = _description(checkpoint) | {"calibration": dict(provenance), "holdout": holdout}
+            description = _description(checkpoint) | {"calibration": calibration}
             (self.directory / DESCRIPTION_FILE).write_text(json.dumps(description, indent=1) + "\n", encoding="ascii")
         except OSError as error:
             raise StorageError(f"{self.directory}: cannot be written: {error.strerror or error}") from error

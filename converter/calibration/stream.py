@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from ..checkpoint import Checkpoint
@@ -75,7 +75,7 @@ def stream_layers(
                 after = _through(decoder, hidden, is_image, looking)
                 if not after.isfinite().all():
                     raise CheckpointError(f"{checkpoint.path}: layer {layer}: hidden states are not finite")
-                inputs[number] = Inputs(after.cpu(), sample.is_image)
+                inputs[number] = replace(sample, hidden=after.cpu())
         yield ObservedLayer(layer, looking, float(energy.mixed()))
 
 

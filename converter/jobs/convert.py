@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,6 +25,7 @@ from ..mask import HeadMask
 from ..model.decoder import check_device, require_stock_code
 from ..output.card import CARD_FILES, BaseCard, public_command, read_base_card, write_card
 from ..output.manifest import manifest, write_manifest
+from ..output.origin import Origin, describe_moments
 from ..progress import byte_bar
 from ..rewrite.assembly import OutputFile, assemble
 from ..rewrite.plan import Plan, make_plan
@@ -37,7 +38,7 @@ from ..rewrite.staging import (
     commit,
     open_staging,
 )
-from ..rewrite.writer import disk_flusher, stage
+from ..rewrite.writer import DiskFlusher, disk_flusher, stage
 from ..sources import open_checkpoint
 from ..verify.checks import check_claim, default_jobs
 from ..verify.claim import Claim
@@ -103,7 +104,7 @@ class ConvertOptions(ConversionOptions):
             raise UsageError(f"`shard_size` {shown(self.shard_size)} is not a size such as 500MB or 5GB")
         return num_bytes
 
-    @property
+    @cached_property
     def calibration_data(self) -> CalibrationData | None:
         """The data to calibrate on, if any."""
         if self.calibration is None:
@@ -161,7 +162,7 @@ class PlannedConversion:
             lines += [f"{edit.tensor.name}  {edit.describe()}  [{edit.tensor.shard}]" for edit in plan.edits]
             lines.append("")
         lines += [
-            f"{plan.mask.num_pruned} heads in {len(plan.mask.touched_layers)} layers, compensation {plan.fits.mode}",
+            f"compensation {plan.fits.mode}, in {len(plan.mask.touched_layers)} layers",
             f"{len(plan.edits)} edits in spans of {plan.num_bytes:,} bytes",
             f"{self.bytes_needed:,} bytes needed, {free_bytes(self.out):,} free",
             "nothing was written",
@@ -183,7 +184,7 @@ def plan_conversion(
     Raises:
         S4ConvertError: the subclass says what kind.
     """
-    planned = _prepare(source, out, mask, options_of(ConvertOptions, options, settings))
+    planned = prepare(source, out, mask, options_of(ConvertOptions, options, settings))
     check_replaceable(planned.out, force=planned.options.force)
     return planned
 
@@ -210,7 +211,7 @@ def convert(
         S4ConvertError: the subclass says what kind.
         VerificationError: what was written is not what the mask asks for.
     """
-    planned = _prepare(source, out, mask, options_of(ConvertOptions, options, settings))
+    planned = prepare(source, out, mask, options_of(ConvertOptions, options, settings))
     origin, mode = planned.checkpoint.source, planned.options.compensation
     made_by = f's4convert.convert("{origin}", "OUT", mask, compensation="{mode}")'
     if command is not None:
@@ -218,7 +219,7 @@ def convert(
     return _carry_out(planned, made_by)
 
 
-def _prepare(
+def prepare(
     source: Path | str, out: Path | str, mask: Path | str | HeadMask, options: ConvertOptions
 ) -> PlannedConversion:
     """Open IN, read the mask, and refuse what cannot be done, all but what depends on what stands at OUT."""
@@ -263,38 +264,64 @@ def _check_data(planned: PlannedConversion) -> None:
         check_space(save, statistics_bytes(planned.checkpoint, planned.checkpoint.geometry.num_layers))
 
 
+@dataclass(frozen=True)
+class Staged:
+    """A conversion that stands in the staging directory and was checked there.
+
+    *calibration* describes the data behind its moments, see :func:`~s4convert.output.origin.describe_moments`.
+    """
+
+    plan: Plan
+    report: Report
+    calibration: Mapping[str, Any] | None
+
+
 def _carry_out(planned: PlannedConversion, made_by: str) -> Report:
     """Fit, stage, verify and commit."""
-    checkpoint, mask, options = planned.checkpoint, planned.mask, planned.options
+    checkpoint, options = planned.checkpoint, planned.options
     if options.check_behaviour:
         require_stock_code(checkpoint)
-    jobs = options.jobs or default_jobs()
-    with open_staging(planned.out, replace=options.force) as staging, disk_flusher() as flusher:
-        moments = _moments(planned, staging)
-        fits = fit(options.compensation, checkpoint, mask, staging.scratch, moments=moments, progress=options.progress)
-        plan = make_plan(checkpoint, mask, fits, planned.files)
-        with byte_bar("write", plan.file_bytes, shown=options.progress) as bar:
-            stage(checkpoint, plan, staging.checkpoint, flusher, jobs=jobs, advance=bar.update)
-        with _blaming_a_changed_input(checkpoint):
-            claim = Claim(checkpoint, _open_staged(staging.checkpoint), mask, fits, planned.own_files)
-            report = check_claim(
-                claim,
-                check_behaviour=options.check_behaviour,
-                moments=moments,
-                notes=planned.notes,
-                jobs=jobs,
-                progress=options.progress,
-            )
-        advised = report.advice
-        if advised is not None:
-            _log.warning("%s", advised)
+    with open_staging(planned.out) as staging, disk_flusher() as flusher:
+        check_replaceable(planned.out, force=options.force)
+        staged = stage_and_check(planned, staging, flusher)
+        plan, report = staged.plan, staged.report
+        if report.advice is not None:
+            _log.warning("%s", report.advice)
+        origin = Origin(made_by, staged.calibration, options.shard_bytes)
         card = {}
         if planned.base_card is not None:
-            card = write_card(checkpoint, plan, report, planned.base_card, made_by, staging.checkpoint)
-        write_manifest(manifest(checkpoint, plan, report, card), staging.checkpoint)
+            card = write_card(checkpoint, plan, report, planned.base_card, origin, staging.checkpoint)
+        write_manifest(manifest(checkpoint, plan, report, origin, card), staging.checkpoint)
         flusher.wait()
         commit(staging, replace=options.force)
     return report
+
+
+def stage_and_check(planned: PlannedConversion, staging: Staging, flusher: DiskFlusher) -> Staged:
+    """Fit, write the files into *staging* and check them; *flusher* brings them to the disk meanwhile.
+
+    Raises:
+        VerificationError: what was written is not what the mask asks for.
+        S4ConvertError: the subclass says what kind.
+    """
+    checkpoint, mask, options = planned.checkpoint, planned.mask, planned.options
+    jobs = options.jobs or default_jobs()
+    moments = _moments(planned, staging)
+    fits = fit(options.compensation, checkpoint, mask, staging.scratch, moments=moments, progress=options.progress)
+    plan = make_plan(checkpoint, mask, fits, planned.files)
+    with byte_bar("write", plan.file_bytes, shown=options.progress) as bar:
+        stage(checkpoint, plan, staging.checkpoint, flusher, jobs=jobs, advance=bar.update)
+    with _blaming_a_changed_input(checkpoint):
+        claim = Claim(checkpoint, _open_staged(staging.checkpoint), mask, fits, planned.own_files)
+        report = check_claim(
+            claim,
+            check_behaviour=options.check_behaviour,
+            moments=moments,
+            notes=planned.notes,
+            jobs=jobs,
+            progress=options.progress,
+        )
+    return Staged(plan, report, describe_moments(moments))
 
 
 def _moments(planned: PlannedConversion, staging: Staging) -> MomentsSource | None:

@@ -87,6 +87,7 @@ def _inspect_checkpoint(path: Path | str, plot: Path | None, *, progress: bool) 
         "sidecars": list(checkpoint.sidecars),
         "left_behind": list(checkpoint.left_behind),
         "converted": checkpoint.manifest is not None,
+        **({} if checkpoint.manifest is None else {"made_from": _made_from(checkpoint.manifest)}),
         "silent_heads": {str(layer): list(heads) for layer, heads in enumerate(silent) if heads},
     }
     return Inspection(checkpoint, content, _checkpoint_text(checkpoint, content["dtype_bytes"], silent))
@@ -110,10 +111,29 @@ def _checkpoint_text(checkpoint: Checkpoint, dtypes: Mapping[str, int], silent: 
         f"converted     {f'yes, see {MANIFEST_FILE}' if checkpoint.manifest is not None else 'no'}",
         f"silent heads  {num_silent} of {geometry.num_layers * geometry.num_heads}",
     ]
+    if checkpoint.manifest is not None:
+        lines += _provenance(_made_from(checkpoint.manifest))
     if num_silent:
         lines += ["", text_heatmap(geometry.num_heads, silent), ""]
     lines += [f"left behind   {name} (weights that no loader reads)" for name in checkpoint.left_behind]
     return "\n".join(lines)
+
+
+def _made_from(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What the *manifest* of a conversion says of its origin, as far as that is there."""
+    mask = manifest.get("mask")
+    provenance = mask.get("provenance") if isinstance(mask, Mapping) else None
+    said = {
+        "original": manifest.get("source"),
+        "fingerprint": manifest.get("fingerprint"),
+        "mask_file": manifest.get("mask_file"),
+        "made_by": provenance,
+        "scored_on": provenance.get("calibration") if isinstance(provenance, Mapping) else None,
+        "compensation": manifest.get("compensation"),
+        "fitted_to": manifest.get("calibration"),
+        "versions": manifest.get("versions"),
+    }
+    return {name: value for name, value in said.items() if value is not None}
 
 
 def _inspect_file(
@@ -129,7 +149,7 @@ def _inspect_file(
     if plot is not None:
         title = f"{mask.num_pruned} of {mask.num_layers * mask.num_heads} heads pruned"
         plot_heatmap(plot, mask.num_heads, mask.pruned, None, title)
-    lines = [f"mask          {mask.how_read}", *_provenance(mask.provenance), ""]
+    lines = [f"mask          {mask.file.how_read if mask.file else ''}", *_provenance(mask.provenance), ""]
     return Inspection(mask, mask.to_json(), "\n".join([*lines, text_heatmap(mask.num_heads, mask.pruned)]))
 
 
@@ -152,11 +172,13 @@ def _inspect_statistics(path: Path) -> Inspection:
 
 
 def _provenance(provenance: Mapping[str, Any] | None) -> list[str]:
-    """A line for each thing that is said in a word or a number."""
+    """A line for each thing that is said in words or numbers."""
     lines = []
     for name, value in (provenance or {}).items():
         if isinstance(value, Mapping):
-            value = ", ".join(f"{key} {of_key}" for key, of_key in value.items())
+            value = ", ".join(
+                f"{key} {of_key}" for key, of_key in value.items() if isinstance(of_key, str | int | float)
+            )
         if isinstance(value, str | int | float):
             lines.append(f"{name.replace('_', ' '):<13} {value}")
     return lines

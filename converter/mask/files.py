@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from .formats.content import interpret_json, read_bytes
 from .formats.json_masks import read_json
 from .formats.layer_lists import SIZES, Hints, is_integer, read_flags
 from .formats.scores import are_scores, read_scores
-from .head_mask import HeadMask
+from .head_mask import HeadMask, MaskFile
 from .head_scores import HeadScores
 from .schedules import Schedule
 
@@ -29,7 +30,7 @@ def load_mask(
     """Read the mask file *path*, in any format of docs/masks.md, for a model of *geometry*.
 
     *polarity* says what a 1 means where the file does not: ``keep`` or ``prune`` the head. *schedule* turns a file
-    of scores into a mask. ``how_read`` of the mask says how the file was read.
+    of scores into a mask. The mask's ``file`` says how the file was read.
 
     Raises:
         MaskError: there is no such file, or it is malformed, ambiguous, without effect or not of this geometry.
@@ -48,7 +49,8 @@ def load_mask(
             rows, what = array(content, (geometry.num_layers, geometry.num_heads))
             mask, how_read = read_flags(rows, hints, what)
         mask.check_fits(geometry)
-    return replace(mask, how_read=f"{how_read}, {mask.num_pruned} of {mask.num_layers * mask.num_heads} heads")
+    how_read = f"{how_read}, {mask.num_pruned} of {mask.num_layers * mask.num_heads} heads"
+    return replace(mask, file=MaskFile(path.name, sha256(content).hexdigest(), how_read))
 
 
 def load_scores(path: Path | str, geometry: Geometry | None = None) -> HeadScores:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import isfinite
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,25 @@ MIN_FACTOR, MAX_FACTOR = 1e-6, 1e6  # a scale out of this range is a mistake
 
 
 @dataclass(frozen=True)
+class MaskFile:
+    """The file that a mask was read from: its *name* without a path, its *sha256*, and in words how it was read."""
+
+    name: str
+    sha256: str
+    how_read: str
+
+    def to_json(self) -> dict[str, str]:
+        """The file for a script to read."""
+        return {"name": self.name, "sha256": self.sha256, "read_as": self.how_read}
+
+
+@dataclass(frozen=True)
 class HeadMask:
     """The pruned query heads of every layer.
 
     *pruned* has a sorted tuple of head numbers per layer. *scale* (optional) maps a layer to the factor for its kept
-    heads; numpy's numbers become Python's. *provenance* states where the mask is from. *how_read* says in words how the
-    mask was read from a file, and is no part of it.
+    heads; numpy's numbers become Python's. *provenance* states where the mask is from. *file* is the one that it was
+    read from, if any, and no part of it.
 
     Raises:
         MaskError: it prunes no head, or a whole layer, or a part of it is malformed.
@@ -34,7 +48,7 @@ class HeadMask:
     pruned: tuple[tuple[int, ...], ...]
     scale: Mapping[int, float] | None = None
     provenance: Mapping[str, Any] | None = None
-    how_read: str = field(default="", compare=False)
+    file: MaskFile | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.scale, Mapping):
@@ -60,6 +74,17 @@ class HeadMask:
     def num_pruned(self) -> int:
         """The number of pruned heads in the model."""
         return sum(len(heads) for heads in self.pruned)
+
+    @property
+    def rate(self) -> float:
+        """The share of the model's heads that is pruned."""
+        return self.num_pruned / (self.num_layers * self.num_heads)
+
+    @property
+    def asked_rate(self) -> float | None:
+        """The share that the mask was to prune, as far as its provenance says."""
+        said = (self.provenance or {}).get("rate")
+        return float(said) if isinstance(said, float) and isfinite(said) else None
 
     @property
     def touched_layers(self) -> tuple[int, ...]:
@@ -127,7 +152,19 @@ class HeadMask:
             if layer + 1 == self.num_layers or counts[layer + 1] != count:
                 lines.append(f"{first if first == layer else f'{first}-{layer}':<9}  {count:>12}")
                 first = layer + 1
-        return "\n".join([*lines, f"total      {self.num_pruned:>12} of {self.num_layers * self.num_heads}"])
+        return "\n".join([*lines, f"total      {self.num_pruned:>12} {self.realised}"])
+
+    @property
+    def realised(self) -> str:
+        """Behind the number of pruned heads: of how many, which rate that is, and which was asked for."""
+        asked = self.asked_rate
+        beside = "" if asked is None else ", as asked for" if asked == self.rate else f"; {asked:g} was asked for"
+        return f"of {self.num_layers * self.num_heads} heads, a rate of {self.rate:.4g}{beside}"
+
+    def realised_json(self) -> dict[str, float | None]:
+        """What the mask takes, and what was asked for, for a script to read."""
+        heads = self.num_layers * self.num_heads
+        return {"pruned": self.num_pruned, "heads": heads, "rate": self.rate, "asked_rate": self.asked_rate}
 
     def to_json(self) -> dict[str, Any]:
         """The mask in the native format, which lists only layers that lose heads."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -47,7 +48,8 @@ def prune_lowest(
             tuple(head for unit in lowest for head in range(unit * heads_per_unit, (unit + 1) * heads_per_unit))
         )
     provenance = _provenance(scores, schedule, granularity, num_kv_heads, normalised=divisors is not None)
-    return HeadMask(scores.num_heads, tuple(pruned), provenance=provenance)
+    mask = HeadMask(scores.num_heads, tuple(pruned), provenance=provenance)
+    return replace(mask, provenance=provenance | {"realised_rate": mask.rate})
 
 
 def _heads_per_unit(scores: HeadScores, granularity: str, num_kv_heads: int | None) -> int:

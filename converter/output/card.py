@@ -9,7 +9,6 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +19,9 @@ from ..errors import CheckpointError, StorageError
 from ..mask import HeadMask
 from ..rewrite.plan import Plan
 from ..verify.report import Report
-from ..version import __version__
+from ..version import __version__, versions
 from .heatmap import plot_heatmap
+from .origin import Origin
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
@@ -32,7 +32,6 @@ _log = logging.getLogger(__name__)
 CARD_FILE = "README.md"
 PICTURE_FILE = "s4convert-heads.png"
 CARD_FILES = frozenset({CARD_FILE, PICTURE_FILE})
-_LIBRARIES = ("torch", "transformers", "safetensors", "numpy")  # whose versions it names
 # Around what is generated, so that the card of a converted checkpoint that is converted again has one such part.
 BEGIN, END = "<!-- s4convert: generated, begin -->", "<!-- s4convert: generated, end -->"
 _WAY_OUT = "mend it, or leave it as it is with `card=False`"
@@ -125,13 +124,13 @@ def write_card(
     plan: Plan,
     report: Report,
     base: BaseCard,
-    made_by: str,
+    origin: Origin,
     directory: Path,
 ) -> dict[str, tuple[int, str]]:
     """Write the card of *checkpoint*'s conversion into *directory*.
 
-    *made_by* is the command or the call that made it. There is no time, path or host in the card, so the same inputs
-    and libraries give the same bytes. The result maps the files' names to their (size, sha256).
+    There is no time, path or host in the card, so the same inputs and libraries give the same bytes. The result maps
+    the files' names to their (size, sha256).
 
     Raises:
         StorageError: the disk refused.
@@ -141,7 +140,7 @@ def write_card(
     if base_model(checkpoint) is None:
         _log.debug("%s: is a local directory, so the model card names no base_model", checkpoint.path)
     plot_heatmap(directory / PICTURE_FILE, plan.mask.num_heads, plan.mask.pruned, None, "pruned heads")
-    body = _body(checkpoint, plan, report, made_by)
+    body = _body(checkpoint, plan, report, origin)
     below = f"\n\n# The card of the original\n\n{base.text}" if base.text else ""
     card = ModelCard(f"---\n{card_metadata(checkpoint, base)}\n---\n\n{BEGIN}\n{body}\n{END}{below}\n")
     try:
@@ -153,7 +152,7 @@ def write_card(
         raise StorageError(f"{error.filename}: cannot be written: {error.strerror}") from error
 
 
-def _body(checkpoint: Checkpoint, plan: Plan, report: Report, made_by: str) -> str:
+def _body(checkpoint: Checkpoint, plan: Plan, report: Report, origin: Origin) -> str:
     mask, name = plan.mask, checkpoint.known_as.name
     heads = mask.num_layers * mask.num_heads
     return "\n\n".join(
@@ -165,17 +164,18 @@ def _body(checkpoint: Checkpoint, plan: Plan, report: Report, made_by: str) -> s
             f"`{MANIFEST_FILE}` holds the mask and the sha256 of every file.",
             "## What was pruned",
             f"![Pruned heads by layer and head]({PICTURE_FILE})",
-            _provenance(mask),
+            f"{len(mask.touched_layers)} of {mask.num_layers} layers lose heads: {mask.num_pruned} {mask.realised}.",
+            _mask_origin(mask),
             "## Compensation",
             f"`{plan.fits.mode}`: of the layers that lose heads, the kept columns of `o_proj` "
-            f"{plan.fits.description.change}.",
+            f"{plan.fits.description.change}.{_fitted_to(origin)}",
             "## Verification",
             _verification(report),
             "## Loading it",
             _loading(checkpoint),
             "## How it was made",
-            f"```console\n$ {made_by}\n```",
-            _versions(),
+            f"```console\n$ {origin.made_by}\n```",
+            "Versions: " + ", ".join(f"{name} {version}" for name, version in versions().items()) + ".",
             "| file | sha256 |\n| --- | --- |\n"
             + "\n".join(f"| `{file}` | `{sha}` |" for file, sha in _hashes(report)),
         ]
@@ -195,12 +195,32 @@ def public_command(arguments: Sequence[str], names: Mapping[str, str]) -> str:
     return shlex.join(said)
 
 
-def _provenance(mask: HeadMask) -> str:
-    layers = f"{len(mask.touched_layers)} of {mask.num_layers} layers lose heads."
+def _mask_origin(mask: HeadMask) -> str:
+    """The mask's file, and what it says of itself."""
     digest = sha256(json.dumps(mask.to_json(), sort_keys=True).encode()).hexdigest()
-    said = mask.to_json().get("provenance") or {}
-    from_where = ", ".join(f"{name} {value}" for name, value in said.items() if isinstance(value, (str, int, float)))
-    return f"{layers} Mask: sha256 `{digest}`" + (f" ({from_where})." if from_where else ".")
+    lines = [f"Mask: sha256 `{digest}`."]
+    if mask.file is not None:
+        lines.append(f"Its file: `{mask.file.name}`, sha256 `{mask.file.sha256}`, read as {mask.file.how_read}.")
+    said = dict(mask.to_json().get("provenance") or {})
+    data = said.pop("calibration", None)
+    if said:
+        lines.append(f"It says of itself: {_in_words(said)}.")
+    if isinstance(data, dict):
+        lines.append(f"It was scored on {_in_words(data)}.")
+    return "\n".join(lines)
+
+
+def _fitted_to(origin: Origin) -> str:
+    """The calibration data, as a sentence behind another."""
+    if origin.calibration is None:
+        return ""
+    return f" Calibration data: {_in_words(origin.calibration) or 'moments that a Python function gave'}."
+
+
+def _in_words(said: Mapping[str, Any]) -> str:
+    """What is said in a word or a number."""
+    plain = ((name.replace("_", " "), value) for name, value in said.items() if isinstance(value, str | int | float))
+    return ", ".join(f"{name} {' '.join(str(value).split())}" for name, value in plain)
 
 
 def _verification(report: Report) -> str:
@@ -231,16 +251,6 @@ def _loading(checkpoint: Checkpoint) -> str:
         f'path = "OUT"  # this directory, or its name on the Hub\nmodel = {model}.from_pretrained(path)\n'
         f"{reader.removeprefix('Auto').lower()} = {reader}.from_pretrained(path)\n```"
     )
-
-
-def _versions() -> str:
-    found = [f"s4convert {__version__}"]
-    for library in _LIBRARIES:
-        try:
-            found.append(f"{library} {version(library)}")
-        except PackageNotFoundError:  # as in a tree that was never installed
-            continue
-    return "Versions: " + ", ".join(found) + "."
 
 
 def _hashes(report: Report) -> list[tuple[str, str]]:

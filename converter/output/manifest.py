@@ -17,8 +17,9 @@ from ..mask import HeadMask
 from ..mask.formats.json_masks import read_native
 from ..rewrite.plan import Plan
 from ..verify.report import Report
-from ..version import __version__
+from ..version import __version__, versions
 from .card import CARD_FILES
+from .origin import Origin
 
 MANIFEST_FORMAT = "s4convert/1"
 
@@ -27,21 +28,27 @@ MANIFEST_FORMAT = "s4convert/1"
 Digest: TypeAlias = "tuple[int, str]"
 
 
-def manifest(checkpoint: Checkpoint, plan: Plan, report: Report, card: Mapping[str, Digest]) -> dict[str, Any]:
+def manifest(
+    checkpoint: Checkpoint, plan: Plan, report: Report, origin: Origin, card: Mapping[str, Digest]
+) -> dict[str, Any]:
     """The manifest of a conversion, with the files of its *card*.
 
-    It holds no time and no path, so the same inputs give the same bytes.
+    It holds no time and no path, so the same inputs and libraries give the same bytes.
     """
     fitted = plan.fits.to_json()
     files = dict(sorted((dict(report.structure.digests) | dict(card)).items()))
     return {
         "format": MANIFEST_FORMAT,
         "tool_version": __version__,
+        "versions": versions(),
         "source": checkpoint.source,
         "fingerprint": checkpoint.fingerprint,
         "mask": plan.mask.to_json(),
+        "mask_file": None if plan.mask.file is None else plan.mask.file.to_json(),
         "compensation": plan.fits.mode,
         **({"fitted": fitted} if fitted else {}),
+        "calibration": None if origin.calibration is None else dict(origin.calibration),
+        "shard_bytes": origin.shard_bytes,
         "plan": {"edits": len(plan.edits), "rewritten_bytes": plan.num_bytes},
         "verification": report.to_json(),
         "card": sorted(card),
@@ -61,6 +68,8 @@ class StatedConversion:
 
     *card* are the names of those that are the model card, and not the original's.
     *factors* are those of each head in the layers where a compensation was fitted that consists of factors.
+    *source* and *fingerprint* name the original, *versions* and *calibration* what the result depends on otherwise,
+    *shard_bytes* is the bound of shards that were built.
     """
 
     mask: HeadMask
@@ -68,6 +77,11 @@ class StatedConversion:
     factors: Mapping[int, tuple[float, ...]]
     files: Mapping[str, Digest]
     card: frozenset[str]
+    source: str
+    fingerprint: str
+    versions: Mapping[str, Any]
+    calibration: Mapping[str, Any] | None
+    shard_bytes: int | None
 
 
 def read_conversion(converted: Checkpoint) -> StatedConversion | None:
@@ -91,7 +105,28 @@ def read_conversion(converted: Checkpoint) -> StatedConversion | None:
     ):  # nothing else may go uncompared
         raise CheckpointError(f"{where}: card is {shown(card)}, not files of a model card; convert the original again")
     factors = _read_factors(content, mask, where)
-    return StatedConversion(mask, content["compensation"], factors, files, frozenset(card))
+    return StatedConversion(
+        mask,
+        content["compensation"],
+        factors,
+        files,
+        frozenset(card),
+        source=_of_kind(content, "source", str, where, ""),
+        fingerprint=_of_kind(content, "fingerprint", str, where, ""),
+        versions=_of_kind(content, "versions", dict, where, {}),
+        calibration=_of_kind(content, "calibration", dict, where, None),
+        shard_bytes=_of_kind(content, "shard_bytes", int, where, None),
+    )
+
+
+def _of_kind(content: Mapping[str, Any], name: str, kind: type, where: Path, default: Any) -> Any:
+    """The field *name*; *default* where it is missing or null. CheckpointError where it is not of *kind*."""
+    value = content.get(name)
+    if value is None:
+        return default
+    if not isinstance(value, kind):
+        raise CheckpointError(f"{where}: {name} is {shown(value)}; convert the original again")
+    return value
 
 
 def read_files(content: Mapping[str, Any], where: Path) -> dict[str, Digest]:

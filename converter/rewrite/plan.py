@@ -137,7 +137,7 @@ class Plan:
         """The plan for a script to read."""
         return {
             "compensation": self.fits.mode,
-            "pruned_heads": self.mask.num_pruned,
+            "heads": self.mask.realised_json(),
             "rewritten_bytes": self.num_bytes,
             "files": {file.name: file.size for file in self.files},
             "edits": [

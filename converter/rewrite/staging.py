@@ -144,14 +144,12 @@ def _check_written_by_us(out: Path) -> None:
 
 
 @contextmanager
-def open_staging(out: Path, *, replace: bool) -> Iterator[Staging]:
+def open_staging(out: Path) -> Iterator[Staging]:
     """Hold OUT's lock and an empty staging directory; on the way out what was not committed is removed.
 
-    What a killed conversion to the same OUT has left is cleared up first. *replace* says that a conversion may stand
-    at OUT.
+    What a killed conversion to the same OUT has left is cleared up first.
 
     Raises:
-        UsageError: something stands at OUT that is not to be replaced.
         StorageError: another conversion to the same OUT is running, or the directory cannot be made.
     """
     staging = Staging(out.absolute())
@@ -161,7 +159,6 @@ def open_staging(out: Path, *, replace: bool) -> Iterator[Staging]:
         raise StorageError(f"{staging.lock}: cannot be locked: {error.strerror}") from error
     try:
         _recover(staging)
-        check_replaceable(out, force=replace)
         for directory in (staging.directory, staging.checkpoint, staging.scratch):
             directory.mkdir()
         yield staging

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from ..calibration.inputs import Inputs, make_inputs
+from ..calibration.inputs import Inputs, describe, make_inputs
 from ..calibration.samples import read_samples
 from ..calibration.stream import stream_layers
 from ..checkpoint import Checkpoint
@@ -54,10 +54,8 @@ def score_heads(
             raise UsageError("`images` and `num_samples` belong to calibration data; give it with `calibration`")
         return score_inputs(checkpoint, metric, [], settings, {}, progress=progress)
     data = read_samples(calibration, images, num_samples)
-    if num_samples is not None and num_samples > data.num_available:
-        _log.warning("%s: holds %d samples, fewer than %d", calibration, data.num_available, num_samples)
     inputs = make_inputs(checkpoint, data.samples, device=device, progress=progress)
-    provenance = {"file": Path(calibration).name, "num_samples": len(data.samples)}
+    provenance = {"file": Path(calibration).name}
     return score_inputs(checkpoint, metric, inputs, settings, provenance, sha256=data.sha256, progress=progress)
 
 
@@ -91,7 +89,7 @@ def score_inputs(
                 _tell_unscored(inputs)
             provenance["calibration_sha256"] = sha256
             provenance["device"] = settings.device.partition(":")[0]
-            provenance["calibration"] = calibration | _token_counts(inputs) | {"image_weight": IMAGE_WEIGHT}
+            provenance["calibration"] = calibration | describe(inputs) | {"image_weight": IMAGE_WEIGHT}
             energies = []
             for seen in stream_layers(
                 checkpoint, inputs, lambda layer: scorer.scorer(checkpoint, layer, settings), device=settings.device
@@ -134,8 +132,3 @@ def _tell_unscored(inputs: list[Inputs]) -> None:
             without,
             len(inputs),
         )
-
-
-def _token_counts(inputs: list[Inputs]) -> dict[str, int]:
-    image = sum(int(sample.is_image.sum()) for sample in inputs)
-    return {"text_tokens": sum(len(sample.is_image) for sample in inputs) - image, "image_tokens": image}

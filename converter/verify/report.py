@@ -76,6 +76,7 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """The figures, rounded to four significant digits so that machines agree on them."""
         return {
+            "heads": self.mask.realised_json(),
             "structure": {
                 "identical_tensors": self.structure.identical_tensors,
                 "edited_tensors": self.structure.edited_tensors,
@@ -138,6 +139,7 @@ class Report:
             lines += [fit.to_row(self.stored_errors[layer]) for layer, fit in self.figures.items()]
             lines.append("")
         lines += [
+            f"heads: {self.mask.num_pruned} {self.mask.realised}",
             f"structure: {self.structure.edited_tensors} tensors edited, {self.structure.identical_tensors} tensors"
             f" and {self.structure.sidecars} other files byte-identical",
             *(f"note: {note}" for note in self.notes),

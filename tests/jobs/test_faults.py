@@ -629,7 +629,7 @@ def test_of_many_processes_that_write_the_same_out_one_wins(source: Path, out: P
 
 
 def test_a_second_conversion_to_an_out_that_is_being_written_is_refused(source: Path, out: Path, mask: Path) -> None:
-    with open_staging(out, replace=False) as staging:
+    with open_staging(out) as staging:
         (staging.directory / "precious").write_text("the first conversion's")
         with pytest.raises(StorageError, match="another s4convert is writing it"):
             convert_bytes(source, out, mask)
@@ -649,8 +649,8 @@ def test_a_lock_whose_owner_removes_it_just_before_it_is_taken_is_taken_anew(
         flock(descriptor, operation)
 
     monkeypatch.setattr(fcntl, "flock", late)
-    with open_staging(out, replace=False):
-        with pytest.raises(StorageError, match="another s4convert is writing it"), open_staging(out, replace=False):
+    with open_staging(out):
+        with pytest.raises(StorageError, match="another s4convert is writing it"), open_staging(out):
             pass
         assert next(calls) == 3
     assert list(out.parent.iterdir()) == []
@@ -662,7 +662,7 @@ def test_of_many_threads_that_take_the_lock_over_and_over_only_one_holds_it(out:
     def contend() -> None:
         for _ in range(50):
             try:
-                with open_staging(out, replace=False):
+                with open_staging(out):
                     holders.append(threading.get_ident())
                     held_at_once.append(len(holders))
                     next(taken)

@@ -54,7 +54,7 @@ def test_numpy_arrays(tmp_path: Path, dtype: str, order: Any, polarity: Any) -> 
     array = np.asarray(FLAGS if polarity == "prune" else 1 - FLAGS, dtype, order=order)
     mask = load_mask(write(tmp_path / "mask.NPY", npy(array)), GEOMETRY, polarity=polarity)
     assert mask.pruned == PRUNED
-    assert mask.how_read == f"NumPy array, 1 = {'pruned' if polarity == 'prune' else 'keep'}, 3 of 12 heads"
+    assert mask.file.how_read == f"NumPy array, 1 = {'pruned' if polarity == 'prune' else 'keep'}, 3 of 12 heads"
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float16, torch.bfloat16, torch.float32])

@@ -56,7 +56,7 @@ def load(
     else:
         path.write_text(content if isinstance(content, str) else json.dumps(content))
     mask = load_mask(path, geometry, polarity=polarity, schedule=schedule)
-    return mask, mask.how_read
+    return mask, mask.file.how_read
 
 
 # --- what is read -------------------------------------------------------------------------------------------
@@ -120,8 +120,8 @@ def test_notes_in_a_calibration_file_are_named_and_not_read(tmp_path: Path) -> N
     path = tmp_path / "mask.json"
     path.write_text(json.dumps(calibration(gamma=0.4, pruning_rate=0.3)))
     mask = load_mask(path, GEOMETRY)
-    assert "not read: " in mask.how_read
-    assert "gamma, pruning_rate" in mask.how_read
+    assert "not read: " in mask.file.how_read
+    assert "gamma, pruning_rate" in mask.file.how_read
 
 
 @pytest.mark.parametrize("factor", [1.4545, 2, 1e-6, 1e6])

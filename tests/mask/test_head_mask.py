@@ -76,5 +76,24 @@ def test_a_long_value_is_cut_in_a_message() -> None:
 
 def test_the_summary_joins_layers_that_lose_as_many() -> None:
     assert HeadMask(4, ((1,), (2,), (), (0, 1))).to_text().split() == (
-        ["layers", "heads", "pruned", "0-1", "1", "2", "0", "3", "2", "total", "4", "of", "16"]
+        [
+            "layers",
+            "heads",
+            "pruned",
+            "0-1",
+            "1",
+            "2",
+            "0",
+            "3",
+            "2",
+            "total",
+            "4",
+            "of",
+            "16",
+            "heads,",
+            "a",
+            "rate",
+            "of",
+            "0.25",
+        ]
     )

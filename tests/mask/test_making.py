@@ -72,11 +72,13 @@ def test_the_command_writes_a_native_mask_with_its_provenance(
 ) -> None:
     outcome = run_here("mask", "--scores", scores, "-o", out, "--schedule", *options)
     assert outcome.exit_code == 0, outcome.stderr
-    assert f"{total} of 1024\nwritten: {out}\n" in outcome.stdout
+    assert f"{total} of 1024 heads, a rate of " in outcome.stdout
+    assert f"\nwritten: {out}\n" in outcome.stdout
     mask = load_mask(out, GEOMETRY)
     assert mask.num_pruned == total
     inherited = {name: value for name, value in PROVENANCE.items() if name != "residual_energy"}
-    assert mask.provenance == inherited | {"granularity": "head"} | made_by | {"tool_version": __version__}
+    made_by |= {"granularity": "head", "tool_version": __version__, "realised_rate": total / 1024}
+    assert mask.provenance == inherited | made_by
     jsonschema.validate(json.loads(out.read_text()), SCHEMA)
 
 

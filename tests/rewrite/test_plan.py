@@ -142,7 +142,7 @@ def test_making_a_plan_reads_nothing(checkpoint: Checkpoint) -> None:
 def test_the_plan_for_a_script_lists_every_edit_in_order(checkpoint: Checkpoint) -> None:
     plan = make_plan(checkpoint, HeadMask(6, ((0,), (), ())), "scale")
     content = json.loads(json.dumps(plan.to_json()))
-    assert (content["compensation"], content["pruned_heads"]) == ("scale", 1)
+    assert (content["compensation"], content["heads"]["pruned"]) == ("scale", 1)
     assert content["rewritten_bytes"] == plan.num_bytes
     assert [(e["tensor"].split("self_attn.")[1], e["shard"], e["change"]) for e in content["edits"]] == [
         ("q_proj.weight", WEIGHTS, "rows 0-2 become 0"),
