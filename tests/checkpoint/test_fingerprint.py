@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.fingerprint import bytes_read
 from s4convert.checkpoint import Checkpoint
 from tests.conftest import MINI_LLAVA
-from tests.support.synthetic import Spec, encode, read_safetensors, write_checkpoint, write_safetensors
+from tests.support.synthetic import SEVEN_B, Spec, encode, read_safetensors, write_checkpoint, write_safetensors
 
 SPEC = Spec(num_layers=3, num_kv_heads=4, hidden_size=16)
 
@@ -66,3 +67,10 @@ def test_what_is_not_the_language_models_makes_no_difference(tmp_path: Path) -> 
 def test_it_never_changes_from_one_version_to_the_next() -> None:
     """Masks, scores and statistics carry it about."""
     assert fingerprint(MINI_LLAVA) == "c4d6007856a32bfb6dc6fc8bbf394dd6"
+
+
+def test_of_a_7b_model_less_than_50_mb_are_read(tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(write_checkpoint(tmp_path / "in", SEVEN_B, sparse=True))
+    before = bytes_read()
+    assert checkpoint.fingerprint
+    assert 1e6 < bytes_read() - before < 50e6

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,18 @@ class Spec:
     @property
     def num_heads(self) -> int:
         return self.num_kv_heads * self.heads_per_group
+
+
+# The language model of LLaVA-1.5-7B.
+SEVEN_B = Spec(
+    num_layers=32,
+    num_kv_heads=32,
+    head_dim=128,
+    hidden_size=4096,
+    intermediate_size=11008,
+    vocab_size=32000,
+    num_shards=3,
+)
 
 
 def encode(values: np.ndarray, dtype: str) -> bytes:
@@ -89,29 +103,37 @@ def config(spec: Spec) -> dict[str, Any]:
     return {"model_type": "llava", "text_config": {"model_type": spec.text_model, **text}}
 
 
-def write_safetensors(path: Path, tensors: dict[str, tuple[str, tuple[int, ...], bytes]]) -> None:
-    """A safetensors file of (dtype, shape, data) by name."""
+def write_safetensors(path: Path, tensors: dict[str, tuple[str, tuple[int, ...], bytes | int]]) -> None:
+    """A safetensors file of (dtype, shape, data) by name; a number in place of data is a hole of so many bytes."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     position = 0
     for name, (dtype, shape, data) in tensors.items():
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, position + len(data)]}
-        position += len(data)
+        size = data if isinstance(data, int) else len(data)
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, position + size]}
+        position += size
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for _, _, data in tensors.values():
-            file.write(data)
+            if isinstance(data, int):
+                file.seek(data, os.SEEK_CUR)
+            else:
+                file.write(data)
+        file.truncate()
 
 
-def write_checkpoint(path: Path, spec: Spec) -> Path:
-    """Write the checkpoint of *spec* to the new directory *path*."""
+def write_checkpoint(path: Path, spec: Spec, *, sparse: bool = False) -> Path:
+    """Write the checkpoint of *spec* to the new directory *path*; weights are random, or holes where it is *sparse*."""
     path.mkdir(parents=True)
     generator = np.random.Generator(np.random.PCG64(spec.seed))
-    tensors = {
-        name: (spec.dtype, shape, encode(generator.normal(0, 0.3, shape).astype(np.float32), spec.dtype))
-        for name, shape in shapes(spec).items()
-    }
+
+    def data(shape: tuple[int, ...]) -> bytes | int:
+        if sparse:
+            return math.prod(shape) * {"BF16": 2, "F16": 2, "F32": 4}[spec.dtype]
+        return encode(generator.normal(0, 0.3, shape).astype(np.float32), spec.dtype)
+
+    tensors = {name: (spec.dtype, shape, data(shape)) for name, shape in shapes(spec).items()}
     names = list(tensors)
     if spec.num_shards == 1:
         write_safetensors(path / "model.safetensors", tensors)
