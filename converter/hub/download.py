@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import glob
 import logging
-import os
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -19,7 +18,8 @@ from ..checkpoint.files import GIT_ATTRIBUTES_FILE, TORCH_INDEX_FILE
 from ..checkpoint.refusals import TRAINING_FILES
 from ..checkpoint.shards import find_weights, read_weight_map
 from ..checkpoint.sidecars import holds_another_model, is_weight_name
-from ..errors import CheckpointError, HubError, MaskError
+from ..disk import walk
+from ..errors import CheckpointError, HubError, MaskError, reading
 from ..mask.formats.content import MAX_BYTES
 from .client import hub_client
 from .failures import hub_failures
@@ -154,12 +154,8 @@ class _Cached:
                 )
             )
         self.commit = self._path.name
-        self.files = tuple(
-            (Path(folder) / file).relative_to(self._path).as_posix()
-            for folder, _, files in os.walk(self._path)
-            for file in sorted(files)
-            if (Path(folder) / file).is_file()
-        )
+        with reading(self._path):
+            self.files = tuple(file for file in walk(self._path) if (self._path / file).is_file())
         if CONFIG_FILE not in self.files:
             raise self._incomplete(CONFIG_FILE)
 

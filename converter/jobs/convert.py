@@ -16,6 +16,7 @@ from ..calibration.statistics import scratch_bytes as statistics_bytes
 from ..checkpoint import Checkpoint
 from ..checkpoint.loader_names import check_loader_name
 from ..checkpoint.refusals import refuse_delta_name
+from ..checkpoint.sidecars import perhaps_private
 from ..choices import COMPENSATIONS, HOLDOUT
 from ..compensation import MomentsSource, fit
 from ..compensation.fitting import check_mode, known_before_fitting, scratch_bytes
@@ -23,7 +24,7 @@ from ..disk import free_bytes
 from ..errors import CheckpointError, S4ConvertError, UsageError, VerificationError, shown
 from ..mask import HeadMask
 from ..model.decoder import check_device, require_stock_code
-from ..output.card import CARD_FILES, BaseCard, public_command, read_base_card, write_card
+from ..output.card import CARD_FILES, BaseCard, draw_picture, public_command, read_base_card, write_card
 from ..output.manifest import manifest, write_manifest
 from ..progress import byte_bar
 from ..rewrite.assembly import OutputFile, assemble
@@ -46,6 +47,8 @@ from .notes import notes_on
 from .options import ConversionOptions, as_path, options_of
 
 _log = logging.getLogger(__name__)
+
+_NAMED = 8  # of the files that may be private, in a message
 
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
@@ -204,7 +207,7 @@ def convert(
     :class:`ConvertOptions`. *command* are the arguments of the command line that the model card names; by default,
     this call.
 
-    OUT is whole if this returns. If it raises, OUT is as it was, unless the message says that it is whole.
+    OUT is whole if this returns. If it raises, OUT is as it was, unless the message says what it is.
 
     Raises:
         S4ConvertError: the subclass says what kind.
@@ -243,6 +246,13 @@ def _prepare(
         _log.warning("%s", note)
     for name in checkpoint.left_behind:
         _log.warning("%s: left behind, it may hold unpruned weights", checkpoint.path / name)
+    for name, why in checkpoint.passed_by.items():
+        _log.warning("%s: left behind, %s", checkpoint.path / name, why)
+    private = perhaps_private(checkpoint.sidecars)
+    if private:
+        more = f" and {len(private) - _NAMED} more" if len(private) > _NAMED else ""
+        named = ", ".join(private[:_NAMED]) + more
+        _log.warning("%s: %s will be in OUT as well; move away first what is private", checkpoint.path, named)
     return planned
 
 
@@ -269,6 +279,7 @@ def _carry_out(planned: PlannedConversion, made_by: str) -> Report:
     if options.check_behaviour:
         require_stock_code(checkpoint)
     jobs = options.jobs or default_jobs()
+    picture = None if planned.base_card is None else draw_picture(mask)
     with open_staging(planned.out, replace=options.force) as staging, disk_flusher() as flusher:
         moments = _moments(planned, staging)
         fits = fit(options.compensation, checkpoint, mask, staging.scratch, moments=moments, progress=options.progress)
@@ -290,7 +301,7 @@ def _carry_out(planned: PlannedConversion, made_by: str) -> Report:
             _log.warning("%s", advised)
         card = {}
         if planned.base_card is not None:
-            card = write_card(checkpoint, plan, report, planned.base_card, made_by, staging.checkpoint)
+            card = write_card(checkpoint, plan, report, planned.base_card, picture, made_by, staging.checkpoint)
         write_manifest(manifest(checkpoint, plan, report, card), staging.checkpoint)
         flusher.wait()
         commit(staging, replace=options.force)
