@@ -29,6 +29,8 @@ _READ_WHOLE = (
 # A file in the cache of the Hub's client, which names it by its hash.
 _BLOB = re.compile(r"models--[^/]+/blobs/(?:[0-9a-f]{40}|[0-9a-f]{64})")
 
+_NAMED = 8  # files, in a message
+
 # What else people keep beside a model: names of keys and passwords.
 _SECRETS = (
     *("*.pem", "*.key", "*.p12", "*.pfx", "*.ppk", "*.jks", "*.kdbx", "*.asc", "id_rsa*", "id_dsa*", "id_ecdsa*"),
@@ -125,11 +127,13 @@ def holds_another_model(folder: Path, family: Family) -> bool:
     return isinstance(model_type, str) and model_type != family.model_type
 
 
-def perhaps_private(names: Iterable[str]) -> tuple[str, ...]:
-    """Those of the files *names* that are hidden, or named as keys and passwords are."""
+def perhaps_private(names: Iterable[str]) -> str:
+    """Those of the files *names* that are hidden, or named as keys and passwords are, as a message names them."""
 
     def is_private(name: PurePosixPath) -> bool:
         is_secret = any(fnmatchcase(name.name.lower(), pattern) for pattern in _SECRETS)
         return is_secret or any(part.startswith(".") for part in name.parts)
 
-    return tuple(name for name in names if is_private(PurePosixPath(name)))
+    found = [name for name in names if is_private(PurePosixPath(name))]
+    more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+    return ", ".join(found[:_NAMED]) + more

@@ -78,7 +78,7 @@ def read_outgoing(directory: Path, *, progress: bool = False) -> Outgoing:
 
 
 def _regular_files(directory: Path) -> dict[str, int]:
-    """The size of every file in *directory*, without git's and the Hub's own; UsageError where one is no regular file."""
+    """The size of each file in *directory*, but for git's and the Hub's own; UsageError where one is not regular."""
     sizes = {}
     for name in walk(directory, without=TOOL_DIRECTORIES):
         path = directory / name

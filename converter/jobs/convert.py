@@ -48,8 +48,6 @@ from .options import ConversionOptions, as_path, options_of
 
 _log = logging.getLogger(__name__)
 
-_NAMED = 8  # of the files that may be private, in a message
-
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
@@ -250,9 +248,7 @@ def _prepare(
         _log.warning("%s: left behind, %s", checkpoint.path / name, why)
     private = perhaps_private(checkpoint.sidecars)
     if private:
-        more = f" and {len(private) - _NAMED} more" if len(private) > _NAMED else ""
-        named = ", ".join(private[:_NAMED]) + more
-        _log.warning("%s: %s will be in OUT as well; move away first what is private", checkpoint.path, named)
+        _log.warning("%s: %s will be in OUT as well; move away what is private", checkpoint.path, private)
     return planned
 
 
