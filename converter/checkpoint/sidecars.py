@@ -26,8 +26,8 @@ _READ_WHOLE = (
     *("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json", "chat_template.json"),
 )
 
-# A file in the cache of the Hub's client, which names it by its hash.
-_BLOB = re.compile(r"models--[^/]+/blobs/(?:[0-9a-f]{40}|[0-9a-f]{64})")
+# A file in the cache of the Hub's client.
+_BLOB = re.compile(r"models--[^/]+/blobs/[^/]+")
 
 _NAMED = 8  # files, in a message
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from ..checkpoint import CONFIG_FILE, INDEX_FILE, Repository, read_json_object
 from ..checkpoint.families import check_entries, read_family
-from ..checkpoint.files import GIT_ATTRIBUTES_FILE, TORCH_INDEX_FILE
+from ..checkpoint.files import GIT_ATTRIBUTES_FILE, TOOL_DIRECTORIES, TORCH_INDEX_FILE
 from ..checkpoint.refusals import TRAINING_FILES
 from ..checkpoint.shards import find_weights, read_weight_map
 from ..checkpoint.sidecars import holds_another_model, is_weight_name
@@ -90,13 +90,13 @@ def choose_files(
 
     A folder with weights is a part of the checkpoint (a vision tower) where it *holds_another_model*, and is downloaded
     with weights of one kind. Any other folder with weights holds another state or format of the same model; it is left
-    out with all below it, as are hidden folders, files of a training, and git's.
+    out with all below it, as are files of a training, and what is git's or the Hub's own.
     """
     folders = {folder for file in files for folder in PurePosixPath(file).parents}
     weight_files = (PurePosixPath(file) for file in files if is_weight_name(PurePosixPath(file).name))
     with_weights = {file.parent for file in weight_files} - {PurePosixPath()}
     parts = {folder for folder in with_weights if holds_another_model(folder.as_posix())}
-    left_out = (with_weights - parts) | {folder for folder in folders if folder.name.startswith(".")}
+    left_out = (with_weights - parts) | {folder for folder in folders if folder.name in TOOL_DIRECTORIES}
     chosen = set(weights)
     for file in map(PurePosixPath, files):
         if left_out.intersection(file.parents) or file.name in (*TRAINING_FILES, GIT_ATTRIBUTES_FILE):

@@ -205,7 +205,7 @@ def convert(
     :class:`ConvertOptions`. *command* are the arguments of the command line that the model card names; by default,
     this call.
 
-    OUT is whole if this returns. If it raises, OUT is as it was, unless the message says what it is.
+    OUT is whole if this returns. If it raises, OUT is as it was, unless the message says otherwise.
 
     Raises:
         S4ConvertError: the subclass says what kind.

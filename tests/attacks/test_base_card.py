@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
+from s4convert import verify_conversion
 from s4convert.output.card import BEGIN, END
 from tests.support import seams
 from tests.support.command_line import Outcome, run_here
@@ -42,10 +43,10 @@ def out(tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
-def convert(source: Path, out: Path) -> Outcome:
+def convert(source: Path, out: Path, *options: object, heads: tuple[int, ...] = (0, 2)) -> Outcome:
     mask = out.with_name("mask.json")
-    mask.write_text(json.dumps({"pruned_heads": {"1": [0, 2]}}))
-    return run_here(source, out, "--mask", mask, "--no-verify")
+    mask.write_text(json.dumps({"pruned_heads": {"1": heads}}))
+    return run_here(source, out, "--mask", mask, "--no-verify", *options)
 
 
 def metadata_and_text(card: Path) -> tuple[dict[str, Any], str]:
@@ -153,3 +154,16 @@ def test_a_broken_pillow_costs_the_picture_and_not_the_conversion(
     assert "s4convert-heads.png" not in (out / "README.md").read_text()
     assert "s4convert-heads.png" not in digests(out)
     assert run_here("verify", source, out).exit_code == 0
+
+
+def test_a_broken_pillow_does_not_leave_the_picture_of_an_earlier_conversion(
+    source: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert convert(source, out).exit_code == 0
+    again = out.with_name("again")
+    with monkeypatch.context() as patch:
+        patch.setattr("PIL.ImageDraw.Draw", lambda *_: 1 / 0)
+        assert convert(out, again, "--allow-converted", heads=(1,)).exit_code == 0
+    assert "s4convert-heads.png" in digests(out)
+    assert "s4convert-heads.png" not in digests(again)
+    verify_conversion(out, again, check_behaviour=False)
