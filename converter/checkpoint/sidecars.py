@@ -61,7 +61,7 @@ def list_files(path: Path, among: Collection[str] | None = None) -> tuple[tuple[
         _check_link(entry, path)
         status = entry.stat()
         if S_ISDIR(status.st_mode):
-            passed_by[name] = "it is a link to a directory that is copied under its own name"
+            passed_by[name] = "it is a link to a directory; put a copy in its place if loaders need it"
             continue
         if not S_ISREG(status.st_mode):
             raise CheckpointError(f"{entry}: is not a regular file; move it elsewhere")
