@@ -1,16 +1,55 @@
-"""What reaches the disk: files written whole or not at all, what is brought to the disk at once, and hashes."""
+"""Reading and writing files: small ones whole, directories to the last entry, output whole or not at all."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import secrets
+from collections.abc import Collection, Iterator
 from pathlib import Path
+from stat import S_ISREG
 
-from .errors import StorageError, UsageError
+from .errors import S4ConvertError, StorageError, UsageError, reading
 from .progress import Advance
 
+SMALL_BYTES = 16 << 20  # the most that is read of a file of JSON or text; the index of the largest models has 10 MB
+
 _BLOCK_BYTES = 1 << 20
+
+
+def read_file(path: Path, refusal: type[S4ConvertError], most: int | None = SMALL_BYTES) -> bytes:
+    """The content of the file *path*, of *most* bytes.
+
+    Raises:
+        S4ConvertError: it is a directory, a pipe or a device, or has more bytes; the class is *refusal*.
+        StorageError: it cannot be read.
+    """
+    with reading(path):
+        status = path.stat()
+        if not S_ISREG(status.st_mode):  # reading from a pipe may never end
+            raise refusal(f"{path}: is not a regular file; put one in its place")
+        if most is not None and status.st_size > most:
+            raise refusal(f"{path}: has {status.st_size:,} bytes, and at most {most:,} are read; is it the right file?")
+        with path.open("rb") as file:
+            return file.read(-1 if most is None else most)  # not more, even if it grows
+
+
+def walk(top: Path, *, without: Collection[str] = ()) -> Iterator[str]:
+    """The names, relative to *top*, of all that stands below it and is no directory; links are not followed.
+
+    A directory named in *without* is told as if it were a file, and not entered. OSError where one cannot be read: what
+    is in it would otherwise be passed over in silence, as :func:`os.walk` does.
+    """
+    folders = [""]
+    while folders:
+        folder = folders.pop()
+        with os.scandir(top / folder) as entries:
+            found = sorted(entries, key=lambda entry: entry.name)
+        for entry in found:
+            if entry.is_dir(follow_symlinks=False) and entry.name not in without:
+                folders.append(f"{folder}{entry.name}/")
+            else:
+                yield f"{folder}{entry.name}"
 
 
 def check_output(path: Path, *, force: bool) -> None:

@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from .. import strict_json
-from ..errors import CalibrationError, UsageError, reading
+from ..disk import read_file
+from ..errors import CalibrationError, UsageError
 from ..model.front_end import IMAGE_PLACEHOLDER, LETTER_INSTRUCTION, conversation
 
 _log = logging.getLogger(__name__)
@@ -58,8 +59,7 @@ def read_samples(path: Path | str, images: Path | str | None = None, num_samples
     path, images = Path(path), None if images is None else Path(images)
     if num_samples is not None and num_samples < 1:
         raise UsageError(f"`num_samples` {num_samples}: take at least one sample")
-    with reading(path):
-        content = path.read_bytes()
+    content = read_file(path, CalibrationError, None)
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

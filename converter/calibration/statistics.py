@@ -21,7 +21,8 @@ from .. import strict_json
 from ..checkpoint import Checkpoint
 from ..checkpoint.dtypes import Float64Array
 from ..choices import HOLDOUT, IMAGE_WEIGHT
-from ..errors import CalibrationError, StorageError, UsageError, shown
+from ..disk import read_file
+from ..errors import CalibrationError, StorageError, UsageError, reading, shown
 from ..progress import layer_bar
 from ..version import __version__
 from .inputs import Inputs, describe, make_inputs
@@ -32,7 +33,7 @@ from .stream import stream_layers
 STATISTICS_FORMAT = "s4convert-statistics/1"
 DESCRIPTION_FILE = "statistics.json"
 _MODALITIES = {"text": False, "image": True}
-_LAYER_FILE = re.compile(r"layer-[0-9]{5}\.safetensors")
+LAYER_FILE = re.compile(r"layer-([0-9]{5})\.safetensors")
 _SIZES = ("num_layers", "num_heads", "num_kv_heads", "head_dim", "hidden_size")
 _BLOCK = 256  # rows of a matrix at a time
 
@@ -125,8 +126,9 @@ class Statistics:
         """Raise UsageError where the directory holds more than the files of an unfinished :meth:`gather`."""
         if not self.directory.exists():
             return
-        names = [path.name for path in self.directory.iterdir()] if self.directory.is_dir() else ["a file"]
-        if not all(_LAYER_FILE.fullmatch(name) for name in names):
+        with reading(self.directory):
+            names = [path.name for path in self.directory.iterdir()] if self.directory.is_dir() else ["a file"]
+        if not all(LAYER_FILE.fullmatch(name) for name in names):
             raise UsageError(f"{self.directory}: exists and is no empty directory; choose another for the statistics")
 
     def gather(
@@ -203,8 +205,8 @@ def read_description(directory: Path) -> Mapping[str, Any]:
     """The description of the statistics in *directory*; CalibrationError where it is missing or malformed."""
     path = directory / DESCRIPTION_FILE
     try:
-        stated = strict_json.parse(path.read_bytes())
-    except (OSError, ValueError) as error:
+        stated = strict_json.parse(read_file(path, CalibrationError))
+    except (StorageError, ValueError) as error:
         raise CalibrationError(f"{path}: is no description of statistics ({error}); gather them again") from error
     if not isinstance(stated, dict) or stated.get("format") != STATISTICS_FORMAT:
         found = stated.get("format") if isinstance(stated, dict) else None

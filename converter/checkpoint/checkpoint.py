@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from pathlib import Path
+from stat import S_IMODE
 from types import MappingProxyType
 from typing import Any
 
@@ -20,7 +21,7 @@ from .files import CONFIG_FILE, MANIFEST_FILE, TORCH_INDEX_FILE, read_json_objec
 from .fingerprint import fingerprint
 from .geometry import PROJECTIONS, Geometry, ProjectionRows, expected_shape, projections_in, read_geometry
 from .shards import open_shards
-from .sidecars import other_files
+from .sidecars import list_files, sort_files
 from .tensors import Projection, StoredTensor, TensorEntry, WeightFile
 
 # silent_heads reads these rows first: few heads that are not silent are zero in all of them.
@@ -42,16 +43,17 @@ class Repository:
 
 @dataclass(frozen=True)
 class FileStamp:
-    """Tells whether a file changed."""
+    """Tells whether a file changed; *mode* is its permissions."""
 
     size: int
     mtime_ns: int
     inode: int
+    mode: int
 
     @staticmethod
     def of(path: Path) -> FileStamp:
         status = path.stat()
-        return FileStamp(status.st_size, status.st_mtime_ns, status.st_ino)
+        return FileStamp(status.st_size, status.st_mtime_ns, status.st_ino, S_IMODE(status.st_mode))
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,8 @@ class Checkpoint:
     """An opened checkpoint. The names in *shards*, *sidecars* and *left_behind* are relative to *path*.
 
     *shards* are safetensors files, or ``.bin`` files (*is_torch*). *left_behind* are other files of weights, which no
-    loader reads: a copy of them would hold the unpruned model. *stamps* has an entry for every shard and sidecar.
+    loader reads: a copy of them would hold the unpruned model. *passed_by* is what else no conversion copies, with the
+    reason. *stamps* has an entry for every shard and sidecar.
     *repository* is None where it was not downloaded.
     """
 
@@ -73,6 +76,7 @@ class Checkpoint:
     shards: Mapping[str, WeightFile]
     sidecars: tuple[str, ...]
     left_behind: tuple[str, ...]
+    passed_by: Mapping[str, str]
     stamps: Mapping[str, FileStamp]
     repository: Repository | None
 
@@ -87,20 +91,23 @@ class Checkpoint:
             StorageError: a file cannot be read.
         """
         path = Path(path)
-        if not path.is_dir():
-            raise CheckpointError(f"{path}: no such directory; give the directory that holds {CONFIG_FILE}")
         among = None if repository is None else repository.files
         with reading(path):
+            if not path.is_dir():
+                raise CheckpointError(f"{path}: no such directory; give the directory that holds {CONFIG_FILE}")
             entries = {entry.name for entry in path.iterdir() if entry.exists()}
         entries = entries if among is None else entries & among
         check_entries(path, entries)
+        with reading(path):
+            files, passed_by = list_files(path, among)
         config = read_json_object(path / CONFIG_FILE)
         family = read_family(path, entries, config)
         text_config, language_model = family.read_language_model(config, str(path / CONFIG_FILE))
         with reading(path):
             shards, index, is_torch = open_shards(path, entries)
-            replaced = {TORCH_INDEX_FILE} if is_torch else set()
-            sidecars, left_behind = other_files(path, family, {*shards, MANIFEST_FILE, *replaced}, index, among)
+            accounted_for = {*shards, MANIFEST_FILE, *([TORCH_INDEX_FILE] if is_torch else [])}
+            others = [name for name in files if name not in accounted_for]
+            sidecars, left_behind = sort_files(path, others, family, index)
             stamps = {name: FileStamp.of(path / name) for name in (*shards, *sidecars)}
         checkpoint = Checkpoint(
             path=path,
@@ -113,6 +120,7 @@ class Checkpoint:
             shards=MappingProxyType(shards),
             sidecars=sidecars,
             left_behind=left_behind,
+            passed_by=MappingProxyType(passed_by),
             stamps=MappingProxyType(stamps),
             repository=repository,
         )

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from .. import strict_json
-from ..errors import CheckpointError, StorageError, reading
+from ..disk import read_file
+from ..errors import CheckpointError, StorageError
 
 CONFIG_FILE = "config.json"
 SINGLE_FILE = "model.safetensors"
@@ -16,15 +17,18 @@ TORCH_SINGLE_FILE = "pytorch_model.bin"
 TORCH_INDEX_FILE = "pytorch_model.bin.index.json"
 MANIFEST_FILE = "s4convert.json"
 
-# The Hub puts it in every repository; it is no part of a checkpoint.
+# The Hub writes it into every repository, and rewrites it; it is no part of a checkpoint.
 GIT_ATTRIBUTES_FILE = ".gitattributes"
+
+# Where git and the Hub's client keep things of their own; the Hub takes neither.
+TOOL_DIRECTORIES = (".git", ".cache")
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
     """The JSON object in the file *path*; CheckpointError where it is none, StorageError where it cannot be read."""
+    text = read_file(path, CheckpointError)
     try:
-        with reading(path):
-            content = strict_json.parse(path.read_bytes())
+        content = strict_json.parse(text)
     except ValueError as error:
         raise CheckpointError(f"{path}: is not JSON ({error}); restore the file") from error
     if not isinstance(content, dict):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import glob
 import logging
-import os
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -15,11 +14,12 @@ from typing import TYPE_CHECKING
 
 from ..checkpoint import CONFIG_FILE, INDEX_FILE, Repository, read_json_object
 from ..checkpoint.families import check_entries, read_family
-from ..checkpoint.files import GIT_ATTRIBUTES_FILE, TORCH_INDEX_FILE
+from ..checkpoint.files import GIT_ATTRIBUTES_FILE, TOOL_DIRECTORIES, TORCH_INDEX_FILE
 from ..checkpoint.refusals import TRAINING_FILES
 from ..checkpoint.shards import find_weights, read_weight_map
 from ..checkpoint.sidecars import holds_another_model, is_weight_name
-from ..errors import CheckpointError, HubError, MaskError
+from ..disk import walk
+from ..errors import CheckpointError, HubError, MaskError, reading
 from ..mask.formats.content import MAX_BYTES
 from .client import hub_client
 from .failures import hub_failures
@@ -90,13 +90,13 @@ def choose_files(
 
     A folder with weights is a part of the checkpoint (a vision tower) where it *holds_another_model*, and is downloaded
     with weights of one kind. Any other folder with weights holds another state or format of the same model; it is left
-    out with all below it, as are hidden folders, files of a training, and git's.
+    out with all below it, as are files of a training, and what is git's or the Hub's own.
     """
     folders = {folder for file in files for folder in PurePosixPath(file).parents}
     weight_files = (PurePosixPath(file) for file in files if is_weight_name(PurePosixPath(file).name))
     with_weights = {file.parent for file in weight_files} - {PurePosixPath()}
     parts = {folder for folder in with_weights if holds_another_model(folder.as_posix())}
-    left_out = (with_weights - parts) | {folder for folder in folders if folder.name.startswith(".")}
+    left_out = (with_weights - parts) | {folder for folder in folders if folder.name in TOOL_DIRECTORIES}
     chosen = set(weights)
     for file in map(PurePosixPath, files):
         if left_out.intersection(file.parents) or file.name in (*TRAINING_FILES, GIT_ATTRIBUTES_FILE):
@@ -154,12 +154,8 @@ class _Cached:
                 )
             )
         self.commit = self._path.name
-        self.files = tuple(
-            (Path(folder) / file).relative_to(self._path).as_posix()
-            for folder, _, files in os.walk(self._path)
-            for file in sorted(files)
-            if (Path(folder) / file).is_file()
-        )
+        with reading(self._path):
+            self.files = tuple(file for file in walk(self._path) if (self._path / file).is_file())
         if CONFIG_FILE not in self.files:
             raise self._incomplete(CONFIG_FILE)
 

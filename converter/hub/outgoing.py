@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,8 @@ from stat import S_ISREG
 from typing import Any
 
 from ..checkpoint import MANIFEST_FILE, read_json_object
-from ..disk import sha256_of
+from ..checkpoint.files import TOOL_DIRECTORIES
+from ..disk import sha256_of, walk
 from ..errors import CheckpointError, UsageError, reading
 from ..output.manifest import read_files
 from ..progress import byte_bar
@@ -78,15 +78,14 @@ def read_outgoing(directory: Path, *, progress: bool = False) -> Outgoing:
 
 
 def _regular_files(directory: Path) -> dict[str, int]:
-    """The size of every file in *directory*, except in hidden directories; UsageError at a link or a special file."""
+    """The size of each file in *directory*, but for git's and the Hub's own; UsageError where one is not regular."""
     sizes = {}
-    for folder, subfolders, files in os.walk(directory):
-        for name in (*subfolders, *files):
-            path = Path(folder) / name
-            status = path.lstat()
-            if path.is_symlink() or (name in files and not S_ISREG(status.st_mode)):
-                raise UsageError(f"{path}: is not a regular file; only a directory as s4convert wrote it is pushed")
-            if name in files:
-                sizes[path.relative_to(directory).as_posix()] = status.st_size
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+    for name in walk(directory, without=TOOL_DIRECTORIES):
+        path = directory / name
+        status = path.lstat()
+        if path.name in TOOL_DIRECTORIES:
+            continue
+        if not S_ISREG(status.st_mode):
+            raise UsageError(f"{path}: is not a regular file; only a directory as s4convert wrote it is pushed")
+        sizes[name] = status.st_size
     return sizes

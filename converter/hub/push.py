@@ -13,6 +13,7 @@ from ..checkpoint import CONFIG_FILE, read_json_object
 from ..checkpoint.families import find_family
 from ..checkpoint.files import GIT_ATTRIBUTES_FILE
 from ..checkpoint.loader_names import check_loader_name
+from ..checkpoint.sidecars import perhaps_private
 from ..disk import sha256_of
 from ..errors import HubError, StorageError, UsageError, reading
 from ..version import __version__
@@ -100,6 +101,9 @@ def plan_push(
     outgoing = read_outgoing(Path(directory), progress=progress)
     for name in outgoing.strays:
         _log.warning("%s: stays behind, the conversion did not write it", outgoing.directory / name)
+    private = perhaps_private(outgoing.files)
+    if private:
+        _log.warning("%s: %s will be on the Hub; convert again without what is private", outgoing.directory, private)
     _advise_on_name(outgoing.directory, repo_id)
     if revision in (None, "main") and not create_pr and outgoing.source.partition("@")[0] == repo_id:
         raise UsageError(

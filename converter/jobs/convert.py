@@ -16,6 +16,7 @@ from ..calibration.statistics import scratch_bytes as statistics_bytes
 from ..checkpoint import Checkpoint
 from ..checkpoint.loader_names import check_loader_name
 from ..checkpoint.refusals import refuse_delta_name
+from ..checkpoint.sidecars import perhaps_private
 from ..choices import COMPENSATIONS, HOLDOUT
 from ..compensation import MomentsSource, fit
 from ..compensation.fitting import check_mode, known_before_fitting, scratch_bytes
@@ -23,7 +24,7 @@ from ..disk import free_bytes
 from ..errors import CheckpointError, S4ConvertError, UsageError, VerificationError, shown
 from ..mask import HeadMask
 from ..model.decoder import check_device, require_stock_code
-from ..output.card import CARD_FILES, BaseCard, public_command, read_base_card, write_card
+from ..output.card import CARD_FILES, BaseCard, draw_picture, public_command, read_base_card, write_card
 from ..output.manifest import manifest, write_manifest
 from ..output.origin import Origin, describe_moments
 from ..progress import byte_bar
@@ -205,7 +206,7 @@ def convert(
     :class:`ConvertOptions`. *command* are the arguments of the command line that the model card names; by default,
     this call.
 
-    OUT is whole if this returns. If it raises, OUT is as it was, unless the message says that it is whole.
+    OUT is whole if this returns. If it raises, OUT is as it was, unless the message says otherwise.
 
     Raises:
         S4ConvertError: the subclass says what kind.
@@ -244,6 +245,11 @@ def prepare(
         _log.warning("%s", note)
     for name in checkpoint.left_behind:
         _log.warning("%s: left behind, it may hold unpruned weights", checkpoint.path / name)
+    for name, why in checkpoint.passed_by.items():
+        _log.warning("%s: left behind, %s", checkpoint.path / name, why)
+    private = perhaps_private(checkpoint.sidecars)
+    if private:
+        _log.warning("%s: %s will be in OUT as well; move away what is private", checkpoint.path, private)
     return planned
 
 
@@ -281,6 +287,7 @@ def _carry_out(planned: PlannedConversion, made_by: str) -> Report:
     checkpoint, options = planned.checkpoint, planned.options
     if options.check_behaviour:
         require_stock_code(checkpoint)
+    picture = None if planned.base_card is None else draw_picture(planned.mask)
     with open_staging(planned.out) as staging, disk_flusher() as flusher:
         check_replaceable(planned.out, force=options.force)
         staged = stage_and_check(planned, staging, flusher)
@@ -290,7 +297,7 @@ def _carry_out(planned: PlannedConversion, made_by: str) -> Report:
         origin = Origin(made_by, staged.calibration, options.shard_bytes)
         card = {}
         if planned.base_card is not None:
-            card = write_card(checkpoint, plan, report, planned.base_card, origin, staging.checkpoint)
+            card = write_card(checkpoint, plan, report, planned.base_card, picture, origin, staging.checkpoint)
         write_manifest(manifest(checkpoint, plan, report, origin, card), staging.checkpoint)
         flusher.wait()
         commit(staging, replace=options.force)

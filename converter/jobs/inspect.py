@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..calibration.statistics import DESCRIPTION_FILE, read_description
+from ..calibration.statistics import DESCRIPTION_FILE, LAYER_FILE, read_description
 from ..checkpoint import MANIFEST_FILE, Checkpoint, Geometry
 from ..disk import check_output
-from ..errors import UsageError
+from ..errors import UsageError, reading
 from ..hub.names import checkpoint_name, file_name
 from ..mask import HeadMask, HeadScores
 from ..mask.files import holds_scores, load_mask, load_scores, stated_size
@@ -86,6 +86,7 @@ def _inspect_checkpoint(path: Path | str, plot: Path | None, *, progress: bool) 
         "shards": {name: header.file_size for name, header in checkpoint.shards.items()},
         "sidecars": list(checkpoint.sidecars),
         "left_behind": list(checkpoint.left_behind),
+        "passed_by": dict(checkpoint.passed_by),
         "converted": checkpoint.manifest is not None,
         **({} if checkpoint.manifest is None else {"made_from": _made_from(checkpoint.manifest)}),
         "silent_heads": {str(layer): list(heads) for layer, heads in enumerate(silent) if heads},
@@ -116,6 +117,7 @@ def _checkpoint_text(checkpoint: Checkpoint, dtypes: Mapping[str, int], silent: 
     if num_silent:
         lines += ["", text_heatmap(geometry.num_heads, silent), ""]
     lines += [f"left behind   {name} (weights that no loader reads)" for name in checkpoint.left_behind]
+    lines += [f"left behind   {name} ({why})" for name, why in checkpoint.passed_by.items()]
     return "\n".join(lines)
 
 
@@ -164,8 +166,10 @@ def _inspect_scores(path: Path, geometry: Geometry | None, plot: Path | None) ->
 
 
 def _inspect_statistics(path: Path) -> Inspection:
-    description, files = read_description(path), sorted(path.glob("layer-*.safetensors"))
-    layers, num_bytes = [int(file.stem.removeprefix("layer-")) for file in files], sum(f.stat().st_size for f in files)
+    description = read_description(path)
+    with reading(path):
+        files = {int(match[1]): file for file in path.iterdir() if (match := LAYER_FILE.fullmatch(file.name))}
+        layers, num_bytes = sorted(files), sum(file.stat().st_size for file in files.values())
     there = f"statistics    {len(layers)} of {description['num_layers']} layers, {num_bytes:,} bytes"
     content = {**description, "layers": layers, "num_bytes": num_bytes}
     return Inspection(description, content, "\n".join([there, *_provenance(description)]))

@@ -7,25 +7,21 @@ import logging
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..checkpoint import CONFIG_FILE, MANIFEST_FILE, Checkpoint, read_json_object
+from ..checkpoint import MANIFEST_FILE, Checkpoint
 from ..checkpoint.families import LANGUAGE_MODEL, ORIGINAL
-from ..disk import sha256_of, sync_file, write_synced
+from ..disk import read_file, write_synced
 from ..errors import CheckpointError, StorageError
 from ..mask import HeadMask
 from ..rewrite.plan import Plan
 from ..verify.report import Report
 from ..version import __version__, versions
-from .heatmap import plot_heatmap
+from .heatmap import png_heatmap
 from .origin import Origin
-
-if TYPE_CHECKING:
-    from huggingface_hub import ModelCardData
-
 
 _log = logging.getLogger(__name__)
 
@@ -34,23 +30,24 @@ PICTURE_FILE = "s4convert-heads.png"
 CARD_FILES = frozenset({CARD_FILE, PICTURE_FILE})
 # Around what is generated, so that the card of a converted checkpoint that is converted again has one such part.
 BEGIN, END = "<!-- s4convert: generated, begin -->", "<!-- s4convert: generated, end -->"
+_METADATA_BYTES = 1 << 20  # which PyYAML takes seconds for
 _WAY_OUT = "mend it, or leave it as it is with `card=False`"
 
 
 @dataclass(frozen=True)
 class BaseCard:
-    """The *metadata* (the YAML block at the top) of a card and the *text* below, without what s4convert generated."""
+    """What OUT's card is made of beside the report: its YAML block *metadata*, and the *text* of IN's own card."""
 
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-    text: str = ""
+    metadata: str
+    text: str
 
 
 def read_base_card(checkpoint: Checkpoint) -> BaseCard:
-    """*checkpoint*'s README.md; an empty card where it has none.
+    """What the card of *checkpoint*'s conversion takes over from its README.md, if it has one.
 
     Raises:
-        CheckpointError: the file is not UTF-8, its metadata is no YAML mapping, or a file stands where the card's
-            picture goes.
+        CheckpointError: the file is not UTF-8, its metadata cannot be read or taken over, or a file stands where the
+            card's picture goes.
         StorageError: it cannot be read.
     """
     if PICTURE_FILE in checkpoint.sidecars and checkpoint.manifest is None:
@@ -58,31 +55,41 @@ def read_base_card(checkpoint: Checkpoint) -> BaseCard:
             f"{checkpoint.path / PICTURE_FILE}: stands where the model card's picture goes; "
             "rename it, or use `card=False`"
         )
-    if CARD_FILE not in checkpoint.sidecars:
-        return BaseCard()
-    path = checkpoint.path / CARD_FILE
-    try:
-        content = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise CheckpointError(f"{path}: is not UTF-8 at byte {error.start}; {_WAY_OUT}") from error
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be read: {error.strerror}") from error
-    from huggingface_hub.repocard import REGEX_YAML_BLOCK
-
-    text = REGEX_YAML_BLOCK.sub("", content, count=1)
-    text = re.sub(f"{re.escape(BEGIN)}.*?{re.escape(END)}", "", text, flags=re.DOTALL)
-    return BaseCard(_metadata(path), text.strip())
-
-
-def _metadata(path: Path) -> dict[str, Any]:
-    from huggingface_hub import metadata_load
+    path, content = checkpoint.path / CARD_FILE, ""
+    if CARD_FILE in checkpoint.sidecars:
+        try:
+            content = read_file(path, CheckpointError).decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise CheckpointError(f"{path}: is not UTF-8 at byte {error.start}; {_WAY_OUT}") from error
+    block, text = _split(content)
+    if len(block) > _METADATA_BYTES:
+        raise CheckpointError(f"{path}: its metadata is longer than {_METADATA_BYTES:,} characters; {_WAY_OUT}")
+    import yaml
 
     try:
-        found = metadata_load(path) or {}
-    except Exception as error:  # what PyYAML and the Hub's client raise on a text that is no mapping
+        found = yaml.safe_load(block) or {}
+        written = yaml.safe_dump(card_metadata(checkpoint, found), sort_keys=False, allow_unicode=True)
+    except Exception as error:  # what PyYAML raises, and what becomes of a text that is no mapping
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{path}: its metadata is not a YAML mapping ({reason}); {_WAY_OUT}") from error
-    return {str(name): value for name, value in found.items()}
+    return BaseCard(written, _without_generated(text).strip())
+
+
+def _split(content: str) -> tuple[str, str]:
+    """(the YAML block at the top of a card, what is below it)."""
+    lines = re.split("\r\n?|\n", content.lstrip())
+    if lines[0] != "---" or "---" not in lines[1:]:
+        return "", "\n".join(lines)
+    end = lines.index("---", 1)
+    return "\n".join(lines[1:end]), "\n".join(lines[end + 1 :])
+
+
+def _without_generated(text: str) -> str:
+    kept, at = [], 0
+    while (begin := text.find(BEGIN, at)) >= 0 and (end := text.find(END, begin)) >= 0:
+        kept.append(text[at:begin])
+        at = end + len(END)
+    return "".join([*kept, text[at:]])
 
 
 TAGS = ("s4convert", "pruned", "attention-head-pruning")
@@ -90,22 +97,22 @@ TAGS = ("s4convert", "pruned", "attention-head-pruning")
 _NOT_OF_THE_PRUNED = ("base_model", "base_model_relation", "eval_results", "model-index", "model_name", "widget")
 
 
-def card_metadata(checkpoint: Checkpoint, base: BaseCard) -> ModelCardData:
-    """The metadata of a card for *checkpoint*'s conversion: licence, languages, data and the like are the base's."""
-    from huggingface_hub import ModelCardData
-
-    kept: dict[str, Any] = {name: value for name, value in base.metadata.items() if name not in _NOT_OF_THE_PRUNED}
+def card_metadata(checkpoint: Checkpoint, base: Mapping[Any, Any]) -> dict[str, Any]:
+    """The metadata of the card of *checkpoint*'s conversion: licence, languages, data and the like are the *base*'s."""
+    named = {str(name): value for name, value in base.items()}
+    kept = {name: value for name, value in named.items() if name not in _NOT_OF_THE_PRUNED}
     lineage = checkpoint.family.lineage
     kept.setdefault("library_name", "llava" if lineage == ORIGINAL else "transformers")
     kept.setdefault("pipeline_tag", "text-generation" if lineage == LANGUAGE_MODEL else "image-text-to-text")
     tags = kept.pop("tags", None) or []
-    kept["tags"] = [*(tags if isinstance(tags, list) else [tags]), *(tag for tag in TAGS if tag not in tags)]
+    tags = tags if isinstance(tags, list) else [tags]
+    kept["tags"] = [*tags, *(tag for tag in TAGS if tag not in tags)]
     name = base_model(checkpoint)
     if name is not None:
         # Of the Hub's relations (adapter, merge, quantized, finetune) this is what whole weights with other numbers
         # in them are; pruning has none of its own.
         kept |= {"base_model": name, "base_model_relation": "finetune"}
-    return ModelCardData(**kept)
+    return kept
 
 
 def base_model(checkpoint: Checkpoint) -> str | None:
@@ -119,15 +126,27 @@ def base_model(checkpoint: Checkpoint) -> str | None:
     return None
 
 
+def draw_picture(mask: HeadMask) -> bytes | None:
+    """The card's picture of *mask*; None, and a warning, where it cannot be drawn: it is only decoration."""
+    try:
+        return png_heatmap(mask.num_heads, mask.pruned, "pruned heads")
+    except Exception as error:  # a broken Pillow raises anything
+        _log.warning(
+            "the model card has no picture, because Pillow cannot draw it (%s: %s)", type(error).__name__, error
+        )
+        return None
+
+
 def write_card(
     checkpoint: Checkpoint,
     plan: Plan,
     report: Report,
     base: BaseCard,
+    picture: bytes | None,
     origin: Origin,
     directory: Path,
 ) -> dict[str, tuple[int, str]]:
-    """Write the card of *checkpoint*'s conversion into *directory*.
+    """Write the card of *checkpoint*'s conversion into *directory*, with its *picture* if there is one.
 
     There is no time, path or host in the card, so the same inputs and libraries give the same bytes. The result maps
     the files' names to their (size, sha256).
@@ -135,24 +154,23 @@ def write_card(
     Raises:
         StorageError: the disk refused.
     """
-    from huggingface_hub import ModelCard
-
     if base_model(checkpoint) is None:
         _log.debug("%s: is a local directory, so the model card names no base_model", checkpoint.path)
-    plot_heatmap(directory / PICTURE_FILE, plan.mask.num_heads, plan.mask.pruned, None, "pruned heads")
-    body = _body(checkpoint, plan, report, origin)
+    body = _body(checkpoint, plan, report, origin, has_picture=picture is not None)
     below = f"\n\n# The card of the original\n\n{base.text}" if base.text else ""
-    card = ModelCard(f"---\n{card_metadata(checkpoint, base)}\n---\n\n{BEGIN}\n{body}\n{END}{below}\n")
-    try:
-        write_synced(directory / CARD_FILE, str(card).encode("utf-8", "backslashreplace"))
-        sync_file(directory / PICTURE_FILE)
-        paths = [directory / name for name in sorted(CARD_FILES)]
-        return {path.name: (path.stat().st_size, sha256_of(path)) for path in paths}
-    except OSError as error:
-        raise StorageError(f"{error.filename}: cannot be written: {error.strerror}") from error
+    card = f"---\n{base.metadata}---\n\n{BEGIN}\n{body}\n{END}{below}\n"
+    files = {CARD_FILE: card.encode("utf-8", "backslashreplace")}
+    if picture is not None:
+        files[PICTURE_FILE] = picture
+    for name, content in files.items():
+        try:
+            write_synced(directory / name, content)
+        except OSError as error:
+            raise StorageError(f"{directory / name}: cannot be written: {error.strerror}") from error
+    return {name: (len(content), sha256(content).hexdigest()) for name, content in files.items()}
 
 
-def _body(checkpoint: Checkpoint, plan: Plan, report: Report, origin: Origin) -> str:
+def _body(checkpoint: Checkpoint, plan: Plan, report: Report, origin: Origin, *, has_picture: bool) -> str:
     mask, name = plan.mask, checkpoint.known_as.name
     heads = mask.num_layers * mask.num_heads
     return "\n\n".join(
@@ -163,7 +181,7 @@ def _body(checkpoint: Checkpoint, plan: Plan, report: Report, origin: Origin) ->
             "shapes and head counts are the original's. "
             f"`{MANIFEST_FILE}` holds the mask and the sha256 of every file.",
             "## What was pruned",
-            f"![Pruned heads by layer and head]({PICTURE_FILE})",
+            *([f"![Pruned heads by layer and head]({PICTURE_FILE})"] if has_picture else []),
             f"{len(mask.touched_layers)} of {mask.num_layers} layers lose heads: {mask.num_pruned} {mask.realised}.",
             _mask_origin(mask),
             "## Compensation",
@@ -242,7 +260,7 @@ def _loading(checkpoint: Checkpoint) -> str:
             "tokenizer, model, image_processor, context_len = load_pretrained_model(\n"
             "    path, None, get_model_name_from_path(path)\n)\n```"
         )
-    named = read_json_object(checkpoint.path / CONFIG_FILE).get("architectures")
+    named = checkpoint.config.get("architectures")
     is_text = checkpoint.family.lineage == LANGUAGE_MODEL
     model = named[0] if isinstance(named, list) and named and str(named[0]).isidentifier() else "AutoModel"
     reader = "AutoTokenizer" if is_text else "AutoProcessor"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from html import escape
+from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import StorageError, UsageError
 
@@ -18,6 +19,17 @@ SHADES = ".:-=+*#"  # from the least salient heads to the most salient
 VIRIDIS = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))  # the same, as colours
 INK, RED, WHITE, GREY = (51, 51, 51), (214, 39, 40), (255, 255, 255), (221, 221, 221)
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg")
+
+# Each format takes what it knows of these; by itself, Pillow writes a PDF's name and the time into it.
+_SAVED_AS: Mapping[str, Any] = {
+    "compress_level": 3,
+    "quality": 95,
+    "subsampling": 0,
+    "resolution": 120,
+    "title": None,
+    "creationDate": None,
+    "modDate": None,
+}
 
 Heads = Sequence[Sequence[int]]  # the pruned heads of every layer
 Saliency = Sequence[Sequence[float]]  # [layers][heads]
@@ -69,12 +81,16 @@ def plot_heatmap(path: Path, num_heads: int, pruned: Heads, saliency: Saliency |
         if path.suffix.lower() == ".svg":
             path.write_text(_svg(width, height, shapes), encoding="utf-8")
         else:
-            # Each format takes what it knows of these; by itself, Pillow writes a PDF's name and the time into it.
-            nothing = {"title": None, "creationDate": None, "modDate": None}
-            image = _raster(width, height, shapes)
-            image.save(path, compress_level=3, quality=95, subsampling=0, resolution=120, **nothing)
+            _raster(width, height, shapes).save(path, **_SAVED_AS)
     except OSError as error:
         raise StorageError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def png_heatmap(num_heads: int, pruned: Heads, title: str) -> bytes:
+    """The picture that :func:`plot_heatmap` draws without saliency, as the content of a PNG file."""
+    content = BytesIO()
+    _raster(*_drawing(num_heads, pruned, None, title)).save(content, "png", **_SAVED_AS)
+    return content.getvalue()
 
 
 def _ranks(saliency: Saliency) -> list[list[float]]:

@@ -51,7 +51,7 @@ def manifest(
         "shard_bytes": origin.shard_bytes,
         "plan": {"edits": len(plan.edits), "rewritten_bytes": plan.num_bytes},
         "verification": report.to_json(),
-        "card": sorted(card),
+        "card": sorted(CARD_FILES) if card else [],
         "files": {name: {"size": size, "sha256": sha256} for name, (size, sha256) in files.items()},
     }
 

@@ -30,11 +30,12 @@ class Piece:
 
 @dataclass(frozen=True)
 class OutputFile:
-    """One file of OUT: the bytes *head*, then its *pieces*, which leave no gap."""
+    """One file of OUT: the bytes *head*, then its *pieces*, which leave no gap; *mode* is its permissions."""
 
     name: str
     head: bytes
     pieces: tuple[Piece, ...]
+    mode: int = 0o666
 
     @property
     def size(self) -> int:
@@ -62,7 +63,9 @@ def assemble(
 
 
 def _copy(checkpoint: Checkpoint, name: str) -> OutputFile:
-    return OutputFile(name, b"", (Piece(0, checkpoint.stamps[name].size, name, 0),))
+    stamp = checkpoint.stamps[name]
+    mode = stamp.mode & 0o777 | 0o600  # whoever made OUT may read and write it
+    return OutputFile(name, b"", (Piece(0, stamp.size, name, 0),), mode)
 
 
 def _groups(checkpoint: Checkpoint, shard_bytes: int | None) -> list[list[StoredTensor]]:

@@ -4,7 +4,8 @@ Beside OUT stand, while a conversion runs, ``.OUT.s4convert-lock`` (held with ``
 go of when the process dies, however it dies) and ``.OUT.s4convert-staging``, with the unfinished checkpoint in it and
 the scratch of fits. Nothing is ever written under OUT itself: the staged checkpoint is renamed to it when it is
 whole, verified and on the disk. With ``--force`` the directory that stood there is first renamed to
-``.OUT.s4convert-replaced``, and put back if the process dies before the new one is in its place.
+``.OUT.s4convert-replaced``, and put back if the process dies before the new one is in its place. It is deleted from
+within the staging directory: under that first name, a half of it could be put back.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..checkpoint import MANIFEST_FILE, Checkpoint, read_json_object
-from ..disk import free_bytes, sync_directory
-from ..errors import S4ConvertError, StorageError, UsageError
+from ..disk import free_bytes, sync_directory, walk
+from ..errors import S4ConvertError, StorageError, UsageError, reading
 
 _log = logging.getLogger(__name__)
 
@@ -60,6 +61,11 @@ class Staging:
         return self._sibling("replaced")
 
     @property
+    def discarded(self) -> Path:
+        """The same, when the new one has arrived."""
+        return self.directory / "discarded"
+
+    @property
     def lock(self) -> Path:
         return self._sibling("lock")
 
@@ -83,9 +89,6 @@ def check_destination(checkpoint: Checkpoint, out: Path, num_bytes: int) -> None
         raise UsageError(f"{out}: lies inside IN; choose an OUT elsewhere")
     if destination in source.parents:
         raise UsageError(f"{out}: IN lies inside it; choose an OUT elsewhere")
-    for name in checkpoint.stamps:
-        if destination in (checkpoint.path / name).resolve().parents:
-            raise UsageError(f"{out}: IN's {name} is a link to a file in it; choose another OUT")
     if out.is_symlink():
         raise UsageError(f"{out}: is a symbolic link; give the real directory, or another OUT")
     staging = Staging(destination)
@@ -114,6 +117,7 @@ def check_replaceable(out: Path, *, force: bool) -> None:
 
     Raises:
         UsageError: it is no directory, no conversion or a mount point, or *force* is off and it is not empty.
+        StorageError: it cannot be read.
     """
     if not out.exists():
         return
@@ -121,7 +125,9 @@ def check_replaceable(out: Path, *, force: bool) -> None:
         raise UsageError(f"{out}: is a file; choose another OUT")
     if out.is_mount():
         raise UsageError(f"{out}: is a mount point, which nothing can take the place of; choose an OUT inside it")
-    if not any(out.iterdir()):
+    with reading(out):
+        is_empty = not any(out.iterdir())
+    if is_empty:
         return
     if not force:
         raise UsageError(f"{out}: is not empty; choose another OUT, or replace it with `force=True`")
@@ -136,9 +142,8 @@ def _check_written_by_us(out: Path) -> None:
         raise UsageError(
             f"{out}: holds something else than a conversion, so `force=True` will not replace it"
         ) from error
-    for folder, _, files in os.walk(out):
-        for file in files:
-            name = (Path(folder) / file).relative_to(out).as_posix()
+    with reading(out):
+        for name in walk(out):
             if name not in written and name != MANIFEST_FILE:
                 raise UsageError(f"{out / name}: was not written by a conversion and would be lost; move it elsewhere")
 
@@ -177,7 +182,8 @@ def commit(staging: Staging, *, replace: bool) -> None:
 
     Raises:
         UsageError: something that is no checkpoint was put at OUT during the run.
-        OSError: the disk refused, or something was put at OUT during the run and *replace* is off.
+        StorageError: OUT is whole, but may not last; or what stood there could not be put back. The message says so.
+        OSError: the disk refused, or something was put at OUT during the run and *replace* is off; OUT is as it was.
     """
     out = staging.out
     _sync_directories(staging.checkpoint)
@@ -190,7 +196,7 @@ def commit(staging: Staging, *, replace: bool) -> None:
             staging.checkpoint.rename(out)  # takes the place of an empty directory, and fails on any other
         except BaseException:
             if staging.replaced.exists() and not out.exists():
-                staging.replaced.rename(out)
+                _put_back(staging)
             raise
         try:
             sync_directory(out.parent)
@@ -198,7 +204,8 @@ def commit(staging: Staging, *, replace: bool) -> None:
             raise StorageError(
                 f"{out}: is whole, but may not outlive a power cut: {error.strerror}; run sync"
             ) from error
-        _remove(staging.replaced)
+        if staging.replaced.exists():
+            _discard(staging)
 
 
 @contextmanager
@@ -215,6 +222,27 @@ def uninterrupted() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def _put_back(staging: Staging) -> None:
+    """Rename what stood at OUT to OUT; StorageError where the disk refuses."""
+    try:
+        staging.replaced.rename(staging.out)
+    except OSError as error:
+        raise StorageError(
+            f"{staging.replaced}: is what stood at OUT, and cannot be put back: {error.strerror}; nothing is at OUT "
+            "until you rename it, or the next run to the same OUT puts it back"
+        ) from error
+
+
+def _discard(staging: Staging) -> None:
+    """Remove what stood at OUT, under a name that is never put back: a kill may cut the removal in two."""
+    try:
+        staging.replaced.rename(staging.discarded)
+    except OSError as error:
+        _log.warning("%s: cannot be removed: %s; remove it yourself", staging.replaced, error.strerror)
+        return
+    _remove(staging.discarded)
+
+
 def _remove(directory: Path) -> None:
     """Remove *directory*; what cannot be removed is named, because it may be as large as a checkpoint."""
     if directory.exists():
@@ -225,8 +253,8 @@ def _remove(directory: Path) -> None:
 
 def _sync_directories(top: Path) -> None:
     """Bring the entries of *top* and of every directory in it to the disk."""
-    for folder, _, _ in os.walk(top, topdown=False):
-        sync_directory(Path(folder))
+    for folder in sorted({folder for name in walk(top) for folder in Path(name).parents}):
+        sync_directory(top / folder)
 
 
 def _take_lock(staging: Staging) -> int:
@@ -250,9 +278,10 @@ def _recover(staging: Staging) -> None:
     """Clear up after a conversion to the same OUT that was killed; the lock says that it is dead."""
     if staging.replaced.exists():
         if (staging.out / MANIFEST_FILE).is_file():  # the new one is in its place
-            _remove(staging.replaced)
+            staging.directory.mkdir(exist_ok=True)
+            _discard(staging)
         elif not staging.out.exists() or not any(staging.out.iterdir()):
-            staging.replaced.rename(staging.out)
+            _put_back(staging)
             _log.warning("%s: put back; a conversion that should replace it was killed", staging.out)
         else:
             raise StorageError(

@@ -69,7 +69,7 @@ def stage(
     """Write *checkpoint* with *plan*'s edits into the empty *directory*, by *jobs* threads.
 
     *advance* is told the number of bytes of every piece that is done. The files are given to *flusher*;
-    they are on the disk when it says so. The bytes written do not depend on *jobs*.
+    they are on the disk when it says so. The bytes written do not depend on *jobs*. Permissions are under the umask.
 
     Raises:
         CheckpointError: a weight that an edit reads is not finite, or its new value overflows the stored dtype.
@@ -78,7 +78,7 @@ def stage(
     stop = threading.Event()
     for file in plan.files:
         (directory / file.name).parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(directory / file.name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        descriptor = os.open(directory / file.name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, file.mode)
         try:
             os.truncate(descriptor, file.size)
             advance(_write(descriptor, file.head, 0))

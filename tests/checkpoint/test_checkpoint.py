@@ -383,12 +383,14 @@ def test_weights_that_no_loader_reads_are_left_behind_and_other_files_are_sideca
         *("old/model.safetensors.index.json", "model.fp16.safetensors.index.json", "model.pt"),
     }
     sidecars = {"training_args.bin", "tokenizer.model", "README.md", "assets/index.json", ".keep", "mm.bin"}
-    hidden = {".git/model.safetensors", ".cache/huggingface/x.lock", ".gitattributes"}
-    for name in left_behind | sidecars | hidden:
+    sidecars |= {".hidden/settings.json", "assets/.keep"}
+    of_tools = {".git/model.safetensors", ".cache/huggingface/x.lock", "assets/.git", ".gitattributes"}
+    for name in left_behind | sidecars | of_tools:
         (sharded / name).parent.mkdir(parents=True, exist_ok=True)
         (sharded / name).write_bytes(b"x")
     checkpoint = Checkpoint.open(sharded)
     assert set(checkpoint.left_behind) == left_behind
+    assert set(checkpoint.passed_by) == {".git", ".cache", "assets/.git", ".gitattributes"}
     written = {"config.json", "generation_config.json", INDEX, "assets/notes.txt"}
     assert set(checkpoint.sidecars) == sidecars | written
     assert set(checkpoint.shards) == set(SHARDS)
@@ -401,16 +403,13 @@ def test_a_file_has_one_role_only(sharded: Path) -> None:
     assert sorted(names) == sorted(p.relative_to(sharded).as_posix() for p in sharded.rglob("*") if p.is_file())
 
 
-def test_files_behind_a_linked_directory_are_sidecars_and_links_in_circles_are_left_behind(sharded: Path) -> None:
-    elsewhere = sharded.parent / "elsewhere"
-    elsewhere.mkdir()
-    (elsewhere / "notes.txt").write_bytes(b"x")
-    (sharded / "linked").symlink_to(elsewhere)
+def test_each_directory_counts_once_and_links_to_it_are_passed_by(sharded: Path) -> None:
+    (sharded / "a-link").symlink_to("assets")
     (sharded / "assets" / "up").symlink_to("..")
-    (elsewhere / "back").symlink_to(sharded)
+    (sharded / "assets" / "link.txt").symlink_to("notes.txt")
     checkpoint = Checkpoint.open(sharded)
-    assert "linked/notes.txt" in checkpoint.sidecars
-    assert set(checkpoint.left_behind) == {"assets/up", "linked/back"}
+    assert set(checkpoint.passed_by) == {"a-link", "assets/up"}
+    assert {"assets/notes.txt", "assets/link.txt"} <= set(checkpoint.sidecars)
 
 
 def test_a_tower_in_a_directory_of_its_own_is_a_part_and_an_earlier_state_is_left_behind(sharded: Path) -> None:

@@ -26,7 +26,7 @@ def chosen(*others: str, parts: tuple[str, ...] = ()) -> set[str]:
         *("checkpoint-10/model.safetensors", "original/consolidated.00.pth", "a/b/checkpoint-10/pytorch_model.bin"),
     ],
 )
-def test_other_weights_and_hidden_folders_stay_behind(name: str) -> None:
+def test_other_weights_and_what_is_git_s_or_the_hubs_stay_behind(name: str) -> None:
     assert chosen(name) == set()
 
 
@@ -35,7 +35,8 @@ def test_a_folder_of_other_weights_stays_behind_whole() -> None:
 
 
 def test_a_folder_without_weights_comes_along() -> None:
-    assert chosen("code/modeling.py", "images/a.png") == {"code/modeling.py", "images/a.png"}
+    names = {"code/modeling.py", "images/a.png", ".settings/a.json"}
+    assert chosen(*names) == names
 
 
 def test_a_part_of_the_checkpoint_comes_along_with_weights_of_one_kind() -> None:

@@ -83,7 +83,7 @@ def test_only_what_is_needed_comes(
 ) -> None:
     others = {
         *("pytorch_model.bin", "model.fp16.safetensors", "model.gguf", "tf_model.h5", "optimizer.pt", "onnx/m.onnx"),
-        *("training_args.bin", "checkpoint-10/model.safetensors", "checkpoint-10/trainer_state.json", ".eval/x.json"),
+        *("training_args.bin", "checkpoint-10/model.safetensors", "checkpoint-10/trainer_state.json", ".cache/x.json"),
     }
     part = {"tower/config.json": b'{"model_type": "clip"}', "tower/model.safetensors": b"not looked at"}
     earlier = {"checkpoint-10/config.json": files["config.json"]}

@@ -271,7 +271,7 @@ def the_mask_is_missing(request: Request) -> None:
     request.mask.unlink()
 
 
-@refused(USAGE, "mask.json: is not a file")
+@refused(USAGE, "mask.json: is not a regular file")
 def the_mask_is_a_directory(request: Request) -> None:
     request.mask.unlink()
     request.mask.mkdir()

@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 from s4convert import convert, verify_conversion
-from s4convert.errors import StorageError, UsageError, VerificationError
+from s4convert.errors import CheckpointError, StorageError, UsageError, VerificationError
 from s4convert.output.card import CARD_FILES
 from s4convert.rewrite.staging import open_staging
 from tests.support import seams
@@ -136,6 +136,26 @@ def test_a_kill_at_any_step_of_a_replacement_loses_neither_the_old_nor_the_new(
         assert entry["left_again"] == {"out": new_files, "siblings": {}}
 
 
+def test_what_a_kill_leaves_of_a_replaced_conversion_is_never_put_back_in_part(
+    source: Path, out: Path, mask: Path, tmp_path: Path
+) -> None:
+    old = tmp_path / "old"
+    convert_bytes(source, old, make_mask(tmp_path / "old-mask.json", [1]), card=False)
+    convert_bytes(source, out, mask, card=False)
+    old_files, new_files = digests(old), digests(out)
+    shutil.rmtree(out)
+    what = {"killed_behind_the_commit": {"old": str(old)}}
+    (entries,) = in_forked_children(source, out, mask, what, card=False)
+    assert len(entries) > 10  # each file of the old one is removed in a step of its own
+    for entry in entries:
+        assert entry["left"]["out"] == new_files
+        # Then OUT was removed by hand, and the next run, without force, puts back the old one whole, or converts anew.
+        assert entry["again"] == DONE or "is not empty; choose another OUT" in entry["again"]["error"]
+        assert entry["left_again"] == {"out": new_files if entry["again"] == DONE else old_files, "siblings": {}}
+    assert entries[0]["again"] != DONE
+    assert entries[-1]["again"] == DONE
+
+
 def test_a_kill_at_any_moment_leaves_nothing_or_a_whole_checkpoint(large: Path, out: Path) -> None:
     paths = (large / "in", out, large / "mask.json")
     convert_bytes(*paths, card=False)
@@ -242,13 +262,13 @@ def test_an_interrupt_during_the_commit_comes_too_late(
 
     def interrupted(directory: Path, **kwargs: Any) -> None:
         removed.append(directory.name)
-        if directory.name == ".out.s4convert-replaced":
+        if directory == out.with_name(".out.s4convert-staging") / "discarded":
             signal.raise_signal(signal.SIGINT)
         remove(directory, **kwargs)
 
     monkeypatch.setattr(shutil, "rmtree", interrupted)
     convert_bytes(source, out, mask, force=True)
-    assert ".out.s4convert-replaced" in removed
+    assert "discarded" in removed
     assert hidden_siblings(out) == []
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
@@ -760,7 +780,9 @@ def test_force_does_not_replace_the_files_that_in_is_linked_to(
     shard = sorted(linked.glob("*.safetensors"))[0]
     shard.unlink()
     shard.symlink_to(out / shard.name)
-    with pytest.raises(UsageError, match=f"IN's {shard.name} is a link to a file in it"):
+    with pytest.raises(
+        CheckpointError, match=f"{shard.name}: is a link to {out / shard.name}, outside of the checkpoint"
+    ):
         convert_bytes(linked, out, mask, force=True, allow_converted=True)
     assert digests(out) == old
 
@@ -807,6 +829,38 @@ def test_a_checkpoint_at_out_stays_where_its_replacement_is_cut_off(
         assert out.exists()
         assert digests(out) == old
         assert hidden_siblings(out) == []
+
+
+def test_a_checkpoint_that_cannot_be_put_back_is_named_and_put_back_by_the_next_run(
+    source: Path, out: Path, mask: Path, old: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename, calls = os.rename, itertools.count()
+
+    def failing_after_the_first(*args: Any, **kwargs: Any) -> None:
+        if next(calls):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        rename(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", failing_after_the_first)
+        with pytest.raises(StorageError, match="is what stood at OUT, and cannot be put back") as caught:
+            convert_bytes(source, out, mask, force=True)
+    assert "OUT is as it was" not in str(caught.value)
+    assert not out.exists()
+    assert digests(out.with_name(".out.s4convert-replaced")) == old
+    with pytest.raises(UsageError, match="is not empty"):
+        convert_bytes(source, out, mask)
+    assert digests(out) == old
+    assert hidden_siblings(out) == []
+
+
+def test_a_replaced_checkpoint_that_cannot_be_removed_is_named(
+    source: Path, out: Path, mask: Path, old: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with failing("rename", 2, errno.EIO):
+        convert_bytes(source, out, mask, force=True)
+    assert f"{out.with_name('.out.s4convert-replaced')}: cannot be removed: Input/output error" in caplog.text
+    verify_conversion(source, out, check_behaviour=False)
 
 
 def test_force_does_not_replace_a_directory_that_is_no_checkpoint(source: Path, out: Path, mask: Path) -> None:

@@ -503,7 +503,7 @@ def test_a_mask_that_is_missing_is_an_error_of_the_request(tmp_path: Path) -> No
 def test_a_directory_and_a_pipe_are_no_masks(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path, tmp_path / "pipe"):
-        with pytest.raises(MaskError, match="is not a file"):
+        with pytest.raises(MaskError, match="is not a regular file"):
             load_mask(path, GEOMETRY)
 
 
@@ -522,7 +522,7 @@ def test_a_file_larger_than_64_mb_is_refused_unread(tmp_path: Path, monkeypatch:
     path.touch()
     os.truncate(path, 64 * 2**20 + 1)
     monkeypatch.setattr(Path, "open", lambda *args: pytest.fail("it was read"))
-    with pytest.raises(MaskError, match="67,108,865 bytes are too many for a mask, at most 67,108,864 are read"):
+    with pytest.raises(MaskError, match="has 67,108,865 bytes, and at most 67,108,864 are read"):
         load_mask(path, GEOMETRY)
     assert mask_file.MAX_BYTES == 64 * 2**20
 

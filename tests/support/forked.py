@@ -151,8 +151,12 @@ def killed_at_moments(task: Task, *, moments: int) -> list[dict[str, Any]]:
     return entries
 
 
-def killed_behind_the_commit(task: Task) -> list[dict[str, Any]]:
-    """Kill the conversion at each step after OUT stands, and run it again, without ``force``."""
+def killed_behind_the_commit(task: Task, *, old: str | None = None) -> list[dict[str, Any]]:
+    """Kill the conversion at each step after OUT stands, and run it again, without ``force``.
+
+    With *old*, a copy of that directory stands at OUT before and is replaced, and what stands there is removed before
+    the conversion is run again.
+    """
 
     def killed(call: int) -> None:
         rename = os.rename
@@ -163,12 +167,16 @@ def killed_behind_the_commit(task: Task) -> list[dict[str, Any]]:
                 kill_before(call)
 
         os.rename = rename_and_count
-        task.carry_out()
+        task.carry_out(force=old is not None)
 
     entries = []
     for call in itertools.count():
+        if old is not None:
+            shutil.copytree(old, task.out)
         ended = fork(lambda call=call: killed(call)).end()
         left = what_stands(task.out)
+        if old is not None:
+            shutil.rmtree(task.out)
         again = fork(task.carry_out).end()
         entries.append({"killed": ended, "left": left, "again": again, "left_again": what_stands(task.out)})
         shutil.rmtree(task.out)

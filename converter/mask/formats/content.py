@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ... import strict_json
+from ...disk import read_file
 from ...errors import MaskError, reading
 
 MAX_BYTES = 64 * 2**20  # the mask of the largest model has kilobytes
@@ -24,13 +25,7 @@ def read_bytes(path: Path) -> bytes:
     with reading(path):
         if not path.exists():
             raise MaskError(f"{path}: no such file")
-        if not path.is_file():
-            raise MaskError(f"{path}: is not a file")
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise MaskError(f"{path}: {size:,} bytes are too many for a mask, at most {MAX_BYTES:,} are read")
-        with path.open("rb") as file:
-            return file.read(MAX_BYTES)  # not more, even if it grows
+    return read_file(path, MaskError, MAX_BYTES)
 
 
 def interpret_json(text: bytes, interpret: Callable[[Any], Content]) -> Content:
