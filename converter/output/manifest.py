@@ -82,8 +82,9 @@ def read_conversion(converted: Checkpoint) -> StatedConversion | None:
         return None
     where = converted.path / MANIFEST_FILE
     files = read_files(content, where)
-    if content.get("compensation") not in MODES:
-        raise CheckpointError(f"{where}: compensation {content.get('compensation')!r} is not known to this version")
+    mode = content.get("compensation")
+    if not isinstance(mode, str) or mode not in MODES:
+        raise CheckpointError(f"{where}: compensation {shown(mode)} is not known to this version")
     mask = read_native(content.get("mask"), converted.geometry)
     card = content.get("card", [])
     if not isinstance(card, list) or any(
@@ -91,7 +92,7 @@ def read_conversion(converted: Checkpoint) -> StatedConversion | None:
     ):  # nothing else may go uncompared
         raise CheckpointError(f"{where}: card is {shown(card)}, not files of a model card; convert the original again")
     factors = _read_factors(content, mask, where)
-    return StatedConversion(mask, content["compensation"], factors, files, frozenset(card))
+    return StatedConversion(mask, mode, factors, files, frozenset(card))
 
 
 def read_files(content: Mapping[str, Any], where: Path) -> dict[str, Digest]:
@@ -101,7 +102,7 @@ def read_files(content: Mapping[str, Any], where: Path) -> dict[str, Digest]:
         CheckpointError: the manifest is of another version, or its list of files is malformed.
     """
     if content.get("format") != MANIFEST_FORMAT:
-        raise CheckpointError(f"{where}: format is {content.get('format')!r}; this version reads {MANIFEST_FORMAT!r}")
+        raise CheckpointError(f"{where}: format is {shown(content.get('format'))}; this version reads {MANIFEST_FORMAT!r}")
     try:
         return {name: (entry["size"], entry["sha256"]) for name, entry in content["files"].items()}
     except (KeyError, TypeError, AttributeError) as error:
@@ -119,7 +120,7 @@ def _read_factors(content: Mapping[str, Any], mask: HeadMask, where: Path) -> di
         for layer, fit in content.get("fitted", {}).items():
             if fit["factors"] is not None:
                 factors[int(layer)] = tuple(float(factor) for factor in fit["factors"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise CheckpointError(f"{where}: its fitted factors are malformed; convert the original again") from error
     for layer, of_heads in factors.items():
         if layer not in mask.touched_layers or len(of_heads) != mask.num_heads or not all(map(isfinite, of_heads)):
