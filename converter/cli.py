@@ -224,11 +224,12 @@ def convert(
             click.echo(json.dumps(planned.to_json(), indent=1) if as_json else f"{text} (--dry-run)")
         return
     result: dict[str, Any] = {"out": str(out)}
+    shown = printable(str(out))
 
     def show(report: Report) -> None:
         result.update(report.to_json())
         if not as_json:
-            process.print_result(printable(str(out)) if quiet else f"{report}\nwritten: {printable(str(out))}", written=out)
+            process.print_result(shown if quiet else f"{report}\nwritten: {shown}", written=out)
 
     try:
         if push_to_hub is None:
@@ -356,7 +357,8 @@ def mask(checkpoint: str | None, out: Path, quiet: bool, as_json: bool, verbose:
     if as_json:
         click.echo(json.dumps({"out": str(out)} | made.to_json(), indent=1))
     else:
-        click.echo(printable(str(out)) if quiet else f"{made.to_text()}\nwritten: {printable(str(out))}")
+        shown = printable(str(out))
+        click.echo(shown if quiet else f"{made.to_text()}\nwritten: {shown}")
 
 
 @cli.command()

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 MAX_SHOWN = 80  # characters of a value that a message shows
 
 # torch raises RuntimeError where the memory of the CPU or of a GPU is used up.
-_TORCH_OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory")
+_TORCH_OUT_OF_MEMORY = re.compile("out of memory|annot allocate memory|can't allocate memory|not enough memory")
 
 _SHORT = reprlib.Repr()
 _SHORT.maxlist = _SHORT.maxdict = _SHORT.maxtuple = 8

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import strict_json
-from ..errors import CheckpointError, StorageError, reading
+from ..errors import CheckpointError, StorageError, enough_memory, reading
 
 CONFIG_FILE = "config.json"
 SINGLE_FILE = "model.safetensors"
@@ -23,7 +23,7 @@ GIT_ATTRIBUTES_FILE = ".gitattributes"
 def read_json_object(path: Path) -> dict[str, Any]:
     """The JSON object in the file *path*; CheckpointError where it is none, StorageError where it cannot be read."""
     try:
-        with reading(path):
+        with enough_memory(str(path)), reading(path):
             content = strict_json.parse(path.read_bytes())
     except ValueError as error:
         raise CheckpointError(f"{path}: is not JSON ({error}); restore the file") from error

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import CheckpointError, enough_memory, reading
+from ..errors import CheckpointError, OutOfMemoryError, enough_memory, reading
 from .safetensors_header import check_name_and_shape
 from .tensors import TensorEntry, WeightFile
 
@@ -49,7 +49,7 @@ def read_torch_file(path: Path) -> WeightFile:
         CheckpointError: it is not such a file, holds more than tensors, or is damaged.
         StorageError: the file cannot be read.
     """
-    with reading(path), enough_memory(str(path)):
+    with reading(path):
         storages = _storage_spans(path)
         tensors = _load(path)
         base = _mapping_begin(tensors, storages, path)
@@ -104,7 +104,7 @@ def _storage_spans(path: Path) -> Mapping[int, int]:
             unpacked, size = sum(member.file_size for member in members), path.stat().st_size
             if unpacked > size:
                 raise CheckpointError(
-                    f"{path}: its members claim {unpacked:,} bytes, and the file has {size:,}; load and save it with torch"
+                    f"{path}: its members claim {unpacked:,} bytes, but the file has {size:,}; copy it again"
                 )
             for member in members:
                 *_, folder, name = ("", *member.filename.split("/"))
@@ -130,11 +130,11 @@ def _load(path: Path) -> dict[str, torch.Tensor]:
     import torch
 
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), enough_memory(str(path)):
             warnings.simplefilter("ignore")  # they are for the file's author
             # As text: old versions of torch cannot map a Path.
             content: Any = torch.load(os.fspath(path), map_location="cpu", mmap=True, weights_only=True)
-    except (OSError, MemoryError):
+    except (OSError, OutOfMemoryError):
         raise
     except pickle.UnpicklingError as error:
         raise CheckpointError(

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..checkpoint import CONFIG_FILE, Checkpoint
-from ..errors import CheckpointError, UsageError, enough_memory
+from ..errors import CheckpointError, OutOfMemoryError, UsageError, enough_memory
 
 if TYPE_CHECKING:
     import torch
@@ -92,8 +92,7 @@ class LayerDecoder:
         import torch
 
         _check_size(checkpoint)
-        with enough_memory("a decoder layer in float32"):
-            self._model = _build(checkpoint).float().eval().to(device)
+        self._model = _build(checkpoint, device)
         self._model.norm = torch.nn.Identity()
         self._layer = self._model.layers[0]
 
@@ -134,6 +133,7 @@ class LayerDecoder:
                 hooks.callback(handle.remove)
             if attention_hook is not None:
                 hooks.enter_context(_attention_watched(attention_hook))
+            hooks.enter_context(enough_memory(f"a decoder layer on {hidden.shape[1]} tokens"))
             hooks.enter_context(torch.inference_mode())
             output: torch.Tensor = self._model(inputs_embeds=hidden, use_cache=False).last_hidden_state
         return output
@@ -195,7 +195,6 @@ def require_stock_code(
         UsageError: it is older than the model; the message offers *otherwise*, which does not run it.
         CheckpointError: it cannot build the model from the config.
     """
-    import torch
     import transformers
 
     stock_type = checkpoint.language_model.stock_type
@@ -212,7 +211,7 @@ def _check_size(checkpoint: Checkpoint) -> None:
     import torch
 
     with torch.device("meta"):  # takes no memory and no time
-        model = _build(checkpoint)
+        model = _build(checkpoint, "meta")
     _check_shapes(model, checkpoint, 0)
     tables = sum(buffer.nbytes for buffer in model.buffers())
     if tables > _MAX_TABLE_BYTES:
@@ -250,16 +249,16 @@ def language_model_config(checkpoint: Checkpoint, *, num_layers: int) -> dict[st
     }
 
 
-def _build(checkpoint: Checkpoint) -> Any:
-    """The stock model with one decoder layer and no vocabulary; its weights are random."""
+def _build(checkpoint: Checkpoint, device: str) -> Any:
+    """The stock model with one decoder layer and no vocabulary, in float32 on *device*; its weights are random."""
     from transformers import AutoConfig, AutoModel
 
     config = language_model_config(checkpoint, num_layers=1)
     try:
-        with stock_code():
+        with stock_code(), enough_memory(f"{checkpoint.path}: a decoder layer in float32"):
             stock_config = AutoConfig.for_model(**config)
-            return AutoModel.from_config(stock_config, trust_remote_code=False)
-    except MemoryError:
+            return AutoModel.from_config(stock_config, trust_remote_code=False).float().eval().to(device)
+    except OutOfMemoryError:
         raise
     except Exception as error:  # stock code raises errors of any kind at a wrong config
         raise CheckpointError(

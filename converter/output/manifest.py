@@ -102,7 +102,9 @@ def read_files(content: Mapping[str, Any], where: Path) -> dict[str, Digest]:
         CheckpointError: the manifest is of another version, or its list of files is malformed.
     """
     if content.get("format") != MANIFEST_FORMAT:
-        raise CheckpointError(f"{where}: format is {shown(content.get('format'))}; this version reads {MANIFEST_FORMAT!r}")
+        raise CheckpointError(
+            f"{where}: format is {shown(content.get('format'))}; this version reads {MANIFEST_FORMAT!r}"
+        )
     try:
         return {name: (entry["size"], entry["sha256"]) for name, entry in content["files"].items()}
     except (KeyError, TypeError, AttributeError) as error:

@@ -116,6 +116,8 @@ def _load_tensor(content: bytes) -> torch.Tensor:
     warn_of_old_torch()
     try:
         loaded: Any = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
     except Exception as error:
         raise MaskError("cannot be read by torch as tensors alone (weights_only); save the mask's tensor") from error
     tensors = list(loaded.values()) if isinstance(loaded, dict) else [loaded]
