@@ -6,12 +6,14 @@ Of the token embeddings, only the rows of the tokens are read, and ``lm_head`` n
 from __future__ import annotations
 
 import errno
+import json
 import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -78,7 +80,9 @@ _IMAGE_ENTRIES = (
     *("vision_feature_layer", "vision_feature_layers", "vision_feature_select_strategy", "vision_aspect_ratio"),
     *("image_grid_pinpoints", "image_seq_length", "video_seq_length", "spatial_pool_mode", "spatial_pool_stride"),
 )
+_NAMES = ("model_type", "transformers_version", "tokenizer_class", "processor_class", "image_processor_type")
 _TOWER_TYPES = ("clip_vision_model", "siglip_vision_model")
+_LINKS = "s4convert-links-"  # the name of a directory that is made for stock classes begins so
 _MOST_TILES = 8  # the sides of an image in those of the tower's images, at the most; LLaVA-OneVision has 6
 _MOST_EXTRA_TOKENS = 64  # of an image, beside one a patch
 
@@ -105,7 +109,10 @@ def open_front_end(checkpoint: Checkpoint, *, with_images: bool, device: str = "
 
 
 # What the disk, or the kernel, may say of a file that is there.
-_DISK_ERRORS = (errno.EIO, errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM, errno.ESTALE, errno.ENOMEM)
+_DISK_ERRORS = (
+    *(errno.EIO, errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM, errno.ESTALE, errno.ENOMEM),
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS),
+)
 
 
 class UnusableFrontEndError(Exception):
@@ -132,6 +139,7 @@ def stock_front_end(checkpoint: Checkpoint, what: str) -> Iterator[None]:
         if number is not None:
             raise StorageError(f"{where} cannot be read: {os.strerror(number)}; mend that and run again") from error
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = re.sub(rf"[^\s'\"]*{_LINKS}\w+", str(checkpoint.path), reason)
         raise UnusableFrontEndError(f"{where} cannot be loaded by stock code ({reason})") from error
 
 
@@ -169,8 +177,8 @@ class TextFrontEnd:
         from transformers import AutoTokenizer
 
         self._checkpoint = checkpoint
-        with stock_code():
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint.path, **_NO_CODE)
+        with stock_code(), _stock_files(checkpoint) as directory:
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(directory, **_NO_CODE)
 
     def token_ids(self, text: str) -> list[int]:
         with stock_code():
@@ -193,7 +201,8 @@ class HuggingFaceFrontEnd:
         self._captured: list[torch.Tensor] = []
         with stock_code():
             self._model = _without_decoder(checkpoint).to(device)
-            self._processor = load_processor(checkpoint.path)
+            with _stock_files(checkpoint) as directory:
+                self._processor = load_processor(directory)
         _check_processor(self._processor, self._model.config.vision_config, checkpoint.path)
         # Of these, newer versions take sizes of images, and paddings, that go before the checked ones.
         self._processor.tokenizer.init_kwargs = {}
@@ -243,8 +252,8 @@ class OriginalFrontEnd:
         directory = _tower_directory(checkpoint)
         self._projector = _read_projector(checkpoint, device)
         with stock_code():
-            self._image_processor = AutoImageProcessor.from_pretrained(directory, **_NO_CODE)
             self._tower = _read_tower(directory).float().eval().to(device)
+            self._image_processor = AutoImageProcessor.from_pretrained(directory, config=self._tower.config, **_NO_CODE)
         _check_processor(self._image_processor, self._tower.config, directory)
 
     def __call__(self, text: str, image: Image.Image | None = None) -> Embedded:
@@ -298,13 +307,11 @@ def _without_decoder(checkpoint: Checkpoint) -> Any:
     import torch
     import transformers
 
-    where = str(checkpoint.path / CONFIG_FILE)
-    given = {name: checkpoint.config[name] for name in _IMAGE_ENTRIES if name in checkpoint.config}
-    given["text_config"] = language_model_config(checkpoint, num_layers=0)
     stored = [tensor for name, tensor in checkpoint.tensors.items() if checkpoint.family.layer_key(name) is None]
+    where, given = str(checkpoint.path / CONFIG_FILE), _config_entries(checkpoint)
     if "vision_config" in checkpoint.config:
         given["vision_config"] = _tower_entries(checkpoint.config["vision_config"], stored, where)
-    config = transformers.AutoConfig.for_model(checkpoint.family.model_type, **given)
+    config = transformers.AutoConfig.for_model(**given)
     model_class = getattr(transformers, STOCK_CLASSES[checkpoint.family.model_type])
     _check_stored(model_class, config, stored, where)
     weights = {}
@@ -317,6 +324,26 @@ def _without_decoder(checkpoint: Checkpoint) -> Any:
     weights.clear()  # so that the cast frees each stored tensor in turn
     with torch.no_grad():
         return model.float().eval()
+
+
+def _config_entries(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What a stock config is made of for *checkpoint*, but for the vision tower."""
+    given = {name: checkpoint.config[name] for name in _IMAGE_ENTRIES if name in checkpoint.config}
+    named = {name: checkpoint.config[name] for name in _NAMES if isinstance(checkpoint.config.get(name), str)}
+    language_model = language_model_config(checkpoint, num_layers=0)
+    return given | ({"text_config": language_model} if checkpoint.family.nested else language_model) | named
+
+
+@contextmanager
+def _stock_files(checkpoint: Checkpoint) -> Iterator[Path]:
+    """A directory of links to *checkpoint*'s files for stock classes; its config.json has what may reach them."""
+    with TemporaryDirectory(prefix=_LINKS) as name:
+        directory = Path(name)
+        for file in checkpoint.sidecars:
+            if "/" not in file and file != CONFIG_FILE:
+                (directory / file).symlink_to((checkpoint.path / file).absolute())
+        (directory / CONFIG_FILE).write_text(json.dumps(_config_entries(checkpoint)))
+        yield directory
 
 
 def _tower_entries(config: Any, stored: Sequence[Stored], where: str) -> dict[str, Any]:
