@@ -110,7 +110,7 @@ def open_front_end(checkpoint: Checkpoint, *, with_images: bool, device: str = "
 
 # What the disk, or the kernel, may say of a file that is there.
 _DISK_ERRORS = (
-    *(errno.EIO, errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM, errno.ESTALE, errno.ENOMEM),
+    *(errno.EIO, errno.ENFILE, errno.EMFILE, errno.EACCES, errno.EPERM, errno.ESTALE, errno.ENOMEM),
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS),
 )
 
