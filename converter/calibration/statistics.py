@@ -31,7 +31,7 @@ from .stream import stream_layers
 STATISTICS_FORMAT = "s4convert-statistics/1"
 DESCRIPTION_FILE = "statistics.json"
 _MODALITIES = {"text": False, "image": True}
-_LAYER_FILE = re.compile(r"layer-[0-9]{5}\.safetensors")
+LAYER_FILE = re.compile(r"layer-([0-9]{5})\.safetensors")
 _SIZES = ("num_layers", "num_heads", "num_kv_heads", "head_dim", "hidden_size")
 _BLOCK = 256  # rows of a matrix at a time
 
@@ -115,7 +115,7 @@ class Statistics:
         if not self.directory.exists():
             return
         names = [path.name for path in self.directory.iterdir()] if self.directory.is_dir() else ["a file"]
-        if not all(_LAYER_FILE.fullmatch(name) for name in names):
+        if not all(LAYER_FILE.fullmatch(name) for name in names):
             raise UsageError(f"{self.directory}: exists and is no empty directory; choose another for the statistics")
 
     def gather(
@@ -198,6 +198,9 @@ def read_description(directory: Path) -> Mapping[str, Any]:
     if not isinstance(stated, dict) or stated.get("format") != STATISTICS_FORMAT:
         found = stated.get("format") if isinstance(stated, dict) else None
         raise CalibrationError(f"{path}: format is {found!r}, but {STATISTICS_FORMAT!r} is needed; gather them again")
+    for name in _SIZES:
+        if not isinstance(stated.get(name), int):
+            raise CalibrationError(f"{path}: {name} is {shown(stated.get(name))}, not a number; gather them again")
     return stated
 
 

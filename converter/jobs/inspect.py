@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..calibration.statistics import DESCRIPTION_FILE, read_description
+from ..calibration.statistics import DESCRIPTION_FILE, LAYER_FILE, read_description
 from ..checkpoint import MANIFEST_FILE, Checkpoint, Geometry
 from ..disk import check_output
 from ..errors import UsageError, text_of
@@ -146,8 +146,9 @@ def _inspect_scores(path: Path, geometry: Geometry | None, plot: Path | None) ->
 
 
 def _inspect_statistics(path: Path) -> Inspection:
-    description, files = read_description(path), sorted(path.glob("layer-*.safetensors"))
-    layers, num_bytes = [int(file.stem.removeprefix("layer-")) for file in files], sum(f.stat().st_size for f in files)
+    description = read_description(path)
+    found = {int(match[1]): file for file in sorted(path.iterdir()) if (match := LAYER_FILE.fullmatch(file.name))}
+    layers, num_bytes = list(found), sum(file.stat().st_size for file in found.values())
     there = f"statistics    {len(layers)} of {description['num_layers']} layers, {num_bytes:,} bytes"
     content = {**description, "layers": layers, "num_bytes": num_bytes}
     return Inspection(description, content, text_of([there, *_provenance(description)]))

@@ -140,7 +140,7 @@ def stock_front_end(checkpoint: Checkpoint, what: str) -> Iterator[None]:
             raise StorageError(f"{where} cannot be read: {os.strerror(number)}; mend that and run again") from error
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         reason = re.sub(rf"[^\s'\"]*{_LINKS}\w+", str(checkpoint.path), reason)
-        raise UnusableFrontEndError(f"{where} cannot be loaded by stock code ({reason})") from error
+        raise UnusableFrontEndError(f"{where} cannot be used by stock code ({reason})") from error
 
 
 def _disk_error(error: BaseException | None) -> int | None:
@@ -337,13 +337,31 @@ def _config_entries(checkpoint: Checkpoint) -> dict[str, Any]:
 @contextmanager
 def _stock_files(checkpoint: Checkpoint) -> Iterator[Path]:
     """A directory of links to *checkpoint*'s files for stock classes; its config.json has what may reach them."""
-    with TemporaryDirectory(prefix=_LINKS) as name:
+    with TemporaryDirectory(prefix=_LINKS) as name, _silent_stdout():
         directory = Path(name)
         for file in checkpoint.sidecars:
             if "/" not in file and file != CONFIG_FILE:
                 (directory / file).symlink_to((checkpoint.path / file).absolute())
         (directory / CONFIG_FILE).write_text(json.dumps(_config_entries(checkpoint)))
         yield directory
+
+
+@contextmanager
+def _silent_stdout() -> Iterator[None]:
+    """Nothing reaches stdout: what is written in Rust prints names that it does not know there, past Python."""
+    try:
+        kept = os.dup(1)
+    except OSError:  # it is closed
+        yield
+        return
+    try:
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, 1)
+        os.close(nothing)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _tower_entries(config: Any, stored: Sequence[Stored], where: str) -> dict[str, Any]:

@@ -105,7 +105,7 @@ def test_a_weaker_probe_is_a_warning_and_in_the_verdict(
     out = tmp_path / "out"
     outcome = run_here(mini_llava, out, "--mask", mini_mask_file, *(["--quiet"] if quiet else []))
     assert outcome.exit_code == 0, outcome.stderr
-    (warning,) = (line for line in outcome.stderr.splitlines() if "cannot be loaded by stock code (" in line)
+    (warning,) = (line for line in outcome.stderr.splitlines() if "cannot be used by stock code (" in line)
     assert warning.startswith(f"s4convert: {mini_llava}: the ")
     assert warning.endswith(" prompts do" if weakness == NO_PROMPTS else " images do")
     assert "s4convert-links" not in outcome.stderr
