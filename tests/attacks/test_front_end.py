@@ -70,7 +70,7 @@ def test_too_many_open_files_make_no_weaker_probe(
     try:
         probe = make_probe(checkpoint)
     except StorageError as error:
-        assert "Too many open files" in str(error)  # noqa: PT017
+        assert "Too many open files" in str(error)
     else:
         assert probe.description == whole.description
 
