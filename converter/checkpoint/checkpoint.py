@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import CheckpointError, StorageError, enough_memory, reading
+from ..errors import CheckpointError, StorageError, enough_memory, reading, shown
 from .dtypes import ITEM_BYTES, Float32Array, Float64Array, decode
 from .families import Family, LanguageModel, check_entries, read_family
 from .files import CONFIG_FILE, MANIFEST_FILE, TORCH_INDEX_FILE, read_json_object, read_span
@@ -291,7 +291,7 @@ class Checkpoint:
                 where = f"{self.path / tensor.shard}: {tensor.name}"
                 if tensor.shape != expected:
                     raise CheckpointError(
-                        f"{where} has shape {list(tensor.shape)}, but {CONFIG_FILE} asks for {list(expected)}; "
+                        f"{where} has shape {list(tensor.shape)}, but {CONFIG_FILE} asks for {shown(list(expected))}; "
                         "mend the config or the weights"
                     )
                 if tensor.dtype not in ITEM_BYTES:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..checkpoint import CONFIG_FILE, Checkpoint
-from ..errors import CheckpointError, OutOfMemoryError, UsageError, enough_memory
+from ..errors import CheckpointError, OutOfMemoryError, UsageError, enough_memory, shown
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +33,7 @@ _COMPUTATION = (
     *("max_position_embeddings", "original_max_position_embeddings"),
     *("sliding_window", "use_sliding_window", "max_window_layers", "tie_word_embeddings"),
 )
+_NUMBERS = ("rms_norm_eps", "rope_theta", "partial_rotary_factor")
 _MAX_TABLE_BYTES = 2 << 30  # of tables that stock code computes: old versions have the rotary ones for every position
 
 AttentionHook: TypeAlias = "Callable[[AttentionInput], object]"
@@ -234,8 +235,17 @@ def _check_shapes(model: Any, checkpoint: Checkpoint, layer: int) -> None:
 
 
 def language_model_config(checkpoint: Checkpoint, *, num_layers: int) -> dict[str, Any]:
-    """What a stock config is made of for *checkpoint*'s language model, with *num_layers* and a vocabulary of one."""
+    """What a stock config is made of for *checkpoint*'s language model, with *num_layers* and a vocabulary of one.
+
+    Raises:
+        CheckpointError: a number in the config is none.
+    """
     given = {**checkpoint.language_model.settings, **checkpoint.text_config}
+    for name in _NUMBERS:  # old versions of stock code take any, and fail when they run
+        if not isinstance(given.get(name), int | float | None):
+            raise CheckpointError(
+                f"{checkpoint.path / CONFIG_FILE}: {name} is {shown(given[name])}, not a number; mend the config"
+            )
     geometry = checkpoint.geometry
     return {name: given[name] for name in _COMPUTATION if name in given} | {
         "model_type": checkpoint.language_model.stock_type,
@@ -263,7 +273,7 @@ def _build(checkpoint: Checkpoint, device: str) -> Any:
     except Exception as error:  # stock code raises errors of any kind at a wrong config
         raise CheckpointError(
             f"{checkpoint.path / CONFIG_FILE}: stock transformers cannot build the language model from it "
-            f"({type(error).__name__}: {error}); mend the config"
+            f"({type(error).__name__}: {str(error).strip().partition(chr(10))[0]}); mend the config"
         ) from error
 
 

@@ -102,7 +102,7 @@ def test_torchs_own_error_is_told_with_what_was_too_large(
     assert f"tokens: not enough memory ({said}); free some" in outcome.error
 
 
-# --- config.json and what else makes the front end ----------------------------------------------------------------------
+# --- config.json and what else makes the front end --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -118,6 +118,14 @@ def test_settings_of_how_a_model_is_run_do_not_matter(
     outcome = convert()
     assert outcome.exit_code == 0, outcome.stderr
     assert "probe: 3 text prompts, 2 image prompts" in outcome.stdout
+
+
+@pytest.mark.parametrize("name", ["rms_norm_eps", "rope_theta"])
+def test_a_number_of_the_config_that_is_none(mini_llava: Path, convert: Callable[..., Outcome], name: str) -> None:
+    change(mini_llava / "config.json", "text_config", **{name: "\n"})
+    outcome = convert()
+    assert outcome.exit_code == 2, outcome.stderr
+    assert f"config.json: {name} is '\\n', not a number; mend the config" in outcome.error
 
 
 @pytest.mark.parametrize(
@@ -148,7 +156,7 @@ def test_what_is_written_past_python_does_not_reach_stdout(
     assert capfd.readouterr() == ("", "")
 
 
-# --- manifests ----------------------------------------------------------------------------------------------------------
+# --- manifests --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -171,7 +179,7 @@ def test_a_manifest_that_states_nonsense(
     assert message in outcome.error
 
 
-# --- masks and scores ---------------------------------------------------------------------------------------------------
+# --- masks and scores -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.filterwarnings("ignore:.*nested tensors is in prototype", "ignore:.*quantized tensor creation")
@@ -203,7 +211,7 @@ def test_numbers_that_are_not_json_in_two_ways(mini_llava: Path, tmp_path: Path)
         assert "is not JSON ('1e400' is too large for a float)" in outcome.error
 
 
-# --- calibration --------------------------------------------------------------------------------------------------------
+# --- calibration ------------------------------------------------------------------------------------------------------
 
 
 def test_half_a_character_in_a_question(convert: Callable[..., Outcome], question_file: Path) -> None:
