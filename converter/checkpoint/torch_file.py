@@ -191,10 +191,10 @@ def _entry(name: str, tensor: torch.Tensor, base: int, path: Path) -> TensorEntr
     if not num_bytes:
         return TensorEntry(name, dtype, shape, 0, 0, 0)
     begin = tensor.untyped_storage().data_ptr() - base + int(tensor.storage_offset()) * item
-    held = tensor.untyped_storage().nbytes()
-    if num_bytes > held:
+    if num_bytes > path.stat().st_size:
         raise CheckpointError(
-            f"{path}: {name} repeats {held:,} stored bytes to {num_bytes:,}; save a contiguous copy of it"
+            f"{path}: {name} repeats what is stored to {num_bytes:,} bytes, more than the file has; "
+            "save a contiguous copy of it"
         )
     last = sum((size - 1) * stride for size, stride in zip(shape, tensor.stride(), strict=True))
     strides = None if tensor.is_contiguous() else tuple(tensor.stride())

@@ -200,9 +200,9 @@ class HuggingFaceFrontEnd:
         self._checkpoint, self._device = checkpoint, device
         self._captured: list[torch.Tensor] = []
         with stock_code():
-            self._model = _without_decoder(checkpoint).to(device)
             with _stock_files(checkpoint) as directory:
                 self._processor = load_processor(directory)
+            self._model = _without_decoder(checkpoint).to(device)
         _check_processor(self._processor, self._model.config.vision_config, checkpoint.path)
         # Of these, newer versions take sizes of images, and paddings, that go before the checked ones.
         self._processor.tokenizer.init_kwargs = {}

@@ -93,7 +93,7 @@ def _read_torch(content: bytes, shape: Shape) -> tuple[Rows, str]:
 
     is_plain = tensor.layout == torch.strided and not tensor.is_nested and tensor.device.type == "cpu"
     if not is_plain or stored_dtype(tensor.dtype) is None:
-        raise MaskError("is a sparse, nested, quantised, complex or empty tensor, not one of 0/1 or booleans")
+        raise MaskError("is a sparse, quantised, complex, nested or empty tensor, not one of 0/1 or booleans")
     _check_shape(tuple(tensor.shape), shape)
     numbers = tensor.detach().view(torch.uint8) if tensor.dtype == torch.bool else tensor
     return numbers.tolist(), "torch tensor"
