@@ -19,6 +19,7 @@ from click.shell_completion import CompletionItem, shell_complete
 
 from . import process
 from .choices import COMPENSATIONS, GAMMA, GRANULARITIES, HOLDOUT, IMAGE_WEIGHT, METRICS, POLARITIES
+from .errors import printable
 from .version import __version__
 
 SCHEDULES = "uniform|adaptive|global|bands:..."
@@ -223,11 +224,12 @@ def convert(
             click.echo(json.dumps(planned.to_json(), indent=1) if as_json else f"{text} (--dry-run)")
         return
     result: dict[str, Any] = {"out": str(out)}
+    shown = printable(str(out))
 
     def show(report: Report) -> None:
         result.update(report.to_json())
         if not as_json:
-            process.print_result(str(out) if quiet else f"{report}\nwritten: {out}", written=out)
+            process.print_result(shown if quiet else f"{report}\nwritten: {shown}", written=out)
 
     try:
         if push_to_hub is None:
@@ -378,7 +380,8 @@ def mask(checkpoint: str | None, out: Path, quiet: bool, as_json: bool, verbose:
     if as_json:
         click.echo(json.dumps({"out": str(out)} | made.to_json(), indent=1))
     else:
-        click.echo(out if quiet else f"{made.to_text()}\nwritten: {out}")
+        shown = printable(str(out))
+        click.echo(shown if quiet else f"{made.to_text()}\nwritten: {shown}")
 
 
 @cli.command()

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import re
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
 MAX_SHOWN = 80  # characters of a value that a message shows
+
+# torch raises RuntimeError where the memory of the CPU or of a GPU is used up.
+_TORCH_OUT_OF_MEMORY = re.compile("out of memory|annot allocate memory|can't allocate memory|not enough memory")
 
 _SHORT = reprlib.Repr()
 _SHORT.maxlist = _SHORT.maxdict = _SHORT.maxtuple = 8
@@ -23,6 +28,19 @@ def shown(value: Any) -> str:
     except ValueError:  # an integer with more digits than Python prints
         return f"a {type(value).__name__} too long to show"
     return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."
+
+
+def printable(text: str) -> str:
+    """*text* on one line, and without what a terminal would obey: control characters and the like become escapes.
+
+    The escapes are those of JSON, so that JSON text stays what it is.
+    """
+    return "".join(letter if letter.isprintable() else json.dumps(letter)[1:-1] for letter in text)
+
+
+def text_of(lines: Iterable[str]) -> str:
+    """The text of *lines*, each as :func:`printable` makes it: nothing in one can pretend to be another."""
+    return "\n".join(map(printable, lines))
 
 
 class S4ConvertError(Exception):
@@ -63,6 +81,12 @@ class StorageError(S4ConvertError):
     exit_code = 3
 
 
+class OutOfMemoryError(S4ConvertError):
+    """Something takes more memory than there is."""
+
+    exit_code = 3
+
+
 class HubError(S4ConvertError):
     """The Hugging Face Hub cannot be reached, refuses, or does not hold what was asked for or sent."""
 
@@ -76,3 +100,16 @@ def reading(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise StorageError(f"{error.filename or path}: cannot be read: {error.strerror or error}") from error
+
+
+@contextmanager
+def enough_memory(what: str) -> Iterator[None]:
+    """Raise OutOfMemoryError, which names *what* was too large, in place of what Python, numpy and torch raise."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        said = str(error).partition("\n")[0]
+        if isinstance(error, RuntimeError) and not _TORCH_OUT_OF_MEMORY.search(said):
+            raise
+        reason = f" ({said})" if said else ""
+        raise OutOfMemoryError(f"{what}: not enough memory{reason}; free some, or use a larger machine") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import re
@@ -14,7 +15,7 @@ from typing import NoReturn
 
 import click
 
-from .errors import S4ConvertError, StorageError
+from .errors import S4ConvertError, StorageError, printable, text_of
 from .hub.client import interruptible
 from .redaction import RedactingFormatter, redact
 
@@ -46,6 +47,9 @@ def set_up(group: click.Group, verbose: int, *, quiet: bool) -> None:
 def run(group: click.Group, arguments: list[str]) -> NoReturn:
     """Run *group* with *arguments*; every error is one line on stderr and an exit code."""
     debug = "--debug" in arguments
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # what its encoding lacks
     try:
         # Not group.main(): it ends a broken pipe with 1, which means a failed verification here.
         with group.make_context("s4convert", arguments) as context:
@@ -62,6 +66,10 @@ def run(group: click.Group, arguments: list[str]) -> NoReturn:
     except BrokenPipeError:
         _discard_stdout()
         sys.exit(EXIT_STORAGE)
+    except MemoryError as error:
+        reason = f" ({error})" if str(error) else ""
+        text = f"not enough memory{reason}; free some, use a larger machine, or run again with --debug to see for what"
+        _fail(text, EXIT_STORAGE, debug, group)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         _fail(f"{where}{error.strerror or error}", EXIT_STORAGE, debug, group)
@@ -110,6 +118,9 @@ class _WithFlags(RedactingFormatter):
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
         return with_flags(super().formatMessage(record), self._group)
 
+    def format(self, record: logging.LogRecord) -> str:
+        return text_of(super().format(record).split("\n"))
+
 
 def _interrupt(signal_number: int, frame: object) -> NoReturn:
     raise KeyboardInterrupt
@@ -124,7 +135,7 @@ def _ending_at_once(then: str) -> Iterator[None]:
 
     def end(signal_number: int, frame: object) -> NoReturn:
         with contextlib.suppress(OSError):
-            os.write(2, f"s4convert: error: interrupted; {then}\n".encode())
+            os.write(2, f"s4convert: error: interrupted; {printable(then)}\n".encode())
         os._exit(EXIT_INTERRUPTED)
 
     numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
@@ -149,8 +160,9 @@ def _help_of(context: click.Context | None) -> str:
 def _fail(message: str, exit_code: int, debug: bool, group: click.Group) -> NoReturn:
     with contextlib.suppress(OSError):  # stderr may be closed or full; the exit code says what happened
         if debug:
-            click.echo(redact(traceback.format_exc()), err=True, nl=False)
-        click.echo(f"s4convert: error: {redact(with_flags(' '.join(message.split()), group))}", err=True)
+            click.echo(text_of(redact(traceback.format_exc()).splitlines()), err=True)
+        line = printable(" ".join(message.split()))
+        click.echo(f"s4convert: error: {redact(with_flags(line, group))}", err=True)
     sys.exit(exit_code)
 
 

@@ -167,7 +167,7 @@ def test_json_holds_the_figures_of_the_report(out: Path, mask: Path) -> None:
     assert printed["structure"]["edited_tensors"] == 4
     assert [layer["heads_pruned"] for layer in printed["behaviour"]["layers"]] == [0, 2, 0, 0, 0, 0, 0, 0]
     assert json.loads((out / "s4convert.json").read_text())["verification"] == {
-        name: printed[name] for name in ("heads", "structure", "behaviour")
+        name: printed[name] for name in ("heads", "structure", "behaviour", "verdict")
     }
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoint import Checkpoint
-from ..errors import CalibrationError
-from ..model.front_end import open_front_end
+from ..errors import CalibrationError, CheckpointError
+from ..model.front_end import UnusableFrontEndError, open_front_end, stock_front_end
 from ..progress import sample_bar
 from .samples import Sample
 
@@ -39,7 +39,7 @@ def make_inputs(
     """The inputs that *checkpoint*'s stock front end makes from *samples*, at most :data:`MAX_TOKENS` tokens each.
 
     Raises:
-        CheckpointError: the front end cannot be loaded, or a token is beyond the embedding table.
+        CheckpointError: the front end cannot be loaded or used, or a token is beyond the embedding table.
         CalibrationError: an image cannot be read.
     """
     front_end = open_front_end(
@@ -49,7 +49,11 @@ def make_inputs(
     with sample_bar("inputs", len(samples), shown=progress) as bar:
         for sample in samples:
             image = None if sample.image is None else _open_image(sample.image, sample.where)
-            hidden, is_image = front_end(sample.text, image)
+            try:
+                with stock_front_end(checkpoint, "tokenizer" if image is None else "vision tower"):
+                    hidden, is_image = front_end(sample.text, image)
+            except UnusableFrontEndError as error:
+                raise CheckpointError(f"{sample.where}: {error}; restore its files") from error
             num_cut = max(0, len(is_image) - MAX_TOKENS)
             inputs.append(Inputs(hidden[:, :MAX_TOKENS].clone(), is_image[:MAX_TOKENS].clone(), num_cut))
             bar.update(1)

@@ -120,6 +120,8 @@ def _question_sample(entry: Any, images: Path | None, where: str) -> Sample:
     if name is not None:
         where = f"{where} (id {name})"
     turns = _turns(entry, where)
+    if any("\ud800" <= letter <= "\udfff" for turn in turns for text in turn for letter in text or ""):
+        raise CalibrationError(f"{where}: has half a character (a lone surrogate) in its text; mend it")
     placeholders = [question.count(IMAGE_PLACEHOLDER) for question, _ in turns]
     if any(answer is not None and IMAGE_PLACEHOLDER in answer for _, answer in turns):
         raise CalibrationError(f"{where}: an answer has {IMAGE_PLACEHOLDER} in it; take it out")

@@ -22,7 +22,7 @@ from ..checkpoint import Checkpoint
 from ..checkpoint.dtypes import Float64Array
 from ..choices import HOLDOUT, IMAGE_WEIGHT
 from ..disk import read_file
-from ..errors import CalibrationError, StorageError, UsageError, reading, shown
+from ..errors import CalibrationError, CompensationError, StorageError, UsageError, reading, shown
 from ..progress import layer_bar
 from ..version import __version__
 from .inputs import Inputs, describe, make_inputs
@@ -87,12 +87,14 @@ class Statistics:
         try:
             with safe_open(path, framework="numpy") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            train, held_out = (self._mixed(tensors, part) for part in ("train", "held_out"))
         except (OSError, SafetensorError) as error:
             raise StorageError(f"{path}: cannot be read ({error}); gather the statistics again") from error
-        train = self._mixed(tensors, "train")
+        except (KeyError, TypeError, ValueError, IndexError, CompensationError) as error:
+            raise CalibrationError(f"{path}: is malformed ({error}); gather the statistics again") from error
         if train is None:
             raise CalibrationError(f"{path}: has no tokens to fit with; gather the statistics again")
-        return LayerMoments(train, self._mixed(tensors, "held_out"))
+        return LayerMoments(train, held_out)
 
     def describe(self) -> dict[str, Any]:
         """The data that was run, on which model, and how it is used here; CalibrationError where that is not said."""
@@ -211,6 +213,9 @@ def read_description(directory: Path) -> Mapping[str, Any]:
     if not isinstance(stated, dict) or stated.get("format") != STATISTICS_FORMAT:
         found = stated.get("format") if isinstance(stated, dict) else None
         raise CalibrationError(f"{path}: format is {found!r}, but {STATISTICS_FORMAT!r} is needed; gather them again")
+    for name in _SIZES:
+        if not isinstance(stated.get(name), int):
+            raise CalibrationError(f"{path}: {name} is {shown(stated.get(name))}, not a number; gather them again")
     return stated
 
 
@@ -235,8 +240,10 @@ def _moments(tensors: Mapping[str, npt.NDArray[Any]], name: str, device: str) ->
     if f"{name}.second" not in tensors:
         return None
     mean: Float64Array = tensors[f"{name}.mean"]
-    second = _symmetric_matrix(tensors[f"{name}.second"], len(mean))
-    return Moments(second, mean, int(tensors[f"{name}.num_tokens"][0]), device)
+    triangle, (num_tokens,) = tensors[f"{name}.second"], tensors[f"{name}.num_tokens"]
+    if mean.ndim != 1 or triangle.shape != (len(mean) * (len(mean) + 1) // 2,):
+        raise ValueError(f"{name}.second has shape {list(triangle.shape)}, {name}.mean {list(mean.shape)}")
+    return Moments(_symmetric_matrix(triangle, len(mean)), mean, int(num_tokens), device)
 
 
 # At the size of a 7B model, numpy's tril_indices takes 0.5 GB and ten times as long as the loops below.

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import CheckpointError, StorageError, reading
+from ..errors import CheckpointError, StorageError, enough_memory, reading, shown
 from .dtypes import ITEM_BYTES, Float32Array, Float64Array, decode
 from .families import Family, LanguageModel, check_entries, read_family
 from .files import CONFIG_FILE, MANIFEST_FILE, TORCH_INDEX_FILE, read_json_object, read_span
@@ -231,6 +231,7 @@ class Checkpoint:
         Raises:
             CheckpointError: its dtype is not in :data:`ITEM_BYTES`.
             StorageError: the file cannot be read, or became shorter.
+            OutOfMemoryError: they take too much memory.
         """
         if tensor.dtype not in ITEM_BYTES:
             raise CheckpointError(
@@ -238,7 +239,8 @@ class Checkpoint:
                 "can be computed with: dequantise or cast it first"
             )
         count = tensor.num_rows - first if count is None else count
-        return decode(self.read_bytes(tensor, first, count), tensor.dtype).reshape(count, *tensor.shape[1:])
+        with enough_memory(f"{self.path / tensor.shard}: {tensor.name}"):
+            return decode(self.read_bytes(tensor, first, count), tensor.dtype).reshape(count, *tensor.shape[1:])
 
     def read_bytes(self, tensor: StoredTensor, first: int = 0, count: int | None = None) -> bytes:
         """As :meth:`read_rows`, but the bytes as they are stored, one row after the other.
@@ -254,9 +256,9 @@ class Checkpoint:
         begin, end = entry.begin, entry.end
         if entry.strides is None:
             begin, end = begin + first * tensor.row_bytes, begin + (first + count) * tensor.row_bytes
-        with reading(path), path.open("rb") as file:
+        with enough_memory(f"{path}: {tensor.name}"), reading(path), path.open("rb") as file:
             data = read_span(file.fileno(), begin, end - begin, path)
-        return data if entry.strides is None else _gather(data, entry)[first : first + count].tobytes()
+            return data if entry.strides is None else _gather(data, entry)[first : first + count].tobytes()
 
     def silent_heads(self, layer: int) -> tuple[int, ...]:
         """The heads of *layer* whose ``o_proj`` columns are all zero, sorted; StorageError as :meth:`read_rows`."""
@@ -297,7 +299,7 @@ class Checkpoint:
                 where = f"{self.path / tensor.shard}: {tensor.name}"
                 if tensor.shape != expected:
                     raise CheckpointError(
-                        f"{where} has shape {list(tensor.shape)}, but {CONFIG_FILE} asks for {list(expected)}; "
+                        f"{where} has shape {list(tensor.shape)}, but {CONFIG_FILE} asks for {shown(list(expected))}; "
                         "mend the config or the weights"
                     )
                 if tensor.dtype not in ITEM_BYTES:

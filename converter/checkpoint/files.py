@@ -8,7 +8,7 @@ from typing import Any
 
 from .. import strict_json
 from ..disk import read_file
-from ..errors import CheckpointError, StorageError
+from ..errors import CheckpointError, StorageError, enough_memory
 
 CONFIG_FILE = "config.json"
 SINGLE_FILE = "model.safetensors"
@@ -28,7 +28,8 @@ def read_json_object(path: Path) -> dict[str, Any]:
     """The JSON object in the file *path*; CheckpointError where it is none, StorageError where it cannot be read."""
     text = read_file(path, CheckpointError)
     try:
-        content = strict_json.parse(text)
+        with enough_memory(str(path)):
+            content = strict_json.parse(text)
     except ValueError as error:
         raise CheckpointError(f"{path}: is not JSON ({error}); restore the file") from error
     if not isinstance(content, dict):

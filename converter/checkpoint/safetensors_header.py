@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any
 
 from .. import strict_json
-from ..errors import CheckpointError, reading
+from ..errors import CheckpointError, enough_memory, reading
 from .tensors import TensorEntry, WeightFile
 
 MAX_HEADER_BYTES = 100_000_000  # the reference parser's limit
@@ -43,7 +43,7 @@ class SafetensorsHeader(WeightFile):
 
 def read_header(path: Path) -> SafetensorsHeader:
     """The header of the safetensors file *path*; CheckpointError where the file is not well-formed."""
-    with reading(path), path.open("rb") as file:
+    with enough_memory(f"{path}: its header"), reading(path), path.open("rb") as file:
         file_size = os.fstat(file.fileno()).st_size
         length_field = file.read(LENGTH_BYTES)
         if len(length_field) < LENGTH_BYTES:
@@ -56,11 +56,10 @@ def read_header(path: Path) -> SafetensorsHeader:
             )
         if length > file_size - LENGTH_BYTES:
             raise CheckpointError(f"{path}: the header ends past the end of the file; copy the file again")
-        raw = file.read(length)
-    try:
-        return parse_header(raw, file_size)
-    except ValueError as error:
-        raise CheckpointError(f"{path}: malformed safetensors header: {error}") from error
+        try:
+            return parse_header(file.read(length), file_size)
+        except ValueError as error:
+            raise CheckpointError(f"{path}: malformed safetensors header: {error}") from error
 
 
 def parse_header(raw: bytes, file_size: int) -> SafetensorsHeader:

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import CheckpointError, reading
+from ..errors import CheckpointError, OutOfMemoryError, enough_memory, reading
 from .safetensors_header import check_name_and_shape
 from .tensors import TensorEntry, WeightFile
 
@@ -65,6 +65,11 @@ def torch_dtype(dtype: str) -> torch.dtype:
     return found
 
 
+def stored_dtype(dtype: torch.dtype) -> str | None:
+    """What a torch *dtype* is stored as, ``F16`` for ``torch.float16``; None for one that is not plain numbers."""
+    return _DTYPES.get(str(dtype).removeprefix("torch."))
+
+
 def warn_of_old_torch() -> None:
     """Log a warning where the installed torch has known security holes in reading ``.bin`` files."""
     import torch
@@ -94,18 +99,24 @@ def _storage_spans(path: Path) -> Mapping[int, int]:
                     f"{path}: is a zip archive, but none that torch.save wrote; get the weights again"
                 )
             for member in members:
+                if member.compress_type != zipfile.ZIP_STORED:  # torch never does, and it may unpack to any size
+                    raise CheckpointError(f"{path}: {member.filename} is compressed; load and save it with torch")
+            unpacked, size = sum(member.file_size for member in members), path.stat().st_size
+            if unpacked > size:
+                raise CheckpointError(
+                    f"{path}: its members claim {unpacked:,} bytes, but the file has {size:,}; copy it again"
+                )
+            for member in members:
                 *_, folder, name = ("", *member.filename.split("/"))
                 if name == "byteorder" and archive.read(member) != b"little":
                     raise CheckpointError(f"{path}: was written on a big-endian machine; load and save it on this one")
                 if folder != "data" or not member.file_size:
                     continue
-                if member.compress_type != zipfile.ZIP_STORED:
-                    raise CheckpointError(f"{path}: {member.filename} is compressed; load and save it with torch")
                 archive.open(member).close()  # compares the member's header with the archive's directory
                 file.seek(member.header_offset)
                 lengths = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
                 spans[member.header_offset + _LOCAL_HEADER.size + sum(lengths)] = member.file_size
-    except (CheckpointError, OSError):
+    except (CheckpointError, OSError, MemoryError):
         raise
     except Exception as error:  # zipfile raises errors of many kinds at damaged archives
         raise CheckpointError(
@@ -119,11 +130,11 @@ def _load(path: Path) -> dict[str, torch.Tensor]:
     import torch
 
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), enough_memory(str(path)):
             warnings.simplefilter("ignore")  # they are for the file's author
             # As text: old versions of torch cannot map a Path.
             content: Any = torch.load(os.fspath(path), map_location="cpu", mmap=True, weights_only=True)
-    except OSError:
+    except (OSError, OutOfMemoryError):
         raise
     except pickle.UnpicklingError as error:
         raise CheckpointError(
@@ -169,7 +180,7 @@ def _mapping_begin(tensors: Mapping[str, torch.Tensor], storages: Mapping[int, i
 
 
 def _entry(name: str, tensor: torch.Tensor, base: int, path: Path) -> TensorEntry:
-    dtype, shape = _DTYPES.get(str(tensor.dtype).removeprefix("torch.")), tuple(tensor.shape)
+    dtype, shape = stored_dtype(tensor.dtype), tuple(tensor.shape)
     if dtype is None:
         raise CheckpointError(f"{path}: {name} is stored as {tensor.dtype}, which cannot be converted; cast it first")
     try:
@@ -180,6 +191,11 @@ def _entry(name: str, tensor: torch.Tensor, base: int, path: Path) -> TensorEntr
     if not num_bytes:
         return TensorEntry(name, dtype, shape, 0, 0, 0)
     begin = tensor.untyped_storage().data_ptr() - base + int(tensor.storage_offset()) * item
+    if num_bytes > path.stat().st_size:
+        raise CheckpointError(
+            f"{path}: {name} repeats what is stored to {num_bytes:,} bytes, more than the file has; "
+            "save a contiguous copy of it"
+        )
     last = sum((size - 1) * stride for size, stride in zip(shape, tensor.stride(), strict=True))
     strides = None if tensor.is_contiguous() else tuple(tensor.stride())
     return TensorEntry(name, dtype, shape, begin, begin + (last + 1) * item, num_bytes, strides)

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..calibration.moments import LayerMoments, Moments
 from ..checkpoint import Checkpoint
-from ..errors import CompensationError, UsageError
+from ..errors import CompensationError, UsageError, enough_memory
 from ..mask import HeadMask
 from ..progress import layer_bar
 from .error import mix_error
@@ -102,7 +102,8 @@ def fit(
     with layer_bar("fit", len(mask.touched_layers), shown=progress) as bar:
         for number in mask.touched_layers:
             layer = pruned_layer(checkpoint, mask, number)
-            choices[number], mix, measured = _fit_layer(mode, layer, None if moments is None else moments(number))
+            with enough_memory(f"the fit of layer {number}"):
+                choices[number], mix, measured = _fit_layer(mode, layer, None if moments is None else moments(number))
             if measured is not None:
                 figures[number] = measured
             mixes[number] = keep(mix, number, scratch)

@@ -19,7 +19,7 @@ from ..checkpoint.refusals import TRAINING_FILES
 from ..checkpoint.shards import find_weights, read_weight_map
 from ..checkpoint.sidecars import holds_another_model, is_weight_name
 from ..disk import walk
-from ..errors import CheckpointError, HubError, MaskError, reading
+from ..errors import CheckpointError, HubError, MaskError, reading, shown
 from ..mask.formats.content import MAX_BYTES
 from .client import hub_client
 from .failures import hub_failures
@@ -122,6 +122,9 @@ class _Remote:
             info = hub.model_info(name.repo_id, revision=name.revision)
         self.commit = info.sha or ""
         self.files = tuple(file.rfilename for file in info.siblings or ())
+        for file in self.files:
+            if not file.isprintable():  # the client's bars show names as they are
+                raise HubError(f"{name}: {shown(file)} is no printable name of a file; its owner has to rename it")
 
     def get(self, file: str) -> Path:
         with hub_failures(str(replace(self._name, file=file)), kept=_KEPT):

@@ -11,7 +11,7 @@ from typing import Any
 from ..checkpoint import MANIFEST_FILE, read_json_object
 from ..checkpoint.files import TOOL_DIRECTORIES
 from ..disk import sha256_of, walk
-from ..errors import CheckpointError, UsageError, reading
+from ..errors import CheckpointError, UsageError, reading, text_of
 from ..output.manifest import read_files
 from ..progress import byte_bar
 
@@ -42,7 +42,7 @@ class Outgoing:
         width = max(len(f"{size:,}") for size, _ in self.files.values())
         lines = [f"{size:>{width},}  {name}" for name, (size, _) in self.files.items()]
         lines += [f"stays behind, it is not in {MANIFEST_FILE}: {name}" for name in self.strays]
-        return "\n".join([*lines, "", f"{len(self.files)} files, {self.num_bytes:,} bytes"])
+        return text_of([*lines, "", f"{len(self.files)} files, {self.num_bytes:,} bytes"])
 
 
 def read_outgoing(directory: Path, *, progress: bool = False) -> Outgoing:

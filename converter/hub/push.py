@@ -15,7 +15,7 @@ from ..checkpoint.files import GIT_ATTRIBUTES_FILE
 from ..checkpoint.loader_names import check_loader_name
 from ..checkpoint.sidecars import perhaps_private
 from ..disk import sha256_of
-from ..errors import HubError, StorageError, UsageError, reading
+from ..errors import HubError, StorageError, UsageError, printable, reading
 from ..version import __version__
 from .client import hub_client
 from .failures import hub_failures
@@ -51,7 +51,7 @@ class PushReport:
         """The push for a person."""
         what = f"{len(self.outgoing.files)} files, {self.outgoing.num_bytes:,} bytes"
         state = "on the Hub as the manifest states them" if self.is_new else "were on the Hub already, nothing was done"
-        return f"{what}: {state}\npushed: {self.url}"
+        return f"{what}: {state}\npushed: {printable(self.url)}"
 
 
 @dataclass(frozen=True)

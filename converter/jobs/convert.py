@@ -21,7 +21,7 @@ from ..choices import COMPENSATIONS, HOLDOUT
 from ..compensation import MomentsSource, fit
 from ..compensation.fitting import check_mode, known_before_fitting, scratch_bytes
 from ..disk import free_bytes
-from ..errors import CheckpointError, S4ConvertError, UsageError, VerificationError, shown
+from ..errors import CheckpointError, S4ConvertError, UsageError, VerificationError, shown, text_of
 from ..mask import HeadMask
 from ..model.decoder import check_device, require_stock_code
 from ..output.card import CARD_FILES, BaseCard, draw_picture, public_command, read_base_card, write_card
@@ -158,7 +158,7 @@ class PlannedConversion:
     def to_text(self, *, edits: bool = True) -> str:
         """The heads by layer, the plan (its *edits* tensor by tensor), and the space it takes, for a person to read."""
         plan = self.plan
-        lines = [self.mask.to_text(), ""]
+        lines = [""]
         if edits:
             lines += [f"{edit.tensor.name}  {edit.describe()}  [{edit.tensor.shard}]" for edit in plan.edits]
             lines.append("")
@@ -168,7 +168,7 @@ class PlannedConversion:
             f"{self.bytes_needed:,} bytes needed, {free_bytes(self.out):,} free",
             "nothing was written",
         ]
-        return "\n".join(lines)
+        return f"{self.mask.to_text()}\n{text_of(lines)}"
 
 
 def plan_conversion(

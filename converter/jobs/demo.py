@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..demo import MINI_LLAVA, QUESTIONS
-from ..errors import StorageError, UsageError
+from ..errors import StorageError, UsageError, text_of
 from ..model.decoder import stock_code
 from ..model.front_end import LETTER_INSTRUCTION, conversation, load_processor
 from ..verify.report import Report
@@ -73,13 +73,13 @@ class Demonstration:
 
     def to_text(self) -> str:
         """The report, and the answers side by side."""
-        lines = [self.report.to_text(), "", f"{'question':<54} {'right':>6} {'original':>9} {'converted':>10}"]
+        lines = ["", f"{'question':<54} {'right':>6} {'original':>9} {'converted':>10}"]
         for answer in self.answers:
             text = answer.question.splitlines()[1 if answer.image is None else 0]
             shown = f"{answer.image or 'text'}: {text}"
             lines.append(f"{shown:<54} {answer.right:>6} {answer.original:>9} {answer.converted:>10}")
         lines += ["", f"original   {self.original}", f"mask       {self.mask}", f"converted  {self.converted}"]
-        return "\n".join(lines)
+        return f"{self.report.to_text()}\n{text_of(lines)}"
 
 
 def demonstrate(directory: Path | str = "s4convert-demo", *, progress: bool = False) -> Demonstration:

@@ -11,7 +11,7 @@ from typing import Any
 from ..calibration.statistics import DESCRIPTION_FILE, LAYER_FILE, read_description
 from ..checkpoint import MANIFEST_FILE, Checkpoint, Geometry
 from ..disk import check_output
-from ..errors import UsageError, reading
+from ..errors import UsageError, reading, text_of
 from ..hub.names import checkpoint_name, file_name
 from ..mask import HeadMask, HeadScores
 from ..mask.files import holds_scores, load_mask, load_scores, stated_size
@@ -115,10 +115,10 @@ def _checkpoint_text(checkpoint: Checkpoint, dtypes: Mapping[str, int], silent: 
     if checkpoint.manifest is not None:
         lines += _provenance(_made_from(checkpoint.manifest))
     if num_silent:
-        lines += ["", text_heatmap(geometry.num_heads, silent), ""]
+        lines += ["", *text_heatmap(geometry.num_heads, silent).splitlines(), ""]
     lines += [f"left behind   {name} (weights that no loader reads)" for name in checkpoint.left_behind]
     lines += [f"left behind   {name} ({why})" for name, why in checkpoint.passed_by.items()]
-    return "\n".join(lines)
+    return text_of(lines)
 
 
 def _made_from(manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -151,8 +151,9 @@ def _inspect_file(
     if plot is not None:
         title = f"{mask.num_pruned} of {mask.num_layers * mask.num_heads} heads pruned"
         plot_heatmap(plot, mask.num_heads, mask.pruned, None, title)
+    heads = text_heatmap(mask.num_heads, mask.pruned)
     lines = [f"mask          {mask.file.how_read if mask.file else ''}", *_provenance(mask.provenance), ""]
-    return Inspection(mask, mask.to_json(), "\n".join([*lines, text_heatmap(mask.num_heads, mask.pruned)]))
+    return Inspection(mask, mask.to_json(), text_of([*lines, *heads.splitlines()]))
 
 
 def _inspect_scores(path: Path, geometry: Geometry | None, plot: Path | None) -> Inspection:
@@ -161,8 +162,9 @@ def _inspect_scores(path: Path, geometry: Geometry | None, plot: Path | None) ->
     if plot is not None:
         plot_heatmap(plot, scores.num_heads, none_pruned, scores.scores, path.name)
     there = f"scores        {scores.num_layers} layers of {scores.num_heads} heads"
-    lines = [there, *_provenance(scores.provenance), "", text_heatmap(scores.num_heads, none_pruned, scores.scores)]
-    return Inspection(scores, scores.to_json(), "\n".join(lines))
+    heads = text_heatmap(scores.num_heads, none_pruned, scores.scores)
+    lines = [there, *_provenance(scores.provenance), "", *heads.splitlines()]
+    return Inspection(scores, scores.to_json(), text_of(lines))
 
 
 def _inspect_statistics(path: Path) -> Inspection:
@@ -172,7 +174,7 @@ def _inspect_statistics(path: Path) -> Inspection:
         layers, num_bytes = sorted(files), sum(file.stat().st_size for file in files.values())
     there = f"statistics    {len(layers)} of {description['num_layers']} layers, {num_bytes:,} bytes"
     content = {**description, "layers": layers, "num_bytes": num_bytes}
-    return Inspection(description, content, "\n".join([there, *_provenance(description)]))
+    return Inspection(description, content, text_of([there, *_provenance(description)]))
 
 
 def _provenance(provenance: Mapping[str, Any] | None) -> list[str]:

@@ -12,7 +12,7 @@ from ..calibration.statistics import Statistics
 from ..checkpoint import MANIFEST_FILE, Checkpoint
 from ..compensation import MODES
 from ..disk import sha256_of
-from ..errors import UsageError, VerificationError, reading, shown
+from ..errors import UsageError, VerificationError, reading, shown, text_of
 from ..hub.names import checkpoint_name
 from ..output.manifest import StatedConversion, read_conversion
 from ..progress import byte_bar
@@ -43,7 +43,7 @@ class Reproduction:
         lines = [f"{name}  identical" for name in self.files]
         if self.differences:
             lines.append(f"not as it was then: {_in_words(self.differences)}")
-        return "\n".join([*lines, f"verdict: OK, all {len(self.files)} files are made again byte for byte"])
+        return text_of([*lines, f"verdict: OK, all {len(self.files)} files are made again byte for byte"])
 
 
 def reproduce(

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..checkpoint.geometry import Geometry
 from ..choices import POLARITIES
-from ..errors import MaskError, UsageError, shown
+from ..errors import MaskError, UsageError, enough_memory, shown
 from .formats.arrays import ARRAY_READERS
 from .formats.content import interpret_json, read_bytes
 from .formats.json_masks import read_json
@@ -112,8 +112,9 @@ def stated_size(path: Path) -> Geometry:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Put *path* in front of a MaskError."""
+    """Put *path* in front of a MaskError, and of what is said where memory is short."""
     try:
-        yield
+        with enough_memory(str(path)):
+            yield
     except MaskError as error:
         raise MaskError(f"{path}: {error}") from error

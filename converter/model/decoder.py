@@ -9,13 +9,14 @@ that the last of those is taken after the final norm.
 from __future__ import annotations
 
 import contextlib
+import logging
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..checkpoint import CONFIG_FILE, Checkpoint
-from ..errors import CheckpointError, UsageError
+from ..errors import CheckpointError, OutOfMemoryError, UsageError, enough_memory, shown
 
 if TYPE_CHECKING:
     import torch
@@ -24,11 +25,16 @@ if TYPE_CHECKING:
 # Called with the input of o_proj [1, tokens, heads * head_dim]; its result replaces that input.
 HeadsHook: TypeAlias = "Callable[[torch.Tensor], torch.Tensor]"
 
-# Entries of a config that say how the model is run or stored, or that do not fit a single layer.
-_NOT_THE_MODELS = (
-    *("architectures", "auto_map", "model_type", "torch_dtype", "dtype", "layer_types", "quantization_config"),
-    *("attn_implementation", "_attn_implementation", "_attn_implementation_internal", "_flash_attn_2_enabled"),
+# The entries of a language model's config that say what a decoder layer computes. No other reaches stock code, where
+# it could take memory and time (num_labels), or change how the model is run (return_dict).
+_COMPUTATION = (
+    *("hidden_act", "intermediate_size", "rms_norm_eps", "attention_bias", "mlp_bias"),
+    *("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor"),
+    *("max_position_embeddings", "original_max_position_embeddings"),
+    *("sliding_window", "use_sliding_window", "max_window_layers", "tie_word_embeddings"),
 )
+_NUMBERS = ("rms_norm_eps", "rope_theta", "partial_rotary_factor")
+_MAX_TABLE_BYTES = 2 << 30  # of tables that stock code computes: old versions have the rotary ones for every position
 
 AttentionHook: TypeAlias = "Callable[[AttentionInput], object]"
 
@@ -40,10 +46,12 @@ def check_device(device: str) -> None:
     import torch
 
     try:
-        is_cuda = torch.device(device).type == "cuda"
+        kind = torch.device(device).type
     except RuntimeError as error:
         raise UsageError(f"`device` {device}: there is no such device; use cpu or cuda") from error
-    if is_cuda and not torch.cuda.is_available():
+    if kind not in ("cpu", "cuda"):
+        raise UsageError(f"`device` {device}: models do not run there; use cpu or cuda")
+    if kind == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"`device` {device}: torch finds no CUDA GPU here; use cpu")
 
 
@@ -84,7 +92,8 @@ class LayerDecoder:
     def __init__(self, checkpoint: Checkpoint, device: str = "cpu") -> None:
         import torch
 
-        self._model = _build(checkpoint).float().eval().to(device)
+        _check_size(checkpoint)
+        self._model = _build(checkpoint, device)
         self._model.norm = torch.nn.Identity()
         self._layer = self._model.layers[0]
 
@@ -92,16 +101,10 @@ class LayerDecoder:
         """Load the weights of *checkpoint*'s decoder layer *layer*; CheckpointError where they do not fit."""
         import torch
 
-        stored = checkpoint.layers[layer]
+        _check_shapes(self._model, checkpoint, layer)
         with torch.no_grad():
             for name, parameter in self._layer.named_parameters():
-                tensor = stored.get(name)
-                if tensor is None or tensor.shape != tuple(parameter.shape):
-                    state = "is missing" if tensor is None else f"has shape {list(tensor.shape)}"
-                    raise CheckpointError(
-                        f"{checkpoint.path}: layer {layer}: {name} {state}; "
-                        f"stock {type(self._model).__name__} wants {list(parameter.shape)}"
-                    )
+                tensor = checkpoint.layers[layer][name]
                 block = max(1, _LOAD_BYTES // tensor.row_bytes) if tensor.is_contiguous else tensor.num_rows
                 for first in range(0, tensor.shape[0], block):
                     count = min(block, tensor.shape[0] - first)
@@ -131,6 +134,7 @@ class LayerDecoder:
                 hooks.callback(handle.remove)
             if attention_hook is not None:
                 hooks.enter_context(_attention_watched(attention_hook))
+            hooks.enter_context(enough_memory(f"a decoder layer on {hidden.shape[1]} tokens"))
             hooks.enter_context(torch.inference_mode())
             output: torch.Tensor = self._model(inputs_embeds=hidden, use_cache=False).last_hidden_state
         return output
@@ -192,7 +196,6 @@ def require_stock_code(
         UsageError: it is older than the model; the message offers *otherwise*, which does not run it.
         CheckpointError: it cannot build the model from the config.
     """
-    import torch
     import transformers
 
     stock_type = checkpoint.language_model.stock_type
@@ -201,20 +204,52 @@ def require_stock_code(
             f"{checkpoint.path}: transformers {transformers.__version__} has no {stock_type}, so the language "
             f"model cannot be run; use a newer transformers, or {otherwise}"
         )
+    _check_size(checkpoint)
+
+
+def _check_size(checkpoint: Checkpoint) -> None:
+    """Raise CheckpointError where the stock model cannot be built from the config, or is not what is stored."""
+    import torch
+
     with torch.device("meta"):  # takes no memory and no time
-        _build(checkpoint)
+        model = _build(checkpoint, "meta")
+    _check_shapes(model, checkpoint, 0)
+    tables = sum(buffer.nbytes for buffer in model.buffers())
+    if tables > _MAX_TABLE_BYTES:
+        raise CheckpointError(
+            f"{checkpoint.path / CONFIG_FILE}: stock code makes tables of {tables:,} bytes for the "
+            "positions that it states; mend max_position_embeddings"
+        )
 
 
-def _build(checkpoint: Checkpoint) -> Any:
-    """The stock model with one decoder layer and no vocabulary; its weights are random."""
-    from transformers import AutoConfig, AutoModel
+def _check_shapes(model: Any, checkpoint: Checkpoint, layer: int) -> None:
+    """Raise CheckpointError where the one layer of *model* has other parameters than *checkpoint*'s *layer*."""
+    for name, parameter in model.layers[0].named_parameters():
+        tensor = checkpoint.layers[layer].get(name)
+        if tensor is None or tensor.shape != tuple(parameter.shape):
+            state = "is missing" if tensor is None else f"has shape {list(tensor.shape)}"
+            raise CheckpointError(
+                f"{checkpoint.path}: layer {layer}: {name} {state}; "
+                f"stock {type(model).__name__} wants {list(parameter.shape)}"
+            )
 
-    config = {**checkpoint.language_model.settings, **checkpoint.text_config}
-    for name in _NOT_THE_MODELS:
-        config.pop(name, None)
+
+def language_model_config(checkpoint: Checkpoint, *, num_layers: int) -> dict[str, Any]:
+    """What a stock config is made of for *checkpoint*'s language model, with *num_layers* and a vocabulary of one.
+
+    Raises:
+        CheckpointError: a number in the config is none.
+    """
+    given = {**checkpoint.language_model.settings, **checkpoint.text_config}
+    for name in _NUMBERS:  # old versions of stock code take any, and fail when they run
+        if not isinstance(given.get(name), int | float | None):
+            raise CheckpointError(
+                f"{checkpoint.path / CONFIG_FILE}: {name} is {shown(given[name])}, not a number; mend the config"
+            )
     geometry = checkpoint.geometry
-    config |= {
-        "num_hidden_layers": 1,
+    return {name: given[name] for name in _COMPUTATION if name in given} | {
+        "model_type": checkpoint.language_model.stock_type,
+        "num_hidden_layers": num_layers,
         "hidden_size": geometry.hidden_size,
         "num_attention_heads": geometry.num_heads,
         "num_key_value_heads": geometry.num_kv_heads,
@@ -222,14 +257,23 @@ def _build(checkpoint: Checkpoint) -> Any:
         "vocab_size": 1,
         "pad_token_id": None,
     }
+
+
+def _build(checkpoint: Checkpoint, device: str) -> Any:
+    """The stock model with one decoder layer and no vocabulary, in float32 on *device*; its weights are random."""
+    from transformers import AutoConfig, AutoModel
+
+    config = language_model_config(checkpoint, num_layers=1)
     try:
-        with stock_code():
-            stock_config = AutoConfig.for_model(checkpoint.language_model.stock_type, **config)
-            return AutoModel.from_config(stock_config, trust_remote_code=False)
+        with stock_code(), enough_memory(f"{checkpoint.path}: a decoder layer in float32"):
+            stock_config = AutoConfig.for_model(**config)
+            return AutoModel.from_config(stock_config, trust_remote_code=False).float().eval().to(device)
+    except OutOfMemoryError:
+        raise
     except Exception as error:  # stock code raises errors of any kind at a wrong config
         raise CheckpointError(
             f"{checkpoint.path / CONFIG_FILE}: stock transformers cannot build the language model from it "
-            f"({type(error).__name__}: {error}); mend the config"
+            f"({type(error).__name__}: {str(error).strip().partition(chr(10))[0]}); mend the config"
         ) from error
 
 
@@ -239,7 +283,7 @@ def stock_code() -> Iterator[None]:
     from transformers.utils import logging as transformers_logging
 
     verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
+    transformers_logging.set_verbosity(logging.CRITICAL)
     transformers_logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():

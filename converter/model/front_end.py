@@ -5,17 +5,25 @@ Of the token embeddings, only the rows of the tokens are read, and ``lm_head`` n
 
 from __future__ import annotations
 
+import errno
+import json
+import math
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from ..checkpoint import CONFIG_FILE, Checkpoint, StoredTensor, read_json_object
 from ..checkpoint.families import HUGGING_FACE, ORIGINAL
+from ..checkpoint.shards import open_shards
+from ..checkpoint.tensors import TensorEntry
 from ..checkpoint.torch_file import torch_dtype
-from ..errors import CheckpointError, S4ConvertError
-from .decoder import full_float32, stock_code
+from ..errors import CheckpointError, S4ConvertError, StorageError, enough_memory, shown
+from .decoder import full_float32, language_model_config, stock_code
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +32,7 @@ if TYPE_CHECKING:
 
 # (input of the language model [1, tokens, hidden_size] in float32, whether a position is an image's [tokens])
 Embedded: TypeAlias = "tuple[torch.Tensor, torch.Tensor]"
+Stored: TypeAlias = "StoredTensor | TensorEntry"
 
 IMAGE_PLACEHOLDER = "<image>"
 SYSTEM_PROMPT = (
@@ -48,7 +57,7 @@ def conversation(turns: Sequence[tuple[str, str | None]]) -> str:
 _NO_CODE: Mapping[str, Any] = MappingProxyType({"trust_remote_code": False})
 
 # The class with tower and projector, by the family's model type: the config's own ``architectures`` may name anything.
-_STOCK_CLASSES: Mapping[str, str] = MappingProxyType(
+STOCK_CLASSES: Mapping[str, str] = MappingProxyType(
     {
         "llava": "LlavaForConditionalGeneration",
         "llava_next": "LlavaNextForConditionalGeneration",
@@ -58,6 +67,24 @@ _STOCK_CLASSES: Mapping[str, str] = MappingProxyType(
         "vipllava": "VipLlavaForConditionalGeneration",
     }
 )
+
+
+# The entries of a config that say what tower and projector compute. No other reaches stock code, as in the decoder.
+_TOWER_ENTRIES = (
+    *("model_type", "hidden_size", "intermediate_size", "projection_dim", "num_hidden_layers", "num_attention_heads"),
+    *("num_channels", "image_size", "patch_size", "hidden_act", "layer_norm_eps", "vision_use_head"),
+)
+_IMAGE_ENTRIES = (
+    *("image_token_index", "image_token_id", "video_token_index", "video_token_id", "pad_token_id"),
+    *("projector_hidden_act", "projector_layernorm_eps", "multimodal_projector_bias", "tie_word_embeddings"),
+    *("vision_feature_layer", "vision_feature_layers", "vision_feature_select_strategy", "vision_aspect_ratio"),
+    *("image_grid_pinpoints", "image_seq_length", "video_seq_length", "spatial_pool_mode", "spatial_pool_stride"),
+)
+_NAMES = ("model_type", "transformers_version", "tokenizer_class", "processor_class", "image_processor_type")
+_TOWER_TYPES = ("clip_vision_model", "siglip_vision_model")
+_LINKS = "s4convert-links-"  # the name of a directory that is made for stock classes begins so
+_MOST_TILES = 8  # the sides of an image in those of the tower's images, at the most; LLaVA-OneVision has 6
+_MOST_EXTRA_TOKENS = 64  # of an image, beside one a patch
 
 
 class FrontEnd(Protocol):
@@ -71,18 +98,60 @@ def open_front_end(checkpoint: Checkpoint, *, with_images: bool, device: str = "
     lineage = checkpoint.family.lineage
     if with_images and lineage not in (HUGGING_FACE, ORIGINAL):
         raise CheckpointError(f"{checkpoint.path}: is a language model and takes no images; use text samples alone")
+    what = "vision tower" if with_images else "tokenizer"
     try:
-        if not with_images:
-            return TextFrontEnd(checkpoint)
-        return (HuggingFaceFrontEnd if lineage == HUGGING_FACE else OriginalFrontEnd)(checkpoint, device)
-    except (S4ConvertError, MemoryError):
+        with stock_front_end(checkpoint, what):
+            if not with_images:
+                return TextFrontEnd(checkpoint)
+            return (HuggingFaceFrontEnd if lineage == HUGGING_FACE else OriginalFrontEnd)(checkpoint, device)
+    except UnusableFrontEndError as error:
+        raise CheckpointError(f"{error}; restore its files, or use a metric that needs no calibration data") from error
+
+
+# What the disk, or the kernel, may say of a file that is there.
+_DISK_ERRORS = (
+    *(errno.EIO, errno.ENFILE, errno.EMFILE, errno.EACCES, errno.EPERM, errno.ESTALE, errno.ENOMEM),
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS),
+)
+
+
+class UnusableFrontEndError(Exception):
+    """Stock code cannot load, or use, the tokenizer or the vision tower."""
+
+
+@contextmanager
+def stock_front_end(checkpoint: Checkpoint, what: str) -> Iterator[None]:
+    """While *checkpoint*'s tokenizer or vision tower, *what*, is loaded or used by stock code.
+
+    Raises:
+        UnusableFrontEndError: stock code cannot, for what its files hold or lack.
+        StorageError: the disk refused.
+        OutOfMemoryError: it takes too much memory.
+    """
+    where = f"{checkpoint.path}: the {what}"
+    try:
+        with enough_memory(where):
+            yield
+    except S4ConvertError:
         raise
     except Exception as error:  # stock code raises errors of any kind at an incomplete checkpoint
+        number = _disk_error(error)
+        if number is not None:
+            raise StorageError(f"{where} cannot be read: {os.strerror(number)}; mend that and run again") from error
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(
-            f"{checkpoint.path}: the {'vision tower' if with_images else 'tokenizer'} cannot be loaded by stock code "
-            f"({reason}); restore its files, or use a metric that needs no calibration data"
-        ) from error
+        reason = re.sub(rf"[^\s'\"]*{_LINKS}\w+", str(checkpoint.path), reason)
+        raise UnusableFrontEndError(f"{where} cannot be used by stock code ({reason})") from error
+
+
+def _disk_error(error: BaseException | None) -> int | None:
+    """The number of the disk's error that is behind *error*, if one is; that a file is missing is none."""
+    while error is not None:
+        for number in _DISK_ERRORS:
+            # Libraries that are not in Python have its text in their message alone.
+            if (isinstance(error, OSError) and error.errno == number) or os.strerror(number) in str(error):
+                return number
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def embed(checkpoint: Checkpoint, token_ids: Sequence[int]) -> torch.Tensor:
@@ -108,8 +177,8 @@ class TextFrontEnd:
         from transformers import AutoTokenizer
 
         self._checkpoint = checkpoint
-        with stock_code():
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint.path, **_NO_CODE)
+        with stock_code(), _stock_files(checkpoint) as directory:
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(directory, **_NO_CODE)
 
     def token_ids(self, text: str) -> list[int]:
         with stock_code():
@@ -131,8 +200,12 @@ class HuggingFaceFrontEnd:
         self._checkpoint, self._device = checkpoint, device
         self._captured: list[torch.Tensor] = []
         with stock_code():
-            self._processor = load_processor(checkpoint.path)
+            with _stock_files(checkpoint) as directory:
+                self._processor = load_processor(directory)
             self._model = _without_decoder(checkpoint).to(device)
+        _check_processor(self._processor, self._model.config.vision_config, checkpoint.path)
+        # Of these, newer versions take sizes of images, and paddings, that go before the checked ones.
+        self._processor.tokenizer.init_kwargs = {}
         self._model.set_input_embeddings(_embedding_module(checkpoint, device))
         config = self._model.config
         self._image_token_id = int(getattr(config, "image_token_id", None) or config.image_token_index)
@@ -172,15 +245,16 @@ class OriginalFrontEnd:
     """
 
     def __init__(self, checkpoint: Checkpoint, device: str = "cpu") -> None:
-        from transformers import AutoImageProcessor, CLIPVisionModel
+        from transformers import AutoImageProcessor
 
         self._text = TextFrontEnd(checkpoint)
         self._checkpoint, self._device, self._config = checkpoint, device, checkpoint.config
         directory = _tower_directory(checkpoint)
         self._projector = _read_projector(checkpoint, device)
         with stock_code():
-            self._image_processor = AutoImageProcessor.from_pretrained(directory, **_NO_CODE)
-            self._tower = CLIPVisionModel.from_pretrained(directory).float().eval().to(device)
+            self._tower = _read_tower(directory).float().eval().to(device)
+            self._image_processor = AutoImageProcessor.from_pretrained(directory, config=self._tower.config, **_NO_CODE)
+        _check_processor(self._image_processor, self._tower.config, directory)
 
     def __call__(self, text: str, image: Image.Image | None = None) -> Embedded:
         import torch
@@ -233,23 +307,130 @@ def _without_decoder(checkpoint: Checkpoint) -> Any:
     import torch
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(checkpoint.path, **_NO_CODE)
-    config.text_config.num_hidden_layers = 0
-    config.text_config.vocab_size = 1
-    config.text_config.pad_token_id = None
+    stored = [tensor for name, tensor in checkpoint.tensors.items() if checkpoint.family.layer_key(name) is None]
+    where, given = str(checkpoint.path / CONFIG_FILE), _config_entries(checkpoint)
+    if "vision_config" in checkpoint.config:
+        given["vision_config"] = _tower_entries(checkpoint.config["vision_config"], stored, where)
+    config = transformers.AutoConfig.for_model(**given)
+    model_class = getattr(transformers, STOCK_CLASSES[checkpoint.family.model_type])
+    _check_stored(model_class, config, stored, where)
     weights = {}
-    for name, tensor in checkpoint.tensors.items():
-        if checkpoint.family.layer_key(name) is not None:
-            continue
-        is_vocabulary = tensor is checkpoint.embedding or name.endswith("lm_head.weight")
-        weights[name] = _read(checkpoint, tensor, 1 if is_vocabulary else None)
-    model_class = getattr(transformers, _STOCK_CLASSES[checkpoint.family.model_type])
+    for tensor in stored:
+        is_vocabulary = tensor is checkpoint.embedding or tensor.name.endswith("lm_head.weight")
+        weights[tensor.name] = _read(checkpoint, tensor, 1 if is_vocabulary else None)
     model, loading = model_class.from_pretrained(None, config=config, state_dict=weights, output_loading_info=True)
     if loading["missing_keys"]:
         raise ValueError(f"no weights for {sorted(loading['missing_keys'])[0]}")
     weights.clear()  # so that the cast frees each stored tensor in turn
     with torch.no_grad():
         return model.float().eval()
+
+
+def _config_entries(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What a stock config is made of for *checkpoint*, but for the vision tower."""
+    given = {name: checkpoint.config[name] for name in _IMAGE_ENTRIES if name in checkpoint.config}
+    named = {name: checkpoint.config[name] for name in _NAMES if isinstance(checkpoint.config.get(name), str)}
+    language_model = language_model_config(checkpoint, num_layers=0)
+    return given | ({"text_config": language_model} if checkpoint.family.nested else language_model) | named
+
+
+@contextmanager
+def _stock_files(checkpoint: Checkpoint) -> Iterator[Path]:
+    """A directory of links to *checkpoint*'s files for stock classes; its config.json has what may reach them."""
+    with TemporaryDirectory(prefix=_LINKS) as name, _silent_stdout():
+        directory = Path(name)
+        for file in checkpoint.sidecars:
+            if "/" not in file and file != CONFIG_FILE:
+                (directory / file).symlink_to((checkpoint.path / file).absolute())
+        (directory / CONFIG_FILE).write_text(json.dumps(_config_entries(checkpoint)))
+        yield directory
+
+
+@contextmanager
+def _silent_stdout() -> Iterator[None]:
+    """Nothing reaches stdout: what is written in Rust prints names that it does not know there, past Python."""
+    try:
+        kept = os.dup(1)
+    except OSError:  # it is closed
+        yield
+        return
+    try:
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, 1)
+        os.close(nothing)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+def _tower_entries(config: Any, stored: Sequence[Stored], where: str) -> dict[str, Any]:
+    """What a stock config is made of for the tower whose *config* stands in *where*, and whose tensors are *stored*."""
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{where}: vision_config is {shown(config)}, not an object; restore the file")
+    layers, kind = config.get("num_hidden_layers", 0), config.get("model_type", _TOWER_TYPES[0])
+    if kind not in _TOWER_TYPES:
+        raise ValueError(f"{shown(kind)} towers are not supported")
+    if not isinstance(layers, int) or layers > len(stored):
+        raise CheckpointError(
+            f"{where}: the vision tower has {shown(layers)} layers by its num_hidden_layers, but there are only "
+            f"{len(stored)} tensors; mend the config"
+        )
+    return {name: config[name] for name in _TOWER_ENTRIES if name in config}
+
+
+def _check_stored(model_class: Any, config: Any, stored: Sequence[Stored], where: str) -> None:
+    """Raise CheckpointError where the model of *config* has more numbers than are *stored*, before it takes memory."""
+    import torch
+
+    with torch.device("meta"):
+        numbers = sum(parameter.numel() for parameter in model_class(config).parameters())
+    held = sum(math.prod(tensor.shape) for tensor in stored)
+    if numbers > held:
+        raise CheckpointError(
+            f"{where}: asks for a vision tower and a projector of {numbers:,} weights, but {held:,} are stored; "
+            "mend the config"
+        )
+
+
+def _check_processor(processor: Any, tower: Any, path: Path) -> None:
+    """Raise CheckpointError where *processor* makes images, or texts, far larger than the config *tower* asks for."""
+    image_processor = getattr(processor, "image_processor", processor)
+    side, patch = max(_numbers(tower.image_size)), max(_numbers(tower.patch_size))
+    for name in ("size", "crop_size", "pad_size", "image_grid_pinpoints"):
+        largest = max(_numbers(getattr(image_processor, name, None)), default=0)
+        if largest > _MOST_TILES * side:
+            raise CheckpointError(
+                f"{path}: {name} of the image processor is {largest:,} pixels, but the vision tower takes images of "
+                f"{side}; mend preprocessor_config.json"
+            )
+    patch_size, extra = getattr(processor, "patch_size", None), getattr(processor, "num_additional_image_tokens", None)
+    if min(_numbers(patch_size), default=patch) < patch or max(_numbers(extra), default=0) > _MOST_EXTRA_TOKENS:
+        raise CheckpointError(
+            f"{path}: patch_size {shown(patch_size)} and num_additional_image_tokens {shown(extra)} of the processor "
+            f"are not those of a tower with patches of {patch} pixels; mend processor_config.json"
+        )
+
+
+def _numbers(value: Any) -> list[float]:
+    """The numbers in *value*: itself, or those in a list, or in an object."""
+    if isinstance(value, int | float):
+        return [value]
+    parts = value if isinstance(value, list | tuple) else dict(value).values() if value else ()
+    return [number for part in parts for number in _numbers(part)]
+
+
+def _read_tower(directory: Path) -> Any:
+    """The stock CLIP tower in *directory*."""
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    config, where = read_json_object(directory / CONFIG_FILE), str(directory / CONFIG_FILE)
+    shards, _, _ = open_shards(directory, [path.name for path in directory.iterdir()])
+    stored = [entry for weights in shards.values() for entry in weights.entries]
+    given = config.get("vision_config") if config.get("model_type") == "clip" else config
+    stock_config = CLIPVisionConfig(**_tower_entries(given, stored, where))
+    _check_stored(CLIPVisionModel, stock_config, stored, where)
+    return CLIPVisionModel.from_pretrained(directory, config=stock_config)
 
 
 def _read(checkpoint: Checkpoint, tensor: StoredTensor, rows: int | None) -> torch.Tensor:

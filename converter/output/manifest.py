@@ -96,8 +96,9 @@ def read_conversion(converted: Checkpoint) -> StatedConversion | None:
         return None
     where = converted.path / MANIFEST_FILE
     files = read_files(content, where)
-    if content.get("compensation") not in MODES:
-        raise CheckpointError(f"{where}: compensation {content.get('compensation')!r} is not known to this version")
+    mode = content.get("compensation")
+    if not isinstance(mode, str) or mode not in MODES:
+        raise CheckpointError(f"{where}: compensation {shown(mode)} is not known to this version")
     mask = read_native(content.get("mask"), converted.geometry)
     card = content.get("card", [])
     if not isinstance(card, list) or any(
@@ -107,7 +108,7 @@ def read_conversion(converted: Checkpoint) -> StatedConversion | None:
     factors = _read_factors(content, mask, where)
     return StatedConversion(
         mask,
-        content["compensation"],
+        mode,
         factors,
         files,
         frozenset(card),
@@ -136,7 +137,9 @@ def read_files(content: Mapping[str, Any], where: Path) -> dict[str, Digest]:
         CheckpointError: the manifest is of another version, or its list of files is malformed.
     """
     if content.get("format") != MANIFEST_FORMAT:
-        raise CheckpointError(f"{where}: format is {content.get('format')!r}; this version reads {MANIFEST_FORMAT!r}")
+        raise CheckpointError(
+            f"{where}: format is {shown(content.get('format'))}; this version reads {MANIFEST_FORMAT!r}"
+        )
     try:
         return {name: (entry["size"], entry["sha256"]) for name, entry in content["files"].items()}
     except (KeyError, TypeError, AttributeError) as error:
@@ -154,7 +157,7 @@ def _read_factors(content: Mapping[str, Any], mask: HeadMask, where: Path) -> di
         for layer, fit in content.get("fitted", {}).items():
             if fit["factors"] is not None:
                 factors[int(layer)] = tuple(float(factor) for factor in fit["factors"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise CheckpointError(f"{where}: its fitted factors are malformed; convert the original again") from error
     for layer, of_heads in factors.items():
         if layer not in mask.touched_layers or len(of_heads) != mask.num_heads or not all(map(isfinite, of_heads)):

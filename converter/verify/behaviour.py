@@ -93,11 +93,15 @@ class LayerDelta:
 
 @dataclass(frozen=True)
 class BehaviourReport:
-    """The figures of the behaviour check; *tolerance* is the largest *own_error* of a touched layer that passes."""
+    """The figures of the behaviour check; *tolerance* is the largest *own_error* of a touched layer that passes.
+
+    *weakness* is the probe's.
+    """
 
     probe: str
     tolerance: float
     layers: tuple[LayerDelta, ...]
+    weakness: str = ""
 
 
 def check_behaviour(claim: Claim, probe: Probe, *, advance: Advance) -> BehaviourReport:
@@ -154,7 +158,7 @@ def check_behaviour(claim: Claim, probe: Probe, *, advance: Advance) -> Behaviou
         _judge(row, mask, tolerance)
         rows.append(row)
         advance(1)
-    return BehaviourReport(probe.description, tolerance, tuple(rows))
+    return BehaviourReport(probe.description, tolerance, tuple(rows), probe.weakness)
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..checkpoint import Checkpoint
 from ..checkpoint.families import LANGUAGE_MODEL, ORIGINAL
-from ..errors import CheckpointError, StorageError
-from ..model.front_end import HuggingFaceFrontEnd, TextFrontEnd, embed
+from ..model.front_end import (
+    STOCK_CLASSES,
+    HuggingFaceFrontEnd,
+    TextFrontEnd,
+    UnusableFrontEndError,
+    embed,
+    stock_front_end,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -36,35 +42,46 @@ NUM_RANDOM_SAMPLES, RANDOM_TOKENS = 3, 48
 class Probe:
     """Inputs of the language model: one tensor [1, tokens, hidden_size] in float32 per sample.
 
-    *description* says in words what they are, and what could not be had.
+    *description* says in words what they are, and what could not be had. *weakness* is a clause for the verdict where
+    the checkpoint's kind has more than this one gave, and else empty.
     """
 
     samples: tuple[torch.Tensor, ...]
     description: str
+    weakness: str = ""
 
 
 def make_probe(checkpoint: Checkpoint) -> Probe:
-    """Text prompts, and images where the vision tower is in the checkpoint; seeded token ids as a last resort."""
+    """Text prompts, and images where the vision tower is in the checkpoint; seeded token ids as a last resort.
+
+    A probe that is weaker than the checkpoint's kind allows is told in a warning.
+
+    Raises:
+        CheckpointError: the front end contradicts the weights.
+        StorageError, OutOfMemoryError: the front end cannot be read, or takes too much memory.
+    """
     try:
-        samples = _text_samples(checkpoint)
-    except (StorageError, CheckpointError):
-        raise
-    except Exception as error:  # stock code fails in its own ways on an incomplete checkpoint
-        _log.debug("the tokenizer cannot be loaded: %s", error)
-        return Probe(_random_samples(checkpoint), "seeded token ids (the tokenizer cannot be loaded)")
-    text = f"{len(samples)} text prompts"
-    if checkpoint.family.lineage == LANGUAGE_MODEL:
-        return Probe(samples, text)
-    if checkpoint.family.lineage == ORIGINAL:
-        return Probe(samples, f"{text} (no images: the vision tower is not part of this layout)")
+        with stock_front_end(checkpoint, "tokenizer"):
+            samples = _text_samples(checkpoint)
+    except UnusableFrontEndError as error:
+        _log.warning("%s; the probe is of seeded token ids, and shows less than prompts do", error)
+        what = "seeded token ids (the tokenizer cannot be loaded)"
+        return Probe(_random_samples(checkpoint), what, "the probe had no prompts, only token ids")
+    text = Probe(samples, f"{len(samples)} text prompts")
+    lineage, has_stock_class = checkpoint.family.lineage, checkpoint.family.model_type in STOCK_CLASSES
+    if lineage == LANGUAGE_MODEL:
+        return text
+    if lineage == ORIGINAL or not has_stock_class:
+        why = "the vision tower is not part of this layout" if lineage == ORIGINAL else "no stock class has its tower"
+        return replace(text, description=f"{text.description} (no images: {why})")
     try:
-        images = _image_samples(checkpoint)
-    except (StorageError, CheckpointError):
-        raise
-    except Exception as error:  # as above
-        _log.debug("the vision tower cannot be loaded: %s", error)
-        return Probe(samples, f"{text} (no images: the vision tower cannot be loaded)")
-    return Probe(samples + images, f"{text}, {len(images)} image prompts")
+        with stock_front_end(checkpoint, "vision tower"):
+            images = _image_samples(checkpoint)
+    except UnusableFrontEndError as error:
+        _log.warning("%s; the probe is of text alone, and shows less than images do", error)
+        what = f"{text.description} (no images: the vision tower cannot be loaded)"
+        return Probe(samples, what, "the probe had no images")
+    return Probe(samples + images, f"{text.description}, {len(images)} image prompts")
 
 
 def _text_samples(checkpoint: Checkpoint) -> tuple[torch.Tensor, ...]:

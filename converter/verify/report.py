@@ -8,7 +8,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from ..compensation.figures import FIT_COLUMNS, LayerFigures, advice, rounded
-from ..errors import UsageError
+from ..errors import UsageError, text_of
 from ..mask import HeadMask
 from .behaviour import BehaviourReport, LayerDelta
 from .structure import StructureReport
@@ -85,6 +85,7 @@ class Report:
             "behaviour": None if self.behaviour is None else _behaviour_json(self.behaviour),
             **({"compensation": self._compensation_json()} if self.figures else {}),
             **({"notes": list(self.notes)} if self.notes else {}),
+            "verdict": self.verdict,
         }
 
     def _compensation_json(self) -> dict[str, Any]:
@@ -115,7 +116,8 @@ class Report:
         if self.behaviour is None:
             return text
         worst = max(row.own_error for row in self.behaviour.layers)
-        return f"{text}; each equals the hooked original to {worst:.1e} (tolerance {self.behaviour.tolerance:.1e})"
+        text += f"; each equals the hooked original to {worst:.1e} (tolerance {self.behaviour.tolerance:.1e})"
+        return f"{text}; {self.behaviour.weakness}" if self.behaviour.weakness else text
 
     def to_text(self) -> str:
         """The table that a conversion ends with."""
@@ -145,7 +147,7 @@ class Report:
             *(f"note: {note}" for note in self.notes),
             f"verdict: {self.verdict}",
         ]
-        return "\n".join(lines)
+        return text_of(lines)
 
 
 def _factors(row: LayerDelta) -> str:

@@ -230,7 +230,7 @@ def test_a_token_beyond_the_table_is_an_error(tmp_path: Path) -> None:
 def test_without_a_tokenizer_the_refusal_is_one_line(tmp_path: Path) -> None:
     checkpoint = Checkpoint.open(write_checkpoint(tmp_path / "checkpoint", Spec()))
     for with_images in (False, True):
-        with pytest.raises(CheckpointError, match="cannot be loaded by stock code") as error:
+        with pytest.raises(CheckpointError, match="cannot be used by stock code") as error:
             open_front_end(checkpoint, with_images=with_images)
         assert "\n" not in str(error.value)
 

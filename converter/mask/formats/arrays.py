@@ -16,7 +16,7 @@ import numpy as np
 
 from ...checkpoint.dtypes import ITEM_BYTES, decode
 from ...checkpoint.safetensors_header import LENGTH_BYTES, parse_header
-from ...checkpoint.torch_file import warn_of_old_torch
+from ...checkpoint.torch_file import stored_dtype, warn_of_old_torch
 from ...errors import MaskError, shown
 from .content import MAX_BYTES
 
@@ -91,8 +91,9 @@ def _read_torch(content: bytes, shape: Shape) -> tuple[Rows, str]:
     tensor = _load_tensor(content)
     import torch
 
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex() or tensor.device.type != "cpu":
-        raise MaskError("is a sparse, quantised, complex or empty tensor, not one of 0/1 or booleans")
+    is_plain = tensor.layout == torch.strided and not tensor.is_nested and tensor.device.type == "cpu"
+    if not is_plain or stored_dtype(tensor.dtype) is None:
+        raise MaskError("is a sparse, quantised, complex, nested or empty tensor, not one of 0/1 or booleans")
     _check_shape(tuple(tensor.shape), shape)
     numbers = tensor.detach().view(torch.uint8) if tensor.dtype == torch.bool else tensor
     return numbers.tolist(), "torch tensor"
@@ -115,6 +116,8 @@ def _load_tensor(content: bytes) -> torch.Tensor:
     warn_of_old_torch()
     try:
         loaded: Any = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
     except Exception as error:
         raise MaskError("cannot be read by torch as tensors alone (weights_only); save the mask's tensor") from error
     tensors = list(loaded.values()) if isinstance(loaded, dict) else [loaded]

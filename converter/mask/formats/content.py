@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,9 +36,9 @@ def interpret_json(text: bytes, interpret: Callable[[Any], Content]) -> Content:
     """
     try:
         content = strict_json.parse(text)
-    except strict_json.NotFiniteError as error:
-        interpret(strict_json.parse(text, finite=False))
-        raise MaskError(f"is not JSON ({error})") from error
     except ValueError as error:
+        if isinstance(error, strict_json.NotFiniteError):
+            with suppress(ValueError):
+                interpret(strict_json.parse(text, finite=False))
         raise MaskError(f"is not JSON ({error})") from error
     return interpret(content)
