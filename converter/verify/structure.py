@@ -117,7 +117,10 @@ def expected_rows(claim: Claim, tensor: StoredTensor, first: int, count: int) ->
     rows = np.frombuffer(bytearray(data), np.uint8).reshape(-1, tensor.row_bytes)
     numbers = np.arange(first, first + count)
     for part in held:
-        silenced = mask.pruned[layer] if part.projection == "q" else mask.pruned_kv_heads(layer, geometry)
+        silenced: npt.NDArray[np.intp] = np.array(mask.pruned[layer])
+        if part.projection != "q":  # kv heads of which every query head is pruned
+            pruned_of = np.bincount(silenced // geometry.heads_per_group, minlength=geometry.num_kv_heads)
+            silenced = np.flatnonzero(pruned_of == geometry.heads_per_group)
         within = (part.first <= numbers) & (numbers < part.first + part.count)
         rows[within & np.isin((numbers - part.first) // geometry.head_dim, silenced)] = 0
         if part.projection == "v" and mix.values is not None:
