@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from ..compensation import MomentsSource
+from ..compensation import MODES, MomentsSource
 from ..progress import byte_bar, layer_bar
 from .claim import Claim
 from .definition import check_definition
@@ -50,7 +50,9 @@ def check_claim(
         with layer_bar("probe", claim.original.geometry.num_layers, shown=progress) as bar:
             figures = behaviour.check_behaviour(claim, make_probe(claim.original), advance=bar.update)
     fits = claim.fits
-    return Report(claim.mask, fits.mode, structure, figures, fits.figures, errors, notes)
+    fitted = (layer for layer in touched if MODES[fits.choice(layer).mode].needs_moments)
+    unproven = tuple(fitted) if moments is None else ()
+    return Report(claim.mask, fits.mode, structure, figures, fits.figures, errors, notes, unproven)
 
 
 def default_jobs() -> int:

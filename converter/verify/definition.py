@@ -75,14 +75,14 @@ class _Stored:
 
     @staticmethod
     def read(claim: Claim, layer: int) -> _Stored:
-        geometry, choice = claim.original.geometry, claim.fits.choices.get(layer)
+        geometry, choice = claim.original.geometry, claim.fits.choice(layer)
         output = claim.converted.output_projection(layer)
         rows = _sample(output.num_rows)
         return _Stored(
             layer,
             f"{claim.converted.path / output.shard}: {output.name} of layer {layer}",
-            claim.fits.mode if choice is None else choice.mode,
-            None if choice is None else choice.damping,
+            choice.mode,
+            choice.damping,
             output.dtype,
             geometry.head_dim,
             geometry.num_heads,
