@@ -401,7 +401,7 @@ def test_verify_writes_nothing(mini_converted: Path, tmp_path: Path) -> None:
 def test_two_unconverted_copies_do_not_verify(mask: Path) -> None:
     outcome = run_here("verify", MINI_LLAVA, MINI_LLAVA, "--mask", mask)
     assert outcome.exit_code == 1
-    assert "mini-llava: is not pruned, it has no silent head; give the converted checkpoint" in outcome.error
+    assert "mini-llava: is not pruned, no head became silent in it; give the converted checkpoint" in outcome.error
 
 
 # --- demo -----------------------------------------------------------------------------------------------------

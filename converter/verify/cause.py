@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
+import numpy as np
+
 from ..checkpoint import Checkpoint
 from ..errors import S4ConvertError, VerificationError
 from ..mask import HeadMask
+from .definition import read_some, sampled_rows
 
 
 @contextmanager
@@ -31,8 +34,7 @@ def naming_the_cause(original: Checkpoint, converted: Checkpoint, mask: HeadMask
 
 def _cause(original: Checkpoint, converted: Checkpoint, mask: HeadMask) -> str | None:
     before, after = (
-        [set(checkpoint.silent_heads(layer)) for layer in range(mask.num_layers)]
-        for checkpoint in (original, converted)
+        [_silent_heads(checkpoint, layer) for layer in range(mask.num_layers)] for checkpoint in (original, converted)
     )
     fallen_silent = [new - old for old, new in zip(before, after, strict=True)]
     if not any(fallen_silent):
@@ -41,7 +43,7 @@ def _cause(original: Checkpoint, converted: Checkpoint, mask: HeadMask) -> str |
                 f"{original.known_as}: has silent heads that {converted.known_as} has not; the two are swapped, give "
                 "the original first"
             )
-        return f"{converted.known_as}: is not pruned, it has no silent head; give the converted checkpoint"
+        return f"{converted.known_as}: is not pruned, no head became silent in it; give the converted checkpoint"
     for layer, (found, old) in enumerate(zip(fallen_silent, before, strict=True)):
         asked = set(mask.pruned[layer]) - old
         if found != asked:
@@ -50,6 +52,14 @@ def _cause(original: Checkpoint, converted: Checkpoint, mask: HeadMask) -> str |
                 f"mask takes {_listed(asked)}; give the mask that it was made by, or convert again"
             )
     return None
+
+
+def _silent_heads(checkpoint: Checkpoint, layer: int) -> set[int]:
+    """The heads of *layer* with more zeros than other numbers in ``o_proj``: one of those is damage, and no head."""
+    output = checkpoint.output_projection(layer)
+    rows = read_some(checkpoint, output, sampled_rows(output.num_rows))
+    is_zero = (rows == 0).reshape(len(rows), checkpoint.geometry.num_heads, -1)
+    return {int(head) for head in np.flatnonzero(is_zero.mean(axis=(0, 2)) > 0.5)}
 
 
 def _listed(heads: Collection[int]) -> str:

@@ -77,7 +77,7 @@ class _Stored:
     def read(claim: Claim, layer: int) -> _Stored:
         geometry, choice = claim.original.geometry, claim.fits.choice(layer)
         output = claim.converted.output_projection(layer)
-        rows = _sample(output.num_rows)
+        rows = sampled_rows(output.num_rows)
         return _Stored(
             layer,
             f"{claim.converted.path / output.shard}: {output.name} of layer {layer}",
@@ -87,8 +87,8 @@ class _Stored:
             geometry.head_dim,
             geometry.num_heads,
             claim.mask.pruned[layer],
-            _read_rows(claim.original, claim.original.output_projection(layer), rows),
-            _read_rows(claim.converted, output, rows),
+            read_some(claim.original, claim.original.output_projection(layer), rows),
+            read_some(claim.converted, output, rows),
         )
 
     @cached_property
@@ -111,12 +111,13 @@ class _Stored:
         )
 
 
-def _sample(num_rows: int) -> list[int]:
+def sampled_rows(num_rows: int) -> list[int]:
     """The numbers of some rows, spread evenly."""
     return sorted({round(number) for number in np.linspace(0, num_rows - 1, SAMPLED_ROWS)})
 
 
-def _read_rows(checkpoint: Checkpoint, tensor: StoredTensor, rows: list[int]) -> Float64Array:
+def read_some(checkpoint: Checkpoint, tensor: StoredTensor, rows: list[int]) -> Float64Array:
+    """The *rows* of *tensor* [len(rows), ...]; StorageError where they cannot be read."""
     return np.concatenate([checkpoint.read_rows(tensor, row, 1) for row in rows]).astype(np.float64)
 
 
@@ -177,8 +178,8 @@ def _check_residual_transfer(claim: Claim, stored: _Stored) -> None:
         stored.refuse("kept columns do not take what they should from the pruned heads")
     rows = claim.converted.projection(layer, "v", "weight")
     assert rows is not None, "a checkpoint without it cannot be opened"
-    sampled = _sample(rows.count)
-    found = _read_rows(claim.converted, rows.tensor, [rows.first + row for row in sampled])
+    sampled = sampled_rows(rows.count)
+    found = read_some(claim.converted, rows.tensor, [rows.first + row for row in sampled])
     wanted, found_bias = v.reshape(rows.count, -1)[sampled], _value_bias(claim.converted, layer)
     dtype = rows.tensor.dtype
     if not (_is_rounded(found, wanted, dtype) and _is_rounded(found_bias, bias.reshape(-1, 1), dtype)):
