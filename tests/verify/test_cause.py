@@ -43,7 +43,10 @@ def test_an_unpruned_copy(original: Path, converted: Path, mask: HeadMask | None
     copy = shutil.copytree(original, converted.with_name("copy"))
     if mask is None:
         shutil.copy(converted / "s4convert.json", copy)
-    assert said_of(original, copy, mask) == "copy: is not pruned, no head became silent in it; give the converted checkpoint"
+    assert (
+        said_of(original, copy, mask)
+        == "copy: is not pruned, no head became silent in it; give the converted checkpoint"
+    )
 
 
 def test_swapped_sides_with_a_manifest(original: Path, converted: Path) -> None:
