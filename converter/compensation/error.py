@@ -15,15 +15,6 @@ from .head_mix import ROW_BLOCK, HeadMix
 from .pruned_layer import PrunedLayer
 
 
-def weight_error(before: Float64Array, after: Float64Array, moments: Moments) -> float:
-    """E of replacing the weight *before* [rows, columns] by *after*, whatever that is; squared units of the output.
-
-    This is the one for weights as they are stored, after rounding.
-    """
-    change = after - before
-    return float(np.sum((change @ moments.second) * change))
-
-
 def mix_error(weight_gram: Float64Array, moments: Moments, mix: HeadMix) -> float:
     """E of *mix*, where *weight_gram* is W^T W [columns, columns]; a mix of values is left out of account."""
     change = mix.factors.astype(np.float64) - 1.0

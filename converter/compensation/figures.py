@@ -13,6 +13,8 @@ from .head_mix import HeadMix
 from .modes import DEFAULT_DAMPING, MODES
 from .pruned_layer import PrunedLayer
 
+NOTICED = 0.01  # how much more error than that of no compensation is told
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -107,6 +109,21 @@ def advice(mode: str, factors: Collection[tuple[float, float]], data: str) -> st
     return (
         f"on {data}, the scale makes the error larger than no compensation does in {len(worse)} of {len(factors)} "
         f"layers: the best factor is {best:.3f}, not {scale:.3f} (medians); `compensation='least-squares'` is better"
+    )
+
+
+def advice_against(mode: str, errors_left: Collection[float], data: str) -> str | None:
+    """A sentence where *mode* is worse than nothing in some of the layers that lose heads; else None.
+
+    *errors_left* are what it leaves of the E of no compensation in each of them, as measured on *data*.
+    """
+    worse = [left for left in errors_left if left > 1 + NOTICED]
+    if not worse:
+        return None
+    instead = "calibrate with more data" if MODES[mode].needs_moments else "`compensation='least-squares'` is better"
+    return (
+        f"on {data}, {mode} makes the error larger than no compensation does in {len(worse)} of {len(errors_left)} "
+        f"layers, {statistics.median(worse):.3g} times as large (median); {instead}"
     )
 
 

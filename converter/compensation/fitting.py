@@ -51,6 +51,10 @@ class Fits:
         """The mode's row in the table of modes."""
         return MODES[self.mode]
 
+    def choice(self, layer: int) -> Choice:
+        """The mode of *layer*, which a fit to calibration data may have chosen."""
+        return self.choices.get(layer, Choice(self.mode))
+
     def change(self, layer: int) -> str:
         """What kept columns of *layer*'s ``o_proj`` become, in words."""
         if not self.description.from_mask_alone:

@@ -16,6 +16,7 @@ from ..checkpoint import Checkpoint
 from ..checkpoint.dtypes import Float64Array, unit_in_last_place
 from ..errors import VerificationError
 from ..mask import HeadMask
+from .figures import Choice
 from .fitting import Fits, check_mode, keep, pruned_layer
 from .head_mix import HeadMix
 from .pruned_layer import PrunedLayer
@@ -28,13 +29,14 @@ def stated_fits(
     original: Checkpoint,
     converted: Checkpoint,
     mask: HeadMask,
+    choices: Mapping[int, Choice],
     factors: Mapping[int, tuple[float, ...]],
     scratch: Path,
 ) -> Fits:
     """The fits of a *mode* that needs moments, in their absence.
 
-    *factors*, one for each head, are those of the layers that have some; the maps of the others are read off
-    *converted*, and kept in the directory *scratch*.
+    *choices* are the modes of layers. *factors*, one for each head, are those of the layers that have some; the maps of
+    the others are read off *converted*, and kept in the directory *scratch*.
 
     Raises:
         VerificationError: a map cannot be read off the converted weights.
@@ -55,7 +57,7 @@ def stated_fits(
             f"{converted.path / output.shard}: {output.name}",
         )
         mixes[number] = keep(mix, number, scratch)
-    return Fits(mode, mixes, recovered=frozenset(mixes.keys() - factors.keys()))
+    return Fits(mode, mixes, choices, recovered=frozenset(mixes.keys() - factors.keys()))
 
 
 def recover_mix(layer: PrunedLayer, after: Float64Array, dtype: str, where: str) -> HeadMix:

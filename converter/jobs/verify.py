@@ -10,11 +10,12 @@ from typing import Any
 from ..checkpoint import Checkpoint
 from ..compensation import MODES, Fits, fit
 from ..compensation.stated import stated_fits
-from ..errors import CheckpointError, UsageError, VerificationError
+from ..errors import CheckpointError, UsageError, VerificationError, shown
 from ..mask import HeadMask
 from ..model.decoder import check_device
-from ..output.manifest import StatedConversion, check_digests, read_conversion
+from ..output.manifest import StatedConversion, check_digests, check_unproven, read_conversion
 from ..sources import locate_checkpoint, open_checkpoint
+from ..verify.cause import naming_the_cause
 from ..verify.checks import check_claim, default_jobs
 from ..verify.claim import Claim
 from ..verify.report import Report
@@ -69,12 +70,13 @@ def verify_conversion(
     before = open_checkpoint(original, progress=options.progress)
     after = _open_converted(converted, before, options)
     stated = read_conversion(after)
+    _check_sides(before, after, stated)
     mask = _mask(converted, before, stated, options)
     if options.kept_statistics is not None:
         check_device(options.device or "cpu")
         options.kept_statistics.check(before, mask.touched_layers, foreign=options.foreign_statistics)
     own_files = frozenset[str]() if stated is None else stated.card
-    with tempfile.TemporaryDirectory(prefix="s4convert-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="s4convert-") as scratch, naming_the_cause(before, after, mask):
         fits = _fits(before, after, mask, stated, options, Path(scratch))
         report = check_claim(
             Claim(before, after, mask, fits, own_files),
@@ -86,6 +88,7 @@ def verify_conversion(
         )
     if stated is not None:
         check_digests(stated, after, report)
+        check_unproven(stated, after, report)
     return report
 
 
@@ -100,6 +103,20 @@ def _open_converted(converted: Path | str, before: Checkpoint, options: VerifyOp
     if after.geometry != before.geometry:
         raise VerificationError(f"{converted}: its geometry is not the original's; is this the right ORIGINAL?")
     return after
+
+
+def _check_sides(before: Checkpoint, after: Checkpoint, stated: StatedConversion | None) -> None:
+    """Refuse what the manifests alone tell: that the two are swapped, or that *before* is another original."""
+    if stated is None and before.manifest is not None:
+        raise VerificationError(
+            f"{before.known_as}: is a conversion, as its manifest says, and {after.known_as} has none; give the "
+            "original first"
+        )
+    if stated is not None and stated.fingerprint not in ("", before.fingerprint):
+        raise VerificationError(
+            f"{after.known_as}: was made from {shown(stated.source)}, another checkpoint than {before.known_as}, as "
+            "the fingerprint tells; give the one that it was made from"
+        )
 
 
 def _mask(
@@ -130,4 +147,4 @@ def _fits(
         raise UsageError(
             f"{after.path}: has no manifest that states a {mode} fit; give the `statistics` that it was made of"
         )
-    return stated_fits(mode, before, after, mask, stated.factors, scratch)
+    return stated_fits(mode, before, after, mask, stated.choices, stated.factors, scratch)

@@ -11,6 +11,8 @@ from typing import Any, TypeAlias
 
 from ..checkpoint import MANIFEST_FILE, Checkpoint
 from ..compensation import MODES
+from ..compensation.figures import Choice
+from ..compensation.modes import FITTED_MODES
 from ..disk import write_synced
 from ..errors import CheckpointError, VerificationError, shown
 from ..mask import HeadMask
@@ -22,6 +24,7 @@ from .card import CARD_FILES
 from .origin import Origin
 
 MANIFEST_FORMAT = "s4convert/1"
+TOLERATED_ERROR = 0.02  # by which what a fit leaves of E may grow from one machine to another
 
 
 # Of a file: (size in bytes, sha256).
@@ -66,14 +69,15 @@ def write_manifest(content: dict[str, Any], directory: Path) -> None:
 class StatedConversion:
     """What a manifest says of its checkpoint; *files* maps names to their (size, sha256).
 
-    *card* are the names of those that are the model card, and not the original's.
-    *factors* are those of each head in the layers where a compensation was fitted that consists of factors.
-    *source* and *fingerprint* name the original, *versions* and *calibration* what the result depends on otherwise,
-    *shard_bytes* is the bound of shards that were built.
+    *card* are the names of those that are the model card, and not the original's. *source* and *fingerprint* name the
+    original, *versions* and *calibration* what the result depends on otherwise, *shard_bytes* is the bound of shards
+    that were built. *choices* are the modes of layers where a compensation was fitted, *factors* those of each head in
+    the layers that have some. On the *probe*, *errors_left* are what the compensation left of E.
     """
 
     mask: HeadMask
     compensation: str
+    choices: Mapping[int, Choice]
     factors: Mapping[int, tuple[float, ...]]
     files: Mapping[str, Digest]
     card: frozenset[str]
@@ -82,6 +86,8 @@ class StatedConversion:
     versions: Mapping[str, Any]
     calibration: Mapping[str, Any] | None
     shard_bytes: int | None
+    probe: Any
+    errors_left: Mapping[int, float]
 
 
 def read_conversion(converted: Checkpoint) -> StatedConversion | None:
@@ -105,10 +111,12 @@ def read_conversion(converted: Checkpoint) -> StatedConversion | None:
         name not in sorted(CARD_FILES) for name in card
     ):  # nothing else may go uncompared
         raise CheckpointError(f"{where}: card is {shown(card)}, not files of a model card; convert the original again")
-    factors = _read_factors(content, mask, where)
+    choices, factors = _read_fits(content, mask, where)
+    probe, errors_left = _read_probe(content, where)
     return StatedConversion(
         mask,
         mode,
+        choices,
         factors,
         files,
         frozenset(card),
@@ -117,6 +125,8 @@ def read_conversion(converted: Checkpoint) -> StatedConversion | None:
         versions=_of_kind(content, "versions", dict, where, {}),
         calibration=_of_kind(content, "calibration", dict, where, None),
         shard_bytes=_of_kind(content, "shard_bytes", int, where, None),
+        probe=probe,
+        errors_left=errors_left,
     )
 
 
@@ -146,23 +156,40 @@ def read_files(content: Mapping[str, Any], where: Path) -> dict[str, Digest]:
         raise CheckpointError(f"{where}: its list of files is malformed; convert the original again") from error
 
 
-def _read_factors(content: Mapping[str, Any], mask: HeadMask, where: Path) -> dict[int, tuple[float, ...]]:
-    """The factors of the layers that have some.
+def _read_fits(
+    content: Mapping[str, Any], mask: HeadMask, where: Path
+) -> tuple[dict[int, Choice], dict[int, tuple[float, ...]]]:
+    """(the modes of the layers that were fitted, the factors of those that have some).
 
     Raises:
-        CheckpointError: they are not finite numbers, one for each head, of layers that lose heads.
+        CheckpointError: they are no modes, or not finite numbers, one for each head, of layers that lose heads.
     """
+    choices: dict[int, Choice] = {}
     factors: dict[int, tuple[float, ...]] = {}
     try:
         for layer, fit in content.get("fitted", {}).items():
+            choices[int(layer)] = Choice(fit["mode"], fit["damping"])
             if fit["factors"] is not None:
                 factors[int(layer)] = tuple(float(factor) for factor in fit["factors"])
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise CheckpointError(f"{where}: its fitted factors are malformed; convert the original again") from error
-    for layer, of_heads in factors.items():
-        if layer not in mask.touched_layers or len(of_heads) != mask.num_heads or not all(map(isfinite, of_heads)):
+    for of_heads in factors.values():
+        if len(of_heads) != mask.num_heads or not all(map(isfinite, of_heads)):
             raise CheckpointError(f"{where}: its fitted factors do not fit its mask; convert the original again")
-    return factors
+    for layer, choice in choices.items():
+        if layer not in mask.touched_layers or choice.mode not in FITTED_MODES:
+            raise CheckpointError(f"{where}: its fits do not fit its mask; convert the original again")
+    return choices, factors
+
+
+def _read_probe(content: Mapping[str, Any], where: Path) -> tuple[Any, dict[int, float]]:
+    """(the probe that the conversion was checked on, what the compensation of each layer left of E there)."""
+    try:
+        behaviour = content["verification"]["behaviour"] or {"probe": None, "layers": []}
+        layers = {row["layer"]: row.get("error_left") for row in behaviour["layers"]}
+        return behaviour["probe"], {int(layer): float(left) for layer, left in layers.items() if left is not None}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{where}: its verification is malformed; convert the original again") from error
 
 
 def check_digests(stated: StatedConversion, converted: Checkpoint, report: Report) -> None:
@@ -170,3 +197,25 @@ def check_digests(stated: StatedConversion, converted: Checkpoint, report: Repor
     for name in sorted(set(stated.files) | set(report.structure.digests)):
         if stated.files.get(name) != report.structure.digests.get(name):
             raise VerificationError(f"{converted.path / name}: is not what {MANIFEST_FILE} says of it; convert again")
+
+
+def check_unproven(stated: StatedConversion, converted: Checkpoint, report: Report) -> None:
+    """Compare, on the probe, fits that were not checked against their data with what the manifest says of them.
+
+    Any mix of pruned heads could stand in a layer, and where they have as many columns as the layer has rows, any
+    weight. Such a one leaves another error than the fit did.
+
+    Raises:
+        VerificationError: a layer is further from the original than it was when it was converted.
+    """
+    if report.behaviour is None or report.behaviour.probe != stated.probe:
+        return
+    for row in report.behaviour.layers:
+        said = stated.errors_left.get(row.layer)
+        if row.layer not in report.unproven_layers or said is None or row.error_left is None:
+            continue
+        if row.error_left > said * (1 + TOLERATED_ERROR):
+            raise VerificationError(
+                f"{converted.path}: layer {row.layer}: its compensation leaves {row.error_left:.4g} of the error of "
+                f"none on the probe, where {MANIFEST_FILE} says {said:.4g}; convert again"
+            )

@@ -78,6 +78,8 @@ class LayerDelta:
 
     Of this layer alone, because rounding adds up from layer to layer: on the converted model's own input,
     *own_delta* is the relative difference to the original layer, *own_error* that to the hooked original layer.
+    In one that loses heads, *error_left* is what the compensation leaves of E, the mean squared change of the attention
+    output; above 1, no compensation would be better. It is None where the pruned heads say nothing.
     """
 
     layer: int
@@ -89,6 +91,7 @@ class LayerDelta:
     own_error: float
     scale_factor: float | None = None
     best_factor: float | None = None
+    error_left: float | None = None
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,8 @@ def check_behaviour(claim: Claim, probe: Probe, *, advance: Advance) -> Behaviou
             a touched layer makes no difference or another one than the hook's, an untouched layer makes a
             difference, or a value is not finite.
     """
+    import torch
+
     original, converted, mask, fits = claim.original, claim.converted, claim.mask, claim.fits
     tolerance = _tolerance(original, mask, fits)
     decoder = LayerDecoder(original)
@@ -127,9 +132,11 @@ def check_behaviour(claim: Claim, probe: Probe, *, advance: Advance) -> Behaviou
         heads: list[torch.Tensor] = []
         after_original = [decoder.forward(hidden, _kept_in(heads)) for hidden in before.original]
         best_factor = _best_factor(heads, decoder.output_weight, mix) if mix is not None else None
-        del heads
+        heads.clear()
         # One sample is enough to compare two layers on the same input, so the shortest does.
-        own_original = decoder.forward(before.converted[shortest])
+        own_heads: list[torch.Tensor] = []
+        own_original = decoder.forward(before.converted[shortest], _kept_in(own_heads))
+        own_weight = decoder.output_weight.clone()
         if mix is not None and mix.values is not None:
             decoder.load(with_mixed_values(original, layer, mix), layer)
         if layer < mask.touched_layers[0]:
@@ -139,8 +146,12 @@ def check_behaviour(claim: Claim, probe: Probe, *, advance: Advance) -> Behaviou
         own_reference = decoder.forward(before.converted[shortest], hook)
 
         decoder.load(converted, layer)
-        after_converted = [decoder.forward(hidden) for hidden in before.converted]
+        after_converted = [decoder.forward(hidden, _kept_in(heads)) for hidden in before.converted]
         own_converted = after_converted[shortest]
+        error_left = None
+        if mix is not None:
+            outputs = (own_heads[0], own_weight), (heads[shortest], decoder.output_weight)
+            error_left = _error_left(*outputs, torch.from_numpy(mix.kept_columns))
 
         states = _States(after_original, after_reference, after_converted)
         mean_abs_delta, relative_delta = _difference(states.converted, states.original)
@@ -154,6 +165,7 @@ def check_behaviour(claim: Claim, probe: Probe, *, advance: Advance) -> Behaviou
             own_error=_difference([own_converted], [own_reference])[1],
             scale_factor=None if mix is None else mask.scale_factor(layer),
             best_factor=best_factor,
+            error_left=error_left,
         )
         _judge(row, mask, tolerance)
         rows.append(row)
@@ -188,6 +200,16 @@ def _best_factor(heads: list[torch.Tensor], weight: torch.Tensor, mix: HeadMix) 
         pairs = [((outputs[0] @ weight.T).double(), (outputs[0] * kept @ weight.T).double()) for outputs in heads]
     power = sum(float(of_kept.square().sum()) for _, of_kept in pairs)
     return sum(float((of_all * of_kept).sum()) for of_all, of_kept in pairs) / power if power else 1.0
+
+
+def _error_left(
+    original: tuple[torch.Tensor, torch.Tensor], converted: tuple[torch.Tensor, torch.Tensor], kept: torch.Tensor
+) -> float | None:
+    """|Y' - Y|^2 / |Y_K - Y|^2 over all tokens; Y is of the *original* (heads, weight), Y_K of its *kept* columns."""
+    (heads, weight), (new_heads, new_weight) = ((x[0].double(), w.double()) for x, w in (original, converted))
+    output = heads @ weight.T
+    none = float((heads[:, kept] @ weight[:, kept].T - output).square().sum())
+    return float((new_heads @ new_weight.T - output).square().sum()) / none if none else None
 
 
 def _difference(found: list[torch.Tensor], wanted: list[torch.Tensor]) -> tuple[float, float]:

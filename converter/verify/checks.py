@@ -1,13 +1,13 @@
-"""Both checks of a claim, one after the other."""
+"""All checks of a claim, one after the other."""
 
 from __future__ import annotations
 
 import os
 
-from ..compensation import MomentsSource
-from ..compensation.error import weight_error
+from ..compensation import MODES, MomentsSource
 from ..progress import byte_bar, layer_bar
 from .claim import Claim
+from .definition import check_definition
 from .report import Report
 from .structure import check_structure
 
@@ -21,10 +21,10 @@ def check_claim(
     jobs: int,
     progress: bool,
 ) -> Report:
-    """Check the bytes that *claim* speaks of, and the hidden states where *check_behaviour* is on.
+    """Check the bytes that *claim* speaks of, its compensation, and the hidden states where *check_behaviour* is on.
 
-    With the *moments* that its fits were made of, the error of the weights as they are stored is measured as well.
-    *notes* go into the report.
+    With the *moments* that its fits were made of, fitted ones are checked as well, and the error of the weights as they
+    are stored is measured. *notes* go into the report.
 
     Raises:
         VerificationError: the first thing that is wrong.
@@ -33,6 +33,14 @@ def check_claim(
     total = sum(stamp.size for stamp in claim.converted.stamps.values())
     with byte_bar("check", total, shown=progress) as bar:
         structure = check_structure(claim, jobs=jobs, advance=bar.update)
+    errors: dict[int, float] = {}
+    touched = claim.mask.touched_layers
+    with layer_bar("compensation", len(touched), shown=progress and moments is not None) as bar:
+        for layer in touched:
+            error = check_definition(claim, layer, None if moments is None else moments(layer).train)
+            if error is not None:
+                errors[layer] = error
+            bar.update(1)
     figures = None
     if check_behaviour:
         # Imported here, because transformers takes seconds to import and a check of bytes does without.
@@ -42,14 +50,9 @@ def check_claim(
         with layer_bar("probe", claim.original.geometry.num_layers, shown=progress) as bar:
             figures = behaviour.check_behaviour(claim, make_probe(claim.original), advance=bar.update)
     fits = claim.fits
-    errors = {} if moments is None else {layer: _stored_error(claim, layer, moments) for layer in fits.figures}
-    return Report(claim.mask, fits.mode, structure, figures, fits.figures, errors, notes)
-
-
-def _stored_error(claim: Claim, layer: int, moments: MomentsSource) -> float:
-    """E of *layer*'s ``o_proj`` as it is stored, rounded."""
-    before, after = (checkpoint.read_projection(layer, "o") for checkpoint in (claim.original, claim.converted))
-    return weight_error(before, after, moments(layer).train)
+    fitted = (layer for layer in touched if MODES[fits.choice(layer).mode].needs_moments)
+    unproven = tuple(fitted) if moments is None else ()
+    return Report(claim.mask, fits.mode, structure, figures, fits.figures, errors, notes, unproven)
 
 
 def default_jobs() -> int:

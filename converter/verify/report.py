@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from ..compensation.figures import FIT_COLUMNS, LayerFigures, advice, rounded
+from ..compensation.figures import FIT_COLUMNS, LayerFigures, advice, advice_against, rounded
 from ..errors import UsageError, text_of
 from ..mask import HeadMask
 from .behaviour import BehaviourReport, LayerDelta
@@ -23,7 +23,8 @@ class Report:
 
     *compensation* is its mode. *figures* are those of its fit in each layer that loses heads, where there was
     calibration data, and *stored_errors* the errors of the same weights as they were stored, rounded.
-    *notes* are sentences that a reader of the verdict must know.
+    *notes* are sentences that a reader of the verdict must know. *unproven_layers* are those whose fit was not checked
+    against the data that it was made of.
     """
 
     mask: HeadMask
@@ -33,6 +34,7 @@ class Report:
     figures: Mapping[int, LayerFigures] = field(default_factory=dict)
     stored_errors: Mapping[int, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    unproven_layers: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         return self.to_text()
@@ -85,6 +87,7 @@ class Report:
             "behaviour": None if self.behaviour is None else _behaviour_json(self.behaviour),
             **({"compensation": self._compensation_json()} if self.figures else {}),
             **({"notes": list(self.notes)} if self.notes else {}),
+            **({"unproven_layers": list(self.unproven_layers)} if self.unproven_layers else {}),
             "verdict": self.verdict,
         }
 
@@ -96,7 +99,9 @@ class Report:
 
     @property
     def advice(self) -> str | None:
-        """A sentence where the S4 scale was used and is worse than nothing, on the best data there is; else None."""
+        """A sentence where the compensation is worse than nothing, on the best data there is; else None."""
+        if self.compensation != "scale":
+            return advice_against(self.compensation, *self._errors_left())
         if self.figures:
             best = [(fit.scale_factor, fit.best_factor) for fit in self.figures.values()]
             return advice(self.compensation, best, "calibration data")
@@ -108,11 +113,23 @@ class Report:
         ]
         return advice(self.compensation, factors, "the probe")
 
+    def _errors_left(self) -> tuple[list[float], str]:
+        """(what the compensation leaves of E in each layer, the data on which): the best data there is."""
+        held_out = [fit.held_out for fit in self.figures.values() if fit.held_out is not None]
+        errors, data = held_out, "held-out data"
+        if not held_out and self.behaviour is not None:
+            return [row.error_left for row in self.behaviour.layers if row.error_left is not None], "the probe"
+        if not held_out:
+            errors, data = [fit.train for fit in self.figures.values()], "calibration data"
+        return [each.fit / each.none for each in errors if each.none > 0], data
+
     @property
     def verdict(self) -> str:
         """The outcome in a line."""
         heads, touched = self.mask.num_layers * self.mask.num_heads, len(self.mask.touched_layers)
         text = f"OK, {self.mask.num_pruned} of {heads} heads silenced in {touched} of {self.mask.num_layers} layers"
+        if self.unproven_layers:
+            text = f"{text}; the fits of {len(self.unproven_layers)} layers are not checked against their data"
         if self.behaviour is None:
             return text
         worst = max(row.own_error for row in self.behaviour.layers)
@@ -175,6 +192,7 @@ def _layer_json(row: LayerDelta) -> dict[str, float | None]:
         "own_error": rounded(row.own_error),
         "scale_factor": None if row.scale_factor is None else rounded(row.scale_factor),
         "best_factor": None if row.best_factor is None else rounded(row.best_factor),
+        "error_left": None if row.error_left is None else rounded(row.error_left),
     }
 
 

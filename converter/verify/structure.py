@@ -42,11 +42,12 @@ def check_structure(claim: Claim, *, jobs: int, advance: Advance) -> StructureRe
     """Compare the converted checkpoint with the original, every byte of every file, by *jobs* threads.
 
     Same files, same headers, tensors, dtypes, shapes and head counts; sidecars and tensors that the mask does not
-    touch are byte-identical; touched ones hold :func:`expected_rows`. *advance* is told the number of bytes of every
-    piece that is done.
+    touch are byte-identical; touched ones hold :func:`expected_rows`, and in each touched layer a byte is another.
+    *advance* is told the number of bytes of every piece that is done.
 
     Raises:
-        VerificationError: the first difference, by file and tensor.
+        VerificationError: the difference in the first layer that has one, by file and tensor, or any other; or a layer
+            is what it was.
         StorageError: a file cannot be read.
     """
     original, converted = claim.original, claim.converted
@@ -57,12 +58,22 @@ def check_structure(claim: Claim, *, jobs: int, advance: Advance) -> StructureRe
     with ThreadPoolExecutor(max_workers=jobs, thread_name_prefix="check") as executor:
         checks = {name: executor.submit(_check_file, claim, name, stop, advance) for name in converted.stamps}
         try:
-            digests = {name: (converted.stamps[name].size, checks[name].result()) for name in sorted(checks)}
+            seen = {name: checks[name].result() for name in sorted(checks)}
         except OSError as error:
             raise StorageError(f"{error.filename or 'a file'}: cannot be read: {error.strerror}") from error
         finally:
             stop.set()
             executor.shutdown(wait=False, cancel_futures=True)
+    differences = [each.difference for each in seen.values() if each.difference is not None]
+    if differences:
+        raise VerificationError(min(differences, key=lambda difference: difference.layer).message)
+    for layer in claim.mask.touched_layers:
+        if not any(layer in each.changed_layers for each in seen.values()):
+            raise VerificationError(
+                f"{converted.path}: layer {layer}: pruning {len(claim.mask.pruned[layer])} heads changed no byte, they "
+                "were silent already; check the mask"
+            )
+    digests = {name: (converted.stamps[name].size, each.digest) for name, each in seen.items()}
     edited = sum(_touched_layer(claim, tensor) is not None for tensor in original.tensors.values())
     sidecars = len(set(original.sidecars) - claim.own_files)
     return StructureReport(digests, len(original.tensors) - edited, edited, sidecars)
@@ -96,14 +107,13 @@ class ExpectedRows:
         return int(np.argmax(unequal)) if unequal.any() else None
 
 
-def expected_rows(claim: Claim, tensor: StoredTensor, first: int, count: int) -> ExpectedRows:
-    """What rows [first, first + count) of the original's *tensor* must be after the conversion.
+def expected_rows(claim: Claim, tensor: StoredTensor, first: int, data: bytes) -> ExpectedRows:
+    """What the rows *data* of the original's *tensor*, from row *first* on, must be after the conversion.
 
     A map that was recovered from the converted columns was compared with all of them then, and says nothing more of
     single numbers.
     """
     original, mask = claim.original, claim.mask
-    data = original.read_bytes(tensor, first, count)
     layer, held = original.projections_in(tensor) or (0, ())
     if not held or not mask.pruned[layer]:
         return ExpectedRows(data)
@@ -111,13 +121,16 @@ def expected_rows(claim: Claim, tensor: StoredTensor, first: int, count: int) ->
     if held[0].projection == "o":
         if held[0].kind == "bias":
             return ExpectedRows(data)
-        values = decode(data, tensor.dtype).reshape(count, -1)
+        values = decode(data, tensor.dtype).reshape(-1, tensor.shape[1])
         return _expected_columns(values, tensor.dtype, mix, is_recovered=layer in claim.fits.recovered)
     geometry = original.geometry
     rows = np.frombuffer(bytearray(data), np.uint8).reshape(-1, tensor.row_bytes)
-    numbers = np.arange(first, first + count)
+    numbers = np.arange(first, first + len(rows))
     for part in held:
-        silenced = mask.pruned[layer] if part.projection == "q" else mask.pruned_kv_heads(layer, geometry)
+        silenced: npt.NDArray[np.intp] = np.array(mask.pruned[layer])
+        if part.projection != "q":  # kv heads of which every query head is pruned
+            pruned_of = np.bincount(silenced // geometry.heads_per_group, minlength=geometry.num_kv_heads)
+            silenced = np.flatnonzero(pruned_of == geometry.heads_per_group)
         within = (part.first <= numbers) & (numbers < part.first + part.count)
         rows[within & np.isin((numbers - part.first) // geometry.head_dim, silenced)] = 0
         if part.projection == "v" and mix.values is not None:
@@ -209,33 +222,59 @@ def _touched_layer(claim: Claim, tensor: StoredTensor | None) -> int | None:
     return part[0] if part is not None and claim.mask.pruned[part[0]] else None
 
 
-def _check_file(claim: Claim, name: str, stop: threading.Event, advance: Advance) -> str:
-    """Compare one file of the converted checkpoint and return its sha256."""
+@dataclass(frozen=True)
+class _Difference:
+    """What is wrong with a file; *layer* is the touched layer that it is in, or the number of layers."""
+
+    layer: int
+    message: str
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What was seen of one file: its sha256, the touched layers in which a byte changed, and what is wrong first."""
+
+    digest: str
+    changed_layers: frozenset[int]
+    difference: _Difference | None
+
+
+def _check_file(claim: Claim, name: str, stop: threading.Event, advance: Advance) -> _Seen:
+    """Compare one file of the converted checkpoint.
+
+    It is read to its end, as the layers do not stand in their order there.
+    """
     original, converted = claim.original, claim.converted
-    digest = hashlib.sha256()
+    digest, changed = hashlib.sha256(), set[int]()
+    difference: _Difference | None = None
     with ExitStack() as files:
         file = files.enter_context((converted.path / name).open("rb", 0))
         is_copied = name in original.stamps.keys() - claim.own_files
         before = files.enter_context((original.path / name).open("rb", 0)) if is_copied else None
         for span in _spans(claim, name):
+            touched = _touched_layer(claim, span.tensor)
+            layer = original.geometry.num_layers if touched is None else touched
             for at in range(0, span.size, span.step):
                 if stop.is_set():
-                    return ""  # nobody waits for it any more
+                    return _Seen("", frozenset(), None)  # nobody waits for it any more
                 size = min(span.step, span.size - at)
                 found = read_span(file.fileno(), span.begin + at, size, converted.path / name)
                 if span.tensor is not None:
                     first, count = at // span.tensor.row_bytes, size // span.tensor.row_bytes
-                    wanted = expected_rows(claim, span.tensor, first, count)
+                    rows = original.read_bytes(span.tensor, first, count)
+                    if found != rows:
+                        changed.add(layer)
+                    wanted = expected_rows(claim, span.tensor, first, rows)
                 elif before is not None:
                     wanted = ExpectedRows(read_span(before.fileno(), span.begin + at, size, original.path / name))
                 else:
                     wanted = ExpectedRows(found)
                 off = wanted.first_difference(found, span.tensor.dtype if span.tensor is not None else "")
-                if off is not None:
-                    raise VerificationError(_first_difference(claim, name, span, span.begin + at + off))
+                if off is not None and (difference is None or layer < difference.layer):
+                    difference = _Difference(layer, _first_difference(claim, name, span, span.begin + at + off))
                 digest.update(found)
                 advance(size)
-    return digest.hexdigest()
+    return _Seen(digest.hexdigest(), frozenset(changed), difference)
 
 
 @dataclass(frozen=True)

@@ -70,3 +70,9 @@ def make_layer(
     geometry = Geometry(8, num_heads, num_heads, head_dim, len(output))
     weights = {"o": output, "v": value}
     return PrunedLayer(5, geometry, pruned, scale, weights.__getitem__, warnings.append)
+
+
+def weight_error(before: np.ndarray, after: np.ndarray, moments: Moments) -> float:
+    """E of the weight *after* in the place of *before*, by its definition: tr((W' - W) S (W' - W)^T)."""
+    change = after - before
+    return float(np.trace(change @ moments.second @ change.T))

@@ -8,9 +8,9 @@ import pytest
 from s4convert.calibration.moments import Moments, mix_moments
 from s4convert.checkpoint.dtypes import decode, encode
 from s4convert.compensation import MODES
-from s4convert.compensation.error import best_uniform_factor, head_gram, mix_error, weight_error
+from s4convert.compensation.error import best_uniform_factor, head_gram, mix_error
 from s4convert.errors import CompensationError
-from tests.compensation.layers import example
+from tests.compensation.layers import example, weight_error
 
 FROM_O = [mode for mode in MODES if mode != "residual-transfer"]
 

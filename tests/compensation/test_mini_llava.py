@@ -14,7 +14,7 @@ from s4convert import ConvertOptions, make_mask
 from s4convert.calibration.moments import LayerMoments, Moments
 from s4convert.checkpoint import Checkpoint
 from s4convert.compensation import MODES, MomentsSource
-from s4convert.compensation.error import weight_error
+from tests.compensation.layers import weight_error
 from tests.compensation.stock_moments import mini_llava as load
 from tests.compensation.stock_moments import mini_samples, output_projection_inputs
 from tests.conftest import MINI_LLAVA

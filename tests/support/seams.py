@@ -15,10 +15,12 @@ import numpy as np
 import pytest
 
 import s4convert.checkpoint.checkpoint as _checkpoint
+import s4convert.compensation.figures as _figures
 import s4convert.compensation.fitting as _fitting
 import s4convert.jobs.convert as _conversion
 import s4convert.rewrite.staging as _staging
 import s4convert.rewrite.writer as _writer
+from s4convert.compensation import HeadMix, MomentsSource
 from s4convert.rewrite.plan import Edit, Plan
 
 BLOCK_BYTES = _checkpoint.BLOCK_BYTES
@@ -58,6 +60,25 @@ def after_staging(patch: pytest.MonkeyPatch, happens: Callable[[Path], object]) 
         happens(directory)
 
     patch.setattr(_conversion, "stage", staged)
+
+
+# --- the compensations ------------------------------------------------------------------------------------------
+
+
+def change_formula(patch: pytest.MonkeyPatch, mode: str, formula: Callable[..., HeadMix]) -> None:
+    """Let *mode* be fitted by *formula*, of a layer, its moments or None, and the damping, wherever it is used."""
+    table = dict(_fitting.MODES)
+    table[mode] = replace(table[mode], fit=formula)
+    for module in (_fitting, _figures):
+        patch.setattr(module, "MODES", table)
+    if mode == "least-squares":
+        patch.setattr(_fitting, "least_squares", formula)
+
+
+def fit_to(patch: pytest.MonkeyPatch, moments: MomentsSource) -> None:
+    """Let a conversion fit to these *moments*, whichever it was given, and be checked by those that it was given."""
+    fit = _conversion.fit
+    patch.setattr(_conversion, "fit", lambda *args, **kwargs: fit(*args, **(kwargs | {"moments": moments})))
 
 
 # --- the writer -------------------------------------------------------------------------------------------------

@@ -451,7 +451,7 @@ def test_a_conversion_of_another_original_fails_verification(tmp_path: Path) -> 
     deeper = write_checkpoint(tmp_path / "deeper", Spec(num_layers=3, seed=1))
     (tmp_path / "mask.json").write_text(json.dumps({"pruned_heads": {"1": [1]}}))
     convert(ours, tmp_path / "out", tmp_path / "mask.json", check_behaviour=False)
-    with pytest.raises(VerificationError, match="is not"):
+    with pytest.raises(VerificationError, match="was made from 'ours', another checkpoint than"):
         verify_conversion(others, tmp_path / "out", check_behaviour=False)
     with pytest.raises(VerificationError, match="geometry is not the original's"):
         verify_conversion(deeper, tmp_path / "out", check_behaviour=False)
