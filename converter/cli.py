@@ -108,6 +108,12 @@ _FOREIGN_STATISTICS = click.option("--foreign-statistics", is_flag=True, help="A
 _IMAGE_WEIGHT = click.option(
     "--image-weight", type=float, metavar="SHARE", help=f"Image tokens in a fit.  [default: {IMAGE_WEIGHT}]"
 )
+_VISION_TOWER = click.option(
+    "--vision-tower",
+    type=click.Path(),
+    metavar="DIR|ORG/NAME",
+    help="The CLIP for images.  [default: mm_vision_tower of the config]",
+)
 _MASK_FILE = (
     click.option("--mask-polarity", type=click.Choice(POLARITIES), help="For bare 0/1 flags: what a 1 does to a head."),
     click.option("--schedule", metavar=SCHEDULES, help="For a file of scores: how many heads each layer loses."),
@@ -117,6 +123,7 @@ _DATA = (
     click.option("--calibration", type=FILE, metavar="FILE", help="LLaVA's question file, or plain text."),
     click.option("--images", type=FILE, metavar="DIR", help="The directory of its images."),
     click.option("--num-samples", type=click.IntRange(min=1), metavar="N", help="Take the first N.  [default: all]"),
+    _VISION_TOWER,
 )
 
 
@@ -280,7 +287,7 @@ def inspect(path: str, as_json: bool, verbose: int, **settings: Any) -> None:
     _IMAGE_WEIGHT,
     click.option("--device", metavar="NAME", help="Where it is fitted again: cpu or cuda.  [default: cpu]"),
 )
-@options("Checks", _JOBS)
+@options("Checks", _VISION_TOWER, _JOBS)
 @options("Messages", *_SHARED)
 def verify(original: str, converted: str, as_json: bool, verbose: int, **settings: Any) -> None:
     """Check that CONVERTED is what its mask asks of ORIGINAL.

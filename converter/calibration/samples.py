@@ -44,6 +44,10 @@ class Samples:
     num_available: int
     sha256: str
 
+    @property
+    def has_images(self) -> bool:
+        return any(sample.image is not None for sample in self.samples)
+
 
 def read_samples(path: Path | str, images: Path | str | None = None, num_samples: int | None = None) -> Samples:
     """The first *num_samples* samples of the file *path*, or all; *images* is the directory of its images.

@@ -25,7 +25,7 @@ from ..progress import layer_bar
 from ..version import __version__
 from .inputs import Inputs, make_inputs
 from .moments import LayerMoments, Moments, SplitMoments, mix_moments
-from .samples import read_samples
+from .samples import Samples, read_samples
 from .stream import stream_layers
 
 STATISTICS_FORMAT = "s4convert-statistics/1"
@@ -49,11 +49,11 @@ class CalibrationData:
     holdout: float = HOLDOUT
     device: str = "cpu"
 
-    def check(self) -> None:
-        """Raise UsageError, CalibrationError or StorageError where the data is wrong, before any work."""
+    def check(self) -> Samples:
+        """The samples; UsageError, CalibrationError or StorageError where the data is wrong, before any work."""
         if not 0 <= self.holdout < 1:
             raise UsageError(f"`holdout` {self.holdout}: give a share from 0 to below 1")
-        read_samples(self.file, self.images, self.num_samples)
+        return read_samples(self.file, self.images, self.num_samples)
 
 
 @dataclass(frozen=True)
@@ -117,15 +117,23 @@ class Statistics:
             raise UsageError(f"{self.directory}: exists and is no empty directory; choose another for the statistics")
 
     def gather(
-        self, checkpoint: Checkpoint, data: CalibrationData, layers: Collection[int], *, progress: bool = False
+        self,
+        checkpoint: Checkpoint,
+        data: CalibrationData,
+        layers: Collection[int],
+        *,
+        tower: Path | None = None,
+        progress: bool = False,
     ) -> None:
         """Run *data* through *checkpoint* and save the moments of *layers*; the description is written last.
+
+        *tower* is the directory of the vision tower, as :func:`make_inputs` takes it.
 
         Raises:
             S4ConvertError: as in :func:`read_samples`, :func:`make_inputs` and :func:`stream_layers`.
         """
         read = read_samples(data.file, data.images, data.num_samples)
-        inputs = make_inputs(checkpoint, read.samples, device=data.device, progress=progress)
+        inputs = make_inputs(checkpoint, read.samples, tower=tower, device=data.device, progress=progress)
         calibration = {"file": data.file.name, "sha256": read.sha256, "num_samples": len(read.samples)}
         self.gather_inputs(
             checkpoint,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from ..checkpoint import CONFIG_FILE, Checkpoint, StoredTensor, read_json_object
 from ..checkpoint.families import HUGGING_FACE, ORIGINAL
 from ..checkpoint.torch_file import torch_dtype
-from ..errors import CheckpointError, S4ConvertError
+from ..errors import CheckpointError, S4ConvertError, shown
 from .decoder import full_float32, stock_code
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ def conversation(turns: Sequence[tuple[str, str | None]]) -> str:
     return text
 
 
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")  # of which a checkpoint has one at least
+
 # No code of a checkpoint is ever run, whatever its ``auto_map`` says. Without this, transformers asks on stdin.
 _NO_CODE: Mapping[str, Any] = MappingProxyType({"trust_remote_code": False})
 
@@ -66,23 +68,45 @@ class FrontEnd(Protocol):
     def __call__(self, text: str, image: Image.Image | None = None) -> Embedded: ...
 
 
-def open_front_end(checkpoint: Checkpoint, *, with_images: bool, device: str = "cpu") -> FrontEnd:
-    """The front end of *checkpoint*, on *device*, or CheckpointError; only *with_images* loads the vision tower."""
+def open_front_end(
+    checkpoint: Checkpoint, *, with_images: bool, tower: Path | None = None, device: str = "cpu"
+) -> FrontEnd:
+    """The front end of *checkpoint*, on *device*; only *with_images* loads the vision tower.
+
+    For the original layout, this is the one in the directory *tower*, or else in the directory that the config names.
+
+    Raises:
+        CheckpointError: a part of it is missing, malformed or not supported.
+        StorageError: the disk refused.
+    """
     lineage = checkpoint.family.lineage
     if with_images and lineage not in (HUGGING_FACE, ORIGINAL):
         raise CheckpointError(f"{checkpoint.path}: is a language model and takes no images; use text samples alone")
     try:
         if not with_images:
             return TextFrontEnd(checkpoint)
-        return (HuggingFaceFrontEnd if lineage == HUGGING_FACE else OriginalFrontEnd)(checkpoint, device)
+        if lineage == HUGGING_FACE:
+            return HuggingFaceFrontEnd(checkpoint, device)
+        return OriginalFrontEnd(checkpoint, tower, device)
     except (S4ConvertError, MemoryError):
         raise
     except Exception as error:  # stock code raises errors of any kind at an incomplete checkpoint
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        part, reason = "vision tower" if with_images else "tokenizer", type(error).__name__
+        if str(error).strip():
+            reason = str(error).strip().splitlines()[0]
+        if not any((checkpoint.path / name).is_file() for name in _TOKENIZER_FILES):
+            part, reason = "tokenizer", f"none of {', '.join(_TOKENIZER_FILES)} is there"  # stock code may not say so
         raise CheckpointError(
-            f"{checkpoint.path}: the {'vision tower' if with_images else 'tokenizer'} cannot be loaded by stock code "
-            f"({reason}); restore its files, or use a metric that needs no calibration data"
+            f"{tower or checkpoint.path}: the {part} cannot be loaded by stock code ({reason}); restore its files"
         ) from error
+
+
+def named_tower(checkpoint: Checkpoint) -> str | None:
+    """The vision tower that the config of a *checkpoint* in the original layout names: a directory, or on the Hub."""
+    if checkpoint.family.lineage != ORIGINAL:
+        return None
+    name = checkpoint.config.get("mm_vision_tower") or checkpoint.config.get("vision_tower")
+    return name if isinstance(name, str) else None
 
 
 def embed(checkpoint: Checkpoint, token_ids: Sequence[int]) -> torch.Tensor:
@@ -166,21 +190,25 @@ class HuggingFaceFrontEnd:
 
 
 class OriginalFrontEnd:
-    """Original LLaVA: a CLIP tower from the directory in ``mm_vision_tower``, and the checkpoint's projector.
+    """Original LLaVA: the CLIP tower in the directory *tower* or ``mm_vision_tower``, and the checkpoint's projector.
 
     Source: ``llava/model/llava_arch.py``, ``llava/mm_utils.py`` and ``llava/model/multimodal_encoder``.
     """
 
-    def __init__(self, checkpoint: Checkpoint, device: str = "cpu") -> None:
+    def __init__(self, checkpoint: Checkpoint, tower: Path | None = None, device: str = "cpu") -> None:
         from transformers import AutoImageProcessor, CLIPVisionModel
 
         self._text = TextFrontEnd(checkpoint)
         self._checkpoint, self._device, self._config = checkpoint, device, checkpoint.config
-        directory = _tower_directory(checkpoint)
+        directory = _tower_directory(checkpoint, tower)
         self._projector = _read_projector(checkpoint, device)
         with stock_code():
             self._image_processor = AutoImageProcessor.from_pretrained(directory, **_NO_CODE)
-            self._tower = CLIPVisionModel.from_pretrained(directory).float().eval().to(device)
+            stock, loading = CLIPVisionModel.from_pretrained(directory, output_loading_info=True)
+        absent = sorted(name for name in loading["missing_keys"] if not name.endswith(".position_ids"))
+        if absent:  # stock code makes them up
+            raise CheckpointError(f"{directory}: the vision tower has no weights for {absent[0]}; restore its files")
+        self._tower = stock.float().eval().to(device)
 
     def __call__(self, text: str, image: Image.Image | None = None) -> Embedded:
         import torch
@@ -272,16 +300,17 @@ def _embedding_module(checkpoint: Checkpoint, device: str) -> torch.nn.Module:
     return EmbeddingRows()
 
 
-def _tower_directory(checkpoint: Checkpoint) -> Path:
-    """The local directory of the checkpoint's CLIP tower; CheckpointError where a setting is not supported."""
+def _tower_directory(checkpoint: Checkpoint, given: Path | None) -> Path:
+    """The directory of the CLIP tower, *given* or the config's; CheckpointError where a setting is not supported."""
     config, where = checkpoint.config, checkpoint.path / CONFIG_FILE
     way_out = "use text samples alone, or the checkpoint in the Hugging Face layout"
-    name = config.get("mm_vision_tower") or config.get("vision_tower")
-    if not isinstance(name, str) or not Path(name).is_dir():
+    name = named_tower(checkpoint) or ""
+    if given is None and not (name and Path(name).is_dir()):
         raise CheckpointError(
-            f"{where}: mm_vision_tower names {name!r}, which is no directory here, and images need it; "
-            f"download the tower and name its directory there, or {way_out}"
+            f"{where}: mm_vision_tower is {shown(name or None)}, which is not at hand, and images need it; name a "
+            "directory, or a repository on the Hub, with `vision_tower`"
         )
+    directory = given or Path(name)
     for setting, supported in (
         ("image_aspect_ratio", (None, "pad", "square")),
         ("mm_vision_select_feature", (None, "patch", "cls_patch")),
@@ -292,10 +321,12 @@ def _tower_directory(checkpoint: Checkpoint) -> Path:
             raise CheckpointError(f"{where}: images with {setting} {config[setting]!r} are not supported; {way_out}")
     if not isinstance(config.get("mm_vision_select_layer"), int):
         raise CheckpointError(f"{where}: has no mm_vision_select_layer, and images need it; mend the config")
-    tower_type = read_json_object(Path(name) / CONFIG_FILE).get("model_type")
+    tower_type = read_json_object(directory / CONFIG_FILE).get("model_type")
     if tower_type not in ("clip", "clip_vision_model"):
-        raise CheckpointError(f"{name}: is a {tower_type} tower, and only CLIP towers are supported; {way_out}")
-    return Path(name)
+        raise CheckpointError(
+            f"{directory}: is of model_type {tower_type!r}, and only CLIP towers are supported; {way_out}"
+        )
+    return directory
 
 
 def _read_projector(checkpoint: Checkpoint, device: str) -> list[tuple[torch.Tensor, torch.Tensor]]:

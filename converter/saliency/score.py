@@ -32,13 +32,15 @@ def score_heads(
     gamma: float = GAMMA,
     seed: int = 0,
     device: str = "cpu",
+    tower: Path | None = None,
     progress: bool = False,
 ) -> HeadScores:
     """A score for every head of *checkpoint* by the *metric*, a name in :data:`METRICS`.
 
     *calibration* is a file of questions, whose images are in the directory *images*, or of plain text; its first
     *num_samples* samples are used. ``magnitude`` and ``random`` need none. *gamma* is the weight of the mean in
-    ``cross-attention``, *seed* the seed of ``random``. The same arguments on the same machine give the same scores, bit
+    ``cross-attention``, *seed* the seed of ``random``. *tower* is the directory of the vision tower, see
+    :func:`~s4convert.model.front_end.open_front_end`. The same arguments on the same machine give the same scores, bit
     for bit. With calibration data, the provenance has the ``residual_energy`` that the schedule ``global`` divides by.
 
     Raises:
@@ -56,7 +58,7 @@ def score_heads(
     data = read_samples(calibration, images, num_samples)
     if num_samples is not None and num_samples > data.num_available:
         _log.warning("%s: holds %d samples, fewer than %d", calibration, data.num_available, num_samples)
-    inputs = make_inputs(checkpoint, data.samples, device=device, progress=progress)
+    inputs = make_inputs(checkpoint, data.samples, tower=tower, device=device, progress=progress)
     provenance = {"file": Path(calibration).name, "num_samples": len(data.samples)}
     return score_inputs(checkpoint, metric, inputs, settings, provenance, sha256=data.sha256, progress=progress)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from ..compensation import MomentsSource
 from ..compensation.error import weight_error
@@ -16,6 +17,7 @@ def check_claim(
     claim: Claim,
     *,
     check_behaviour: bool,
+    tower: Path | None = None,
     moments: MomentsSource | None = None,
     notes: tuple[str, ...] = (),
     jobs: int,
@@ -23,7 +25,8 @@ def check_claim(
 ) -> Report:
     """Check the bytes that *claim* speaks of, and the hidden states where *check_behaviour* is on.
 
-    With the *moments* that its fits were made of, the error of the weights as they are stored is measured as well.
+    *tower* is the directory of the vision tower for the probe, see :func:`~s4convert.verify.probe.make_probe`. With the
+    *moments* that its fits were made of, the error of the weights as they are stored is measured as well.
     *notes* go into the report.
 
     Raises:
@@ -40,7 +43,7 @@ def check_claim(
         from .probe import make_probe
 
         with layer_bar("probe", claim.original.geometry.num_layers, shown=progress) as bar:
-            figures = behaviour.check_behaviour(claim, make_probe(claim.original), advance=bar.update)
+            figures = behaviour.check_behaviour(claim, make_probe(claim.original, tower), advance=bar.update)
     fits = claim.fits
     errors = {} if moments is None else {layer: _stored_error(claim, layer, moments) for layer in fits.figures}
     return Report(claim.mask, fits.mode, structure, figures, fits.figures, errors, notes)

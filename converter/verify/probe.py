@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..checkpoint import Checkpoint
 from ..checkpoint.families import LANGUAGE_MODEL, ORIGINAL
 from ..errors import CheckpointError, StorageError
-from ..model.front_end import HuggingFaceFrontEnd, TextFrontEnd, embed
+from ..model.front_end import FrontEnd, HuggingFaceFrontEnd, TextFrontEnd, embed, open_front_end
 
 if TYPE_CHECKING:
     import torch
@@ -43,8 +44,11 @@ class Probe:
     description: str
 
 
-def make_probe(checkpoint: Checkpoint) -> Probe:
-    """Text prompts, and images where the vision tower is in the checkpoint; seeded token ids as a last resort."""
+def make_probe(checkpoint: Checkpoint, tower: Path | None = None) -> Probe:
+    """Text prompts, and images where the vision tower is at hand; seeded token ids as a last resort.
+
+    *tower* is the directory of the vision tower, see :func:`~s4convert.model.front_end.open_front_end`.
+    """
     try:
         samples = _text_samples(checkpoint)
     except (StorageError, CheckpointError):
@@ -55,12 +59,16 @@ def make_probe(checkpoint: Checkpoint) -> Probe:
     text = f"{len(samples)} text prompts"
     if checkpoint.family.lineage == LANGUAGE_MODEL:
         return Probe(samples, text)
-    if checkpoint.family.lineage == ORIGINAL:
-        return Probe(samples, f"{text} (no images: the vision tower is not part of this layout)")
     try:
-        images = _image_samples(checkpoint)
-    except (StorageError, CheckpointError):
+        images = _image_samples(checkpoint, tower)
+    except StorageError:
         raise
+    except CheckpointError as error:
+        if checkpoint.family.lineage != ORIGINAL:
+            raise
+        # A conversion needs no images, and the tower is not a part of the checkpoint.
+        _log.warning("the probe has no images: %s", str(error).partition("; use text")[0])
+        return Probe(samples, f"{text} (no images: the vision tower is not at hand)")
     except Exception as error:  # as above
         _log.debug("the vision tower cannot be loaded: %s", error)
         return Probe(samples, f"{text} (no images: the vision tower cannot be loaded)")
@@ -83,8 +91,12 @@ def _random_samples(checkpoint: Checkpoint) -> tuple[torch.Tensor, ...]:
     )
 
 
-def _image_samples(checkpoint: Checkpoint) -> tuple[torch.Tensor, ...]:
-    front_end = HuggingFaceFrontEnd(checkpoint)
+def _image_samples(checkpoint: Checkpoint, tower: Path | None) -> tuple[torch.Tensor, ...]:
+    front_end: FrontEnd
+    if checkpoint.family.lineage == ORIGINAL:
+        front_end = open_front_end(checkpoint, with_images=True, tower=tower)
+    else:
+        front_end = HuggingFaceFrontEnd(checkpoint)
     return tuple(front_end(prompt, image)[0] for prompt, image in zip(IMAGE_PROMPTS, _images(), strict=True))
 
 

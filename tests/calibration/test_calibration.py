@@ -187,8 +187,8 @@ def test_the_original_layout_sees_the_same_image(original_layout: Path, tmp_path
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"mm_vision_tower": "openai/clip-vit-large-patch14-336"}, "which is no directory here"),
-        ({"mm_vision_tower": None}, "which is no directory here"),
+        ({"mm_vision_tower": "openai/clip-vit-large-patch14-336"}, "which is not at hand"),
+        ({"mm_vision_tower": None}, "which is not at hand"),
         ({"image_aspect_ratio": "anyres"}, "image_aspect_ratio 'anyres'"),
         ({"mm_use_im_start_end": True}, "mm_use_im_start_end True"),
         ({"mm_projector_type": "resampler"}, "projector 'resampler'"),
