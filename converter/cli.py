@@ -52,20 +52,23 @@ class MainJobGroup(click.Group):
             args = ["--help"]
         at = next((i for i, arg in enumerate(args) if not arg.startswith("-")), len(args))
         first = args[at] if at < len(args) else ""
-        if first in self.commands and all(arg in _IN_FRONT_OF_A_COMMAND for arg in args[:at]):
+        may_be_command = bool(first) and all(arg in _IN_FRONT_OF_A_COMMAND for arg in args[:at])
+        if may_be_command and first in self.commands:
             args = [first, *args[:at], *args[at + 1 :]]
         elif args and args[0] not in ("-h", "--help", "--version"):
-            if not ctx.resilient_parsing:
+            if may_be_command and not ctx.resilient_parsing:
                 self._refuse_misspelt(ctx, first)
             args = [self.main_job, *args]
         return super().parse_args(ctx, args)
 
     def _refuse_misspelt(self, ctx: click.Context, word: str) -> None:
-        """A word that is nearly a command and names no directory is a misspelt command."""
+        """A word without a slash that names nothing here is neither a checkpoint nor a command."""
+        if "/" in word or os.path.lexists(word):
+            return
         commands = [name for name, command in self.commands.items() if not command.hidden]
         near = difflib.get_close_matches(word, commands, n=1)
-        if near and not Path(word).exists():
-            ctx.fail(f"no such command or directory: {word!r}; did you mean {near[0]}?")
+        hint = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(commands)}"
+        ctx.fail(f"no such command or directory: {word!r}; {hint}")
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         main_job = self.commands[self.main_job]
@@ -331,7 +334,7 @@ def verify(original: str, converted: str, as_json: bool, verbose: int, **setting
 )
 @options(
     "Output",
-    click.option("-o", "--output", "out", required=True, type=FILE, metavar="FILE", help="The mask to write."),
+    click.option("-o", "--output", "out", required=True, type=FILE, metavar="FILE", help="The mask to write (JSON)."),
     click.option("--save-scores", type=FILE, metavar="FILE", help="Keep the scores, for other masks without CKPT."),
     click.option("--plot", type=FILE, metavar="FILE", help="Draw saliency and pruned heads, as mask.png."),
     click.option("--force", is_flag=True, help="Replace files that stand at the outputs."),

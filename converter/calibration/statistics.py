@@ -20,7 +20,7 @@ from .. import strict_json
 from ..checkpoint import Checkpoint
 from ..checkpoint.dtypes import Float64Array
 from ..choices import HOLDOUT, IMAGE_WEIGHT
-from ..errors import CalibrationError, StorageError, UsageError, shown
+from ..errors import CalibrationError, StorageError, UsageError, reading, shown
 from ..progress import layer_bar
 from ..version import __version__
 from .inputs import Inputs, make_inputs
@@ -195,12 +195,21 @@ class Statistics:
 
 
 def read_description(directory: Path) -> Mapping[str, Any]:
-    """The description of the statistics in *directory*; CalibrationError where it is missing or malformed."""
+    """The description of the statistics in *directory*.
+
+    Raises:
+        CalibrationError: it is missing or malformed.
+        StorageError: it cannot be read.
+    """
     path = directory / DESCRIPTION_FILE
+    if not path.is_file():
+        lack = f"has no {DESCRIPTION_FILE}, so it holds no statistics" if directory.is_dir() else "no such directory"
+        raise CalibrationError(f"{directory}: {lack}; give a directory that `save_statistics` made")
     try:
-        stated = strict_json.parse(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise CalibrationError(f"{path}: is no description of statistics ({error}); gather them again") from error
+        with reading(path):
+            stated = strict_json.parse(path.read_bytes())
+    except ValueError as error:
+        raise CalibrationError(f"{path}: is not JSON ({error}); gather the statistics again") from error
     if not isinstance(stated, dict) or stated.get("format") != STATISTICS_FORMAT:
         found = stated.get("format") if isinstance(stated, dict) else None
         raise CalibrationError(f"{path}: format is {found!r}, but {STATISTICS_FORMAT!r} is needed; gather them again")

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..calibration.samples import read_samples
 from ..choices import GAMMA, GRANULARITIES, SCHEDULES
-from ..disk import check_output
+from ..disk import check_json_name, check_output
 from ..errors import UsageError
 from ..mask import HeadMask, HeadScores, Schedule, parse_schedule
 from ..mask.files import load_scores
@@ -108,6 +108,8 @@ def make_mask(
     outputs = [path for path in (out, save_scores, plot) if path is not None]
     _check_arguments(outputs, checkpoint, options)
     for path in outputs:
+        if path != plot:
+            check_json_name(path)
         check_output(path, force=options.force)
     if plot is not None:
         check_picture(plot)

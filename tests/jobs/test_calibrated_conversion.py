@@ -183,7 +183,8 @@ def test_a_kill_of_a_calibrated_conversion_leaves_nothing_beside_out(
         (("--statistics", "s", "--image-weight", "1.5"), 2, "--image-weight 1.5: give a share from 0 to 1"),
         (("--statistics", "s", "--device", "abacus"), 2, "--device abacus"),
         (("--calibration", "nowhere.json"), 3, "nowhere.json"),
-        (("--statistics", "nowhere"), 2, "is no description of statistics"),
+        (("--statistics", "nowhere"), 2, "nowhere: no such directory; give a directory that --save-statistics made"),
+        (("--statistics", "."), 2, "has no statistics.json, so it holds no statistics; give a directory that"),
         (("--calibration", "q.json", "--statistics", "s"), 2, "one of the two"),
     ],
 )
