@@ -190,6 +190,17 @@ class Global:
         return counts
 
 
+def least_rate(schedule: Schedule, costs: Costs) -> Fraction | None:
+    """The smallest rate at which *schedule* takes a unit, of any layer; None where no rate does, or it is not known."""
+    protected = () if isinstance(schedule, Adaptive) else schedule.protect or ()
+    sizes = [len(units) for layer, units in enumerate(costs) if layer not in protected]
+    if max(sizes, default=0) < 2:
+        return None
+    if isinstance(schedule, Uniform | Bands):
+        return Fraction(1, 2 * max(sizes))
+    return Fraction(1, sum(map(len, costs))) if isinstance(schedule, Adaptive | Global) else None
+
+
 def describe(schedule: Schedule) -> str:
     """*schedule* in words, for a message."""
     return schedule.name if schedule.rate is None else f"{schedule.name} at {rate_text(schedule.rate)}"

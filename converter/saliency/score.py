@@ -104,8 +104,12 @@ def score_inputs(
                 bar.update(1)
             provenance["residual_energy"] = energies
     for layer, figures in enumerate(scores):
-        if not all(math.isfinite(figure) for figure in figures):
-            raise CalibrationError(f"{metric}: layer {layer}: scores are not finite; check the checkpoint's weights")
+        for head, figure in enumerate(figures):
+            if not math.isfinite(figure):
+                raise CalibrationError(
+                    f"{metric}: layer {layer}, head {head}: the score {figure} is not a finite number; check the "
+                    "checkpoint's weights"
+                )
     return HeadScores(geometry.num_layers, geometry.num_heads, tuple(scores), provenance)
 
 
