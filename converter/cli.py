@@ -109,7 +109,10 @@ _QUIET = click.option("-q", "--quiet", is_flag=True, help="Print only where the 
 _JOBS = click.option("--jobs", type=click.IntRange(min=1), help="Threads that read and write.  [default: 2 to 8]")
 _FOREIGN_STATISTICS = click.option("--foreign-statistics", is_flag=True, help="Accept statistics of another model.")
 _IMAGE_WEIGHT = click.option(
-    "--image-weight", type=float, metavar="SHARE", help=f"Image tokens in a fit.  [default: {IMAGE_WEIGHT}]"
+    "--image-weight",
+    type=float,
+    metavar="SHARE",
+    help=f"Share of image tokens in a fit.  [default: {IMAGE_WEIGHT}]",
 )
 _VISION_TOWER = click.option(
     "--vision-tower",
@@ -139,8 +142,9 @@ _DATA = (
 def cli() -> None:
     """Rewrite a LLaVA checkpoint on disk so that pruned attention heads stay pruned.
 
-    The heads that MASK.json prunes are silenced in IN's weights, a compensation is folded into o_proj, the
-    effect is verified on a probe batch, and the result is written to OUT, which unmodified LLaVA code loads.
+    IN is a directory, or org/name[@revision] on the Hub. The heads that MASK.json prunes are silenced in IN's weights,
+    a compensation is folded into o_proj, the effect is verified on a probe batch, and the result is written to OUT,
+    which unmodified LLaVA code loads.
 
     \b
     Examples:
@@ -174,11 +178,11 @@ def cli() -> None:
 @options(
     "Calibration: what uniform-ls, head-ls and least-squares are fitted to",
     *_DATA,
-    click.option("--holdout", type=float, metavar="SHARE", help=f"Samples that judge a fit.  [default: {HOLDOUT}]"),
+    click.option("--holdout", type=float, metavar="SHARE", help=f"The samples that judge a fit.  [default: {HOLDOUT}]"),
     _IMAGE_WEIGHT,
     click.option("--device", metavar="NAME", help="Where the model and the fits run: cpu or cuda.  [default: cpu]"),
-    click.option("--save-statistics", type=FILE, metavar="DIR", help="Keep what was measured there."),
-    click.option("--statistics", type=FILE, metavar="DIR", help="Use what was kept, in place of --calibration."),
+    click.option("--save-statistics", type=FILE, metavar="DIR", help="Keep what was measured, for --statistics."),
+    click.option("--statistics", type=FILE, metavar="DIR", help="Use what --save-statistics kept."),
     _FOREIGN_STATISTICS,
 )
 @options(

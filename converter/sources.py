@@ -69,7 +69,7 @@ def locate_tower(
         return fetch_tower(name, progress=progress) if needed else cached_tower(name)
     if checkpoint.family.lineage != ORIGINAL:
         raise UsageError(
-            f"{checkpoint.known_as}: has no vision tower apart from it, as the original layout has; "
+            f"{checkpoint.known_as}: is not in LLaVA's original layout, which alone has its vision tower elsewhere; "
             "leave `vision_tower` out"
         )
     name = checkpoint_name(given)

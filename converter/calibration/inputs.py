@@ -71,4 +71,4 @@ def _open_image(path: Path, where: str) -> Image.Image:
             image: Image.Image = stored.convert("RGB")
             return image
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise CalibrationError(f"{where}: {path} cannot be read as an image ({error})") from error
+        raise CalibrationError(f"{where}: {path} cannot be read as an image ({error}); replace it") from error

@@ -96,8 +96,8 @@ class Statistics:
         for name in _SIZES:
             if stated.get(name) != expected[name]:
                 raise CalibrationError(
-                    f"{self.directory / DESCRIPTION_FILE}: {name} is {stated.get(name)!r}, but {expected[name]!r} is "
-                    "needed; gather them again"
+                    f"{self.directory / DESCRIPTION_FILE}: {name} is {shown(stated.get(name))}, but this "
+                    f"checkpoint's is {expected[name]}; gather statistics of this one"
                 )
         if not foreign and stated.get("fingerprint") != checkpoint.fingerprint:
             raise CalibrationError(
@@ -106,7 +106,7 @@ class Statistics:
             )
         for layer in layers:
             if not self._path(layer).is_file():
-                raise CalibrationError(f"{self.directory}: has no layer {layer}; gather the statistics again")
+                raise CalibrationError(f"{self.directory}: has nothing of layer {layer}; gather the statistics again")
 
     def check_new(self) -> None:
         """Raise UsageError where the directory holds more than the files of an unfinished :meth:`gather`."""
@@ -212,7 +212,9 @@ def read_description(directory: Path) -> Mapping[str, Any]:
         raise CalibrationError(f"{path}: is not JSON ({error}); gather the statistics again") from error
     if not isinstance(stated, dict) or stated.get("format") != STATISTICS_FORMAT:
         found = stated.get("format") if isinstance(stated, dict) else None
-        raise CalibrationError(f"{path}: format is {found!r}, but {STATISTICS_FORMAT!r} is needed; gather them again")
+        raise CalibrationError(
+            f"{path}: format is {shown(found)}, but {STATISTICS_FORMAT!r} is needed; gather them again"
+        )
     return stated
 
 

@@ -74,7 +74,9 @@ def stream_layers(
                 energy.add(hidden[0].double().square().sum(-1), is_image)
                 after = _through(decoder, hidden, is_image, looking)
                 if not after.isfinite().all():
-                    raise CheckpointError(f"{checkpoint.path}: layer {layer}: hidden states are not finite")
+                    raise CheckpointError(
+                        f"{checkpoint.path}: layer {layer}: hidden states are not finite; check its weights"
+                    )
                 inputs[number] = Inputs(after.cpu(), sample.is_image)
         yield ObservedLayer(layer, looking, float(energy.mixed()))
 

@@ -161,8 +161,9 @@ def _check_arguments(outputs: list[Path], checkpoint: Path | str | None, options
         raise UsageError("give a checkpoint to score, or `scores` made before, one of the two")
     if checkpoint is not None and options.metric is None:
         raise UsageError("a checkpoint is scored by a metric; give it with `metric`")
-    if options.scores is not None and options.metric is not None:
-        raise UsageError("`metric` is for a checkpoint; scores have been made by theirs")
+    for name in ("metric", "calibration", "images", "num_samples", "vision_tower"):
+        if options.scores is not None and getattr(options, name) is not None:
+            raise UsageError(f"`{name}` is for a checkpoint to score, and `scores` were made before; leave one out")
     if options.vision_tower is not None and options.calibration is None:
         raise UsageError("`vision_tower` is for images; give calibration data with `calibration`, or leave it out")
     if len({path.absolute() for path in outputs}) < len(outputs):

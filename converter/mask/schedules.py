@@ -41,7 +41,7 @@ def exact_rate(rate: Rate) -> Fraction:
     elif isinstance(rate, Fraction | int) or (isinstance(rate, Decimal) and rate.is_finite()):
         value = None if isinstance(rate, bool) else Fraction(rate)
     if value is None or not 0 <= value < 1:
-        raise UsageError(f"`rate` {shown(rate)} is not a number from 0 to 1, such as 0.3 for 30 %")
+        raise UsageError(f"`rate` {shown(rate)} is not a number from 0 to below 1, such as 0.3 for 30 %")
     return value
 
 

@@ -57,7 +57,7 @@ def score_heads(
         return score_inputs(checkpoint, metric, [], settings, {}, progress=progress)
     data = read_samples(calibration, images, num_samples)
     if num_samples is not None and num_samples > data.num_available:
-        _log.warning("%s: holds %d samples, fewer than %d", calibration, data.num_available, num_samples)
+        _log.warning("%s: holds %d samples, fewer than %d; all are used", calibration, data.num_available, num_samples)
     inputs = make_inputs(checkpoint, data.samples, tower=tower, device=device, progress=progress)
     provenance = {"file": Path(calibration).name, "num_samples": len(data.samples)}
     return score_inputs(checkpoint, metric, inputs, settings, provenance, sha256=data.sha256, progress=progress)

@@ -193,7 +193,7 @@ def test_a_tower_that_is_given_must_be_one_even_where_no_image_is_needed(
     ("arguments", "message"),
     [
         (("IN", "OUT", "--mask", "MASK", "--no-verify"), "is for calibration and hidden states, and here is neither"),
-        (("IN", "OUT", "--mask", "MASK"), "has no vision tower apart from it, as the original layout has"),
+        (("IN", "OUT", "--mask", "MASK"), "is not in LLaVA's original layout, which alone has its vision tower"),
         (
             ("mask", "IN", "-o", "MADE", "--metric", "random", "--schedule", "uniform", "--rate", "0.3"),
             "--vision-tower is for images; give calibration data with --calibration",

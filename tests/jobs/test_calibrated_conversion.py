@@ -211,4 +211,4 @@ def test_statistics_of_another_geometry_are_refused(tmp_path: Path, mini_mask_fi
     (other / "statistics.json").write_text(json.dumps(content | {"head_dim": 64}))
     outcome = convert(tmp_path / "out", mini_mask_file, "--compensate", "least-squares", "--statistics", other)
     assert outcome.exit_code == 2
-    assert "head_dim is 64, but 16 is needed" in outcome.error
+    assert "head_dim is 64, but this checkpoint's is 16; gather statistics of this one" in outcome.error

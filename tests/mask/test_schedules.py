@@ -187,13 +187,13 @@ def test_global_divides_by_the_normalisers_of_the_scores() -> None:
     "rate", ["", "1", "1.0", "-0.1", "30%", "0.3.1", "1e-1", "1/3", "nan", "inf", " 0.3", "\u0660.\u0663"]
 )
 def test_a_rate_is_a_decimal_number_below_one(rate: str) -> None:
-    with pytest.raises(UsageError, match=re.escape(f"`rate` {rate!r} is not a number from 0 to 1")):
+    with pytest.raises(UsageError, match=re.escape(f"`rate` {rate!r} is not a number from 0 to below 1")):
         exact_rate(rate)
 
 
 @pytest.mark.parametrize("rate", [True, 1, -1, 1.5, math.nan, math.inf, Decimal("NaN"), Fraction(3, 2), None])
 def test_a_rate_from_python_is_checked_too(rate: Any) -> None:
-    with pytest.raises(UsageError, match="is not a number from 0 to 1"):
+    with pytest.raises(UsageError, match="is not a number from 0 to below 1"):
         exact_rate(rate)
 
 
@@ -214,7 +214,7 @@ def test_three_tenths_are_three_tenths(rate: Any) -> None:
         ("bands", {}, "band '' has no rate"),
         ("bands:", {}, "band '' has no rate"),
         ("bands:0-31", {}, "band '0-31' has no rate; write it as 0-5:0.2"),
-        ("bands:0-31:2", {}, "`rate` '2' is not a number from 0 to 1"),
+        ("bands:0-31:2", {}, "`rate` '2' is not a number from 0 to below 1"),
         ("bands:0-5:0,5-31:0.2", {}, "layer 5: is in two bands"),
         ("bands:0-5:0,7-31:0.2", {}, "layer 6: is in no band"),
         ("bands:0-32:0.2", {}, "layer 32: out of range, there are layers 0 to 31"),
