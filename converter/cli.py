@@ -53,20 +53,23 @@ class MainJobGroup(click.Group):
             args = ["--help"]
         at = next((i for i, arg in enumerate(args) if not arg.startswith("-")), len(args))
         first = args[at] if at < len(args) else ""
-        if first in self.commands and all(arg in _IN_FRONT_OF_A_COMMAND for arg in args[:at]):
+        may_be_command = bool(first) and all(arg in _IN_FRONT_OF_A_COMMAND for arg in args[:at])
+        if may_be_command and first in self.commands:
             args = [first, *args[:at], *args[at + 1 :]]
         elif args and args[0] not in ("-h", "--help", "--version"):
-            if not ctx.resilient_parsing:
+            if may_be_command and not ctx.resilient_parsing:
                 self._refuse_misspelt(ctx, first)
             args = [self.main_job, *args]
         return super().parse_args(ctx, args)
 
     def _refuse_misspelt(self, ctx: click.Context, word: str) -> None:
-        """A word that is nearly a command and names no directory is a misspelt command."""
+        """A word without a slash that names nothing here is neither a checkpoint nor a command."""
+        if "/" in word or os.path.lexists(word):
+            return
         commands = [name for name, command in self.commands.items() if not command.hidden]
         near = difflib.get_close_matches(word, commands, n=1)
-        if near and not Path(word).exists():
-            ctx.fail(f"no such command or directory: {word!r}; did you mean {near[0]}?")
+        hint = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(commands)}"
+        ctx.fail(f"no such command or directory: {word!r}; {hint}")
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         main_job = self.commands[self.main_job]
@@ -107,7 +110,16 @@ _QUIET = click.option("-q", "--quiet", is_flag=True, help="Print only where the 
 _JOBS = click.option("--jobs", type=click.IntRange(min=1), help="Threads that read and write.  [default: 2 to 8]")
 _FOREIGN_STATISTICS = click.option("--foreign-statistics", is_flag=True, help="Accept statistics of another model.")
 _IMAGE_WEIGHT = click.option(
-    "--image-weight", type=float, metavar="SHARE", help=f"Image tokens in a fit.  [default: {IMAGE_WEIGHT}]"
+    "--image-weight",
+    type=float,
+    metavar="SHARE",
+    help=f"Share of image tokens in a fit.  [default: {IMAGE_WEIGHT}]",
+)
+_VISION_TOWER = click.option(
+    "--vision-tower",
+    type=click.Path(),
+    metavar="DIR|ORG/NAME",
+    help="The CLIP for images.  [default: mm_vision_tower of the config]",
 )
 _MASK_FILE = (
     click.option("--mask-polarity", type=click.Choice(POLARITIES), help="For bare 0/1 flags: what a 1 does to a head."),
@@ -118,6 +130,7 @@ _DATA = (
     click.option("--calibration", type=FILE, metavar="FILE", help="LLaVA's question file, or plain text."),
     click.option("--images", type=FILE, metavar="DIR", help="The directory of its images."),
     click.option("--num-samples", type=click.IntRange(min=1), metavar="N", help="Take the first N.  [default: all]"),
+    _VISION_TOWER,
 )
 
 
@@ -130,8 +143,9 @@ _DATA = (
 def cli() -> None:
     """Rewrite a LLaVA checkpoint on disk so that pruned attention heads stay pruned.
 
-    The heads that MASK.json prunes are silenced in IN's weights, a compensation is folded into o_proj, the
-    effect is verified on a probe batch, and the result is written to OUT, which unmodified LLaVA code loads.
+    IN is a directory, or org/name[@revision] on the Hub. The heads that MASK.json prunes are silenced in IN's weights,
+    a compensation is folded into o_proj, the effect is verified on a probe batch, and the result is written to OUT,
+    which unmodified LLaVA code loads.
 
     \b
     Examples:
@@ -165,11 +179,11 @@ def cli() -> None:
 @options(
     "Calibration: what uniform-ls, head-ls and least-squares are fitted to",
     *_DATA,
-    click.option("--holdout", type=float, metavar="SHARE", help=f"Samples that judge a fit.  [default: {HOLDOUT}]"),
+    click.option("--holdout", type=float, metavar="SHARE", help=f"The samples that judge a fit.  [default: {HOLDOUT}]"),
     _IMAGE_WEIGHT,
     click.option("--device", metavar="NAME", help="Where the model and the fits run: cpu or cuda.  [default: cpu]"),
-    click.option("--save-statistics", type=FILE, metavar="DIR", help="Keep what was measured there."),
-    click.option("--statistics", type=FILE, metavar="DIR", help="Use what was kept, in place of --calibration."),
+    click.option("--save-statistics", type=FILE, metavar="DIR", help="Keep what was measured, for --statistics."),
+    click.option("--statistics", type=FILE, metavar="DIR", help="Use what --save-statistics kept."),
     _FOREIGN_STATISTICS,
 )
 @options(
@@ -282,7 +296,7 @@ def inspect(path: str, as_json: bool, verbose: int, **settings: Any) -> None:
     _IMAGE_WEIGHT,
     click.option("--device", metavar="NAME", help="Where it is fitted again: cpu or cuda.  [default: cpu]"),
 )
-@options("Checks", _JOBS)
+@options("Checks", _VISION_TOWER, _JOBS)
 @options("Messages", *_SHARED)
 def verify(original: str, converted: str, as_json: bool, verbose: int, **settings: Any) -> None:
     """Check that CONVERTED is what its mask asks of ORIGINAL.
@@ -349,7 +363,7 @@ def reproduce(converted: str, as_json: bool, verbose: int, **settings: Any) -> N
 )
 @options(
     "Output",
-    click.option("-o", "--output", "out", required=True, type=FILE, metavar="FILE", help="The mask to write."),
+    click.option("-o", "--output", "out", required=True, type=FILE, metavar="FILE", help="The mask to write (JSON)."),
     click.option("--save-scores", type=FILE, metavar="FILE", help="Keep the scores, for other masks without CKPT."),
     click.option("--plot", type=FILE, metavar="FILE", help="Draw saliency and pruned heads, as mask.png."),
     click.option("--force", is_flag=True, help="Replace files that stand at the outputs."),

@@ -69,6 +69,12 @@ def check_output(path: Path, *, force: bool) -> None:
         raise StorageError(f"{path.parent}: no such directory; create it first")
 
 
+def check_json_name(path: Path) -> None:
+    """Raise UsageError unless the name of *path* says that it is JSON: by another, readers take it for an array."""
+    if path.suffix.lower() != ".json":
+        raise UsageError(f"{path}: is written as JSON; give it a name that ends in .json")
+
+
 def write_output(path: Path, text: str, *, force: bool) -> None:
     """Write the ASCII *text* to *path* and bring it to the disk; with *force*, a file that stands there is replaced.
 

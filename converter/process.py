@@ -57,8 +57,8 @@ def run(group: click.Group, arguments: list[str]) -> NoReturn:
     except S4ConvertError as error:
         _fail(str(error), error.exit_code, debug, group)
     except click.ClickException as error:
-        where = _help_of(getattr(error, "ctx", None))
-        _fail(f"{error.format_message().rstrip('.')}; see {where}", EXIT_USAGE, debug, group)
+        message = re.sub(r"(?<!\.)\.$", "", error.format_message())  # but "bands:..." may be a user's
+        _fail(f"{message}; see {_help_of(getattr(error, 'ctx', None))}", EXIT_USAGE, debug, group)
     except click.exceptions.Exit as done:  # --help and --version
         sys.exit(done.exit_code)
     except (KeyboardInterrupt, click.Abort):

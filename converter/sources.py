@@ -6,11 +6,13 @@ import logging
 from pathlib import Path
 
 from .checkpoint import Checkpoint, Geometry, Repository
+from .checkpoint.families import ORIGINAL
 from .errors import UsageError, shown
 from .hub.names import checkpoint_name, file_name
 from .mask import HeadMask, Schedule
 from .mask.files import load_mask
 from .mask.schedules import Rate, schedule_of
+from .model.front_end import named_tower, open_front_end
 
 _log = logging.getLogger(__name__)
 
@@ -39,6 +41,48 @@ def locate_checkpoint(given: Path | str, *, progress: bool = False) -> tuple[Pat
     from .hub.download import fetch_checkpoint
 
     return fetch_checkpoint(name, progress=progress)
+
+
+def locate_tower(
+    checkpoint: Checkpoint, given: Path | str | None, *, needed: bool, progress: bool = False
+) -> Path | None:
+    """The directory of the vision tower for images, see :func:`~s4convert.model.front_end.open_front_end`.
+
+    *given* is a directory or a name on the Hub, and is tried here, before any work. Without it, the tower is the one
+    that *checkpoint*'s config names on the Hub: it is downloaded where it is *needed*, and otherwise taken from the
+    client's cache. None where that lacks it, and where the front end finds the tower by itself.
+
+    Raises:
+        UsageError: *given* is no directory and no such name, or *checkpoint* has no use for it.
+        CheckpointError: it is no vision tower for *checkpoint*.
+        HubError, StorageError: as :func:`~s4convert.hub.download.fetch_tower` says.
+    """
+    if given is None:
+        named = named_tower(checkpoint)
+        if named is None or {":", "@"} & set(named):  # stock code knows plain names alone
+            return None
+        name = checkpoint_name(named)
+        if name is None:
+            return None
+        from .hub.download import cached_tower, fetch_tower
+
+        return fetch_tower(name, progress=progress) if needed else cached_tower(name)
+    if checkpoint.family.lineage != ORIGINAL:
+        raise UsageError(
+            f"{checkpoint.known_as}: is not in LLaVA's original layout, which alone has its vision tower elsewhere; "
+            "leave `vision_tower` out"
+        )
+    name = checkpoint_name(given)
+    if name is None:
+        tower = Path(given)
+    else:
+        from .hub.download import fetch_tower
+
+        tower = fetch_tower(name, progress=progress)
+    if not tower.is_dir():
+        raise UsageError(f"`vision_tower` {given}: is neither a directory nor a name on the Hub; give one of the two")
+    open_front_end(checkpoint, with_images=True, tower=tower)
+    return tower
 
 
 def open_mask(

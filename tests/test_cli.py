@@ -11,10 +11,11 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import click
 import numpy as np
 import pytest
 
-from s4convert import HeadMask, __version__, cli, convert, verify_conversion
+from s4convert import HeadMask, __version__, cli, convert, process, verify_conversion
 from s4convert.errors import UsageError
 from s4convert.mask import parse_schedule
 from s4convert.output.card import CARD_FILES
@@ -490,6 +491,31 @@ def test_a_misspelt_command_is_told_so(source: Path, word: str, meant: str) -> N
     outcome = run_here(word, source)
     assert outcome.exit_code == 2
     assert f"no such command or directory: '{word}'; did you mean {meant}?" in outcome.error
+
+
+def test_a_word_that_is_neither_a_command_nor_a_checkpoint_is_told_so(source: Path, out: Path) -> None:
+    outcome = run_here("-v", "validate", source, out, "--mask", "mask.json")
+    assert outcome.exit_code == 2
+    commands = "inspect, verify, mask, push, demo"
+    assert outcome.error.startswith(f"no such command or directory: 'validate'; the commands are {commands}")
+
+
+def test_the_value_of_an_option_is_not_taken_for_a_misspelt_command(source: Path, out: Path) -> None:
+    outcome = run_here("--mask", "masks.json", source, out, "--no-verify")
+    assert outcome.error == "masks.json: no such file"
+
+
+@pytest.mark.parametrize(("said", "shown"), [("it is so.", "it is so"), ("no such bands:...", "no such bands:...")])
+def test_a_message_keeps_the_dots_of_a_value(
+    said: str, shown: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise click.UsageError(said)
+
+    monkeypatch.setattr(cli.cli, "invoke", refuse)
+    with pytest.raises(SystemExit):
+        process.run(cli.cli, ["demo"])
+    assert capsys.readouterr().err == f"s4convert: error: {shown}; see s4convert --help\n"
 
 
 def test_a_directory_whose_name_is_nearly_a_command_is_an_in(

@@ -34,17 +34,23 @@ class Inputs:
 
 
 def make_inputs(
-    checkpoint: Checkpoint, samples: Sequence[Sample], *, device: str = "cpu", progress: bool = False
+    checkpoint: Checkpoint,
+    samples: Sequence[Sample],
+    *,
+    tower: Path | None = None,
+    device: str = "cpu",
+    progress: bool = False,
 ) -> list[Inputs]:
     """The inputs that *checkpoint*'s stock front end makes from *samples*, at most :data:`MAX_TOKENS` tokens each.
+
+    *tower* is the directory of the vision tower, see :func:`~s4convert.model.front_end.open_front_end`.
 
     Raises:
         CheckpointError: the front end cannot be loaded or used, or a token is beyond the embedding table.
         CalibrationError: an image cannot be read.
     """
-    front_end = open_front_end(
-        checkpoint, with_images=any(sample.image is not None for sample in samples), device=device
-    )
+    with_images = any(sample.image is not None for sample in samples)
+    front_end = open_front_end(checkpoint, with_images=with_images, tower=tower, device=device)
     inputs = []
     with sample_bar("inputs", len(samples), shown=progress) as bar:
         for sample in samples:
@@ -83,4 +89,4 @@ def _open_image(path: Path, where: str) -> Image.Image:
             image: Image.Image = stored.convert("RGB")
             return image
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise CalibrationError(f"{where}: {path} cannot be read as an image ({error})") from error
+        raise CalibrationError(f"{where}: {path} cannot be read as an image ({error}); replace it") from error

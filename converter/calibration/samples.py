@@ -47,6 +47,10 @@ class Samples:
     samples: tuple[Sample, ...]
     sha256: str
 
+    @property
+    def has_images(self) -> bool:
+        return any(sample.image is not None for sample in self.samples)
+
 
 def read_samples(path: Path | str, images: Path | str | None = None, num_samples: int | None = None) -> Samples:
     """The first *num_samples* samples of the file *path*, or all; *images* is the directory of its images.
@@ -99,6 +103,7 @@ def _entries(text: str, path: Path) -> list[tuple[Any, str]]:
         except ValueError as error:
             raise CalibrationError(f"{path}: is not JSON ({error}); mend the file") from error
         return [(entry, f"{path}: entry {number}") for number, entry in enumerate(entries, 1)]
+    _refuse_object(text, path)
     found = []
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
@@ -111,6 +116,24 @@ def _entries(text: str, path: Path) -> list[tuple[Any, str]]:
                 f"or plain text in a file named *{_TEXT_SUFFIX}"
             ) from error
     return found
+
+
+def _refuse_object(text: str, path: Path) -> None:
+    """Raise CalibrationError where the file is one JSON object, and not the only line of a file with one per line."""
+    try:
+        content = strict_json.parse(text)
+    except ValueError:
+        return  # of one per line, a message names the line
+    is_one_line = "\n" not in text.strip()
+    if not isinstance(content, dict) or (is_one_line and {"conversations", "text"} & content.keys()):
+        return
+    problem = next(iter(content.values()), None)
+    if isinstance(problem, dict) and {"question", "choices"} <= problem.keys():
+        raise CalibrationError(
+            f"{path}: is ScienceQA's own problems.json; give LLaVA's question file, which LLaVA's "
+            "scripts/convert_sqa_to_llava.py makes of it"
+        )
+    raise CalibrationError(f"{path}: is one JSON object; give a JSON list of questions, or one JSON object a line")
 
 
 def _question_sample(entry: Any, images: Path | None, where: str) -> Sample:

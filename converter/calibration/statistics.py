@@ -51,11 +51,11 @@ class CalibrationData:
     holdout: float = HOLDOUT
     device: str = "cpu"
 
-    def check(self) -> None:
-        """Raise UsageError, CalibrationError or StorageError where the data is wrong, before any work."""
+    def check(self) -> Samples:
+        """The samples; UsageError, CalibrationError or StorageError where the data is wrong, before any work."""
         if not 0 <= self.holdout < 1:
             raise UsageError(f"`holdout` {self.holdout}: give a share from 0 to below 1")
-        _ = self.read
+        return self.read
 
     @cached_property
     def read(self) -> Samples:
@@ -112,8 +112,8 @@ class Statistics:
         for name in _SIZES:
             if stated.get(name) != expected[name]:
                 raise CalibrationError(
-                    f"{self.directory / DESCRIPTION_FILE}: {name} is {stated.get(name)!r}, but {expected[name]!r} is "
-                    "needed; gather them again"
+                    f"{self.directory / DESCRIPTION_FILE}: {name} is {shown(stated.get(name))}, but this "
+                    f"checkpoint's is {expected[name]}; gather statistics of this one"
                 )
         if not foreign and stated.get("fingerprint") != checkpoint.fingerprint:
             raise CalibrationError(
@@ -122,7 +122,7 @@ class Statistics:
             )
         for layer in layers:
             if not self._path(layer).is_file():
-                raise CalibrationError(f"{self.directory}: has no layer {layer}; gather the statistics again")
+                raise CalibrationError(f"{self.directory}: has nothing of layer {layer}; gather the statistics again")
 
     def check_new(self) -> None:
         """Raise UsageError where the directory holds more than the files of an unfinished :meth:`gather`."""
@@ -134,14 +134,22 @@ class Statistics:
             raise UsageError(f"{self.directory}: exists and is no empty directory; choose another for the statistics")
 
     def gather(
-        self, checkpoint: Checkpoint, data: CalibrationData, layers: Collection[int], *, progress: bool = False
+        self,
+        checkpoint: Checkpoint,
+        data: CalibrationData,
+        layers: Collection[int],
+        *,
+        tower: Path | None = None,
+        progress: bool = False,
     ) -> None:
         """Run *data* through *checkpoint* and save the moments of *layers*; the description is written last.
+
+        *tower* is the directory of the vision tower, as :func:`make_inputs` takes it.
 
         Raises:
             S4ConvertError: as in :func:`read_samples`, :func:`make_inputs` and :func:`stream_layers`.
         """
-        inputs = make_inputs(checkpoint, data.read.samples, device=data.device, progress=progress)
+        inputs = make_inputs(checkpoint, data.read.samples, tower=tower, device=data.device, progress=progress)
         calibration = {"file": data.file.name, "sha256": data.read.sha256}
         self.gather_inputs(
             checkpoint,
@@ -204,15 +212,25 @@ class Statistics:
 
 
 def read_description(directory: Path) -> Mapping[str, Any]:
-    """The description of the statistics in *directory*; CalibrationError where it is missing or malformed."""
+    """The description of the statistics in *directory*.
+
+    Raises:
+        CalibrationError: it is missing or malformed.
+        StorageError: it cannot be read.
+    """
     path = directory / DESCRIPTION_FILE
+    if not path.is_file():
+        lack = f"has no {DESCRIPTION_FILE}, so it holds no statistics" if directory.is_dir() else "no such directory"
+        raise CalibrationError(f"{directory}: {lack}; give a directory that `save_statistics` made")
     try:
         stated = strict_json.parse(read_file(path, CalibrationError))
-    except (StorageError, ValueError) as error:
-        raise CalibrationError(f"{path}: is no description of statistics ({error}); gather them again") from error
+    except ValueError as error:
+        raise CalibrationError(f"{path}: is not JSON ({error}); gather the statistics again") from error
     if not isinstance(stated, dict) or stated.get("format") != STATISTICS_FORMAT:
         found = stated.get("format") if isinstance(stated, dict) else None
-        raise CalibrationError(f"{path}: format is {found!r}, but {STATISTICS_FORMAT!r} is needed; gather them again")
+        raise CalibrationError(
+            f"{path}: format is {shown(found)}, but {STATISTICS_FORMAT!r} is needed; gather them again"
+        )
     for name in _SIZES:
         if not isinstance(stated.get(name), int):
             raise CalibrationError(f"{path}: {name} is {shown(stated.get(name))}, not a number; gather them again")

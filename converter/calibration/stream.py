@@ -63,7 +63,7 @@ def stream_layers(
         UsageError: the installed stock code cannot run this model, or shows no attention.
         CheckpointError: weights do not fit the stock code, or hidden states are not finite.
     """
-    require_stock_code(checkpoint, "a metric that needs no calibration data")
+    require_stock_code(checkpoint, "a metric or a compensation that needs no calibration data")
     decoder = LayerDecoder(checkpoint, device)
     for layer in range(checkpoint.geometry.num_layers):
         decoder.load(checkpoint, layer)
@@ -74,7 +74,9 @@ def stream_layers(
                 energy.add(hidden[0].double().square().sum(-1), is_image)
                 after = _through(decoder, hidden, is_image, looking)
                 if not after.isfinite().all():
-                    raise CheckpointError(f"{checkpoint.path}: layer {layer}: hidden states are not finite")
+                    raise CheckpointError(
+                        f"{checkpoint.path}: layer {layer}: hidden states are not finite; check its weights"
+                    )
                 inputs[number] = replace(sample, hidden=after.cpu())
         yield ObservedLayer(layer, looking, float(energy.mixed()))
 

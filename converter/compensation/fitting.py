@@ -160,7 +160,8 @@ def check_mode(mode: str, checkpoint: Checkpoint, mask: HeadMask, *, has_moments
         )
     if MODES[mode].needs_moments and not has_moments:
         raise UsageError(
-            f"compensation {mode} is fitted to calibration data; give it with `calibration`, or use scale or none"
+            f"compensation {mode} is fitted to calibration data; give it with `calibration`, or `statistics` of it, or "
+            "use scale or none"
         )
 
 

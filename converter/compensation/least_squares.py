@@ -46,12 +46,12 @@ def fit_transfer(moments: Moments, pruned: Indices, kept: Indices, ridge: float,
     if failed_at:
         raise CompensationError(
             f"{where}: the second moment of its {len(kept)} kept columns is not positive definite, so least-squares "
-            "has no solution; calibrate with more data, damp more, or use another mode"
+            "has no solution; calibrate with more data, or use another compensation"
         )
     solution = torch.cholesky_solve(rows[:, torch.from_numpy(pruned)], factor)
     transfer: Float64Array = solution.cpu().numpy().T
     if not np.isfinite(transfer).all():
-        raise CompensationError(f"{where}: the least-squares solution is not finite; damp more, or use another mode")
+        raise CompensationError(f"{where}: the least-squares solution is not finite; use another compensation")
     return np.ascontiguousarray(transfer)
 
 

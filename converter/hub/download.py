@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_TOWER_FILES = frozenset({CONFIG_FILE, "preprocessor_config.json"})  # beside its weights
 _KEPT = "what has arrived is kept"
 _INTERRUPTED = "nothing was written; what was downloaded is kept"
 
@@ -55,10 +56,38 @@ def fetch_checkpoint(name: HubName, *, progress: bool = False) -> tuple[Path, Re
         path = snapshot.get_all(chosen)
         if is_offline:
             _log.info("%s@%s: taken from the cache as it stands there", name.repo_id, snapshot.commit)
-    missing = sorted(file for file in chosen if not (path / file).is_file())
-    if missing:  # where the client fails late, it returns all the same
-        raise HubError(f"{name}: {missing[0]} has not arrived; {_KEPT}; run again")
     return path, Repository(name.repo_id, snapshot.commit, chosen)
+
+
+def fetch_tower(name: HubName, *, progress: bool = False) -> Path:
+    """The directory of the vision tower *name* in the client's cache: as it stands there if it is whole, or downloaded.
+
+    What comes is its config, the config of its image processor, and weights of one kind.
+
+    Raises:
+        CheckpointError: the repository holds no such files.
+        HubError: the download failed, or with HF_HUB_OFFLINE, the cache lacks a file.
+        StorageError: the disk refused.
+    """
+    from huggingface_hub import constants
+
+    cached = None if constants.HF_HUB_OFFLINE else cached_tower(name)
+    if cached is not None:
+        return cached
+    with hub_client(progress=progress, then=_INTERRUPTED) as hub:
+        needed = "images need this vision tower, or another that `vision_tower` names"
+        snapshot = (_Cached if constants.HF_HUB_OFFLINE else _Remote)(hub, name, otherwise=needed)
+        return snapshot.get_all(_choose_of_tower(name, snapshot))
+
+
+def cached_tower(name: HubName) -> Path | None:
+    """As :func:`fetch_tower`, from the cache alone; None where it lacks a file."""
+    with hub_client(progress=False, then=_INTERRUPTED) as hub:
+        try:
+            snapshot = _Cached(hub, name)
+            return snapshot.get_all(_choose_of_tower(name, snapshot))
+        except (CheckpointError, HubError):
+            return None
 
 
 def fetch_mask(name: HubName, *, progress: bool = False) -> tuple[Path, HubName]:
@@ -116,9 +145,9 @@ def _is_read(weights: PurePosixPath, files: Iterable[str]) -> bool:
 class _Remote:
     """A commit on the Hub; :meth:`get` and :meth:`get_all` download files to the cache."""
 
-    def __init__(self, hub: HfApi, name: HubName) -> None:
+    def __init__(self, hub: HfApi, name: HubName, otherwise: str | None = None) -> None:
         self._hub, self._name = hub, name
-        with hub_failures(str(name), otherwise=_otherwise(name)):
+        with hub_failures(str(name), otherwise=otherwise or _otherwise(name)):
             info = hub.model_info(name.repo_id, revision=name.revision)
         self.commit = info.sha or ""
         self.files = tuple(file.rfilename for file in info.siblings or ())
@@ -127,7 +156,7 @@ class _Remote:
                 raise HubError(f"{name}: {shown(file)} is no printable name of a file; its owner has to rename it")
 
     def get(self, file: str) -> Path:
-        with hub_failures(str(replace(self._name, file=file)), kept=_KEPT):
+        with hub_failures(str(replace(self._name, file=file))):
             return Path(self._hub.hf_hub_download(self._name.repo_id, file, revision=self.commit))
 
     def get_all(self, files: frozenset[str]) -> Path:
@@ -142,15 +171,22 @@ class _Remote:
             )
         if path.name != self.commit:
             raise HubError(f"{self._name}: changed during the download; run again")
+        missing = sorted(file for file in files if not (path / file).is_file())
+        if missing:  # where the client fails late, it returns all the same
+            raise HubError(f"{self._name}: {missing[0]} has not arrived; {_KEPT}; run again")
         return path
+
+    def lacks(self, file: str) -> CheckpointError:
+        """The error of a vision tower without *file*."""
+        return CheckpointError(f"{self._name}: has no {file}, and a vision tower needs it; name another")
 
 
 class _Cached:
     """A commit of which the cache holds some files or all."""
 
-    def __init__(self, hub: HfApi, name: HubName) -> None:
+    def __init__(self, hub: HfApi, name: HubName, otherwise: str | None = None) -> None:
         self._name = name
-        with hub_failures(str(name), otherwise=_otherwise(name)):
+        with hub_failures(str(name), otherwise=otherwise or _otherwise(name)):
             self._path = Path(
                 hub.snapshot_download(
                     name.repo_id, revision=name.revision, local_files_only=True, allow_patterns=[CONFIG_FILE]
@@ -160,17 +196,18 @@ class _Cached:
         with reading(self._path):
             self.files = tuple(file for file in walk(self._path) if (self._path / file).is_file())
         if CONFIG_FILE not in self.files:
-            raise self._incomplete(CONFIG_FILE)
+            raise self.lacks(CONFIG_FILE)
 
     def get(self, file: str) -> Path:
         return self._path / file
 
     def get_all(self, files: frozenset[str]) -> Path:
         for file in sorted(files.difference(self.files)):
-            raise self._incomplete(file)
+            raise self.lacks(file)
         return self._path
 
-    def _incomplete(self, file: str) -> HubError:
+    def lacks(self, file: str) -> HubError:
+        """The error of a cache without *file*."""
         return HubError(
             f"{self._name}: {file} is not in the cache, and HF_HUB_OFFLINE is set; run once without it to download it"
         )
@@ -188,15 +225,29 @@ def _choose(name: HubName, snapshot: _Remote | _Cached) -> frozenset[str]:
     check_entries(where, entries)
     weights = find_weights(where, entries)
     family = read_family(where, entries, read_json_object(snapshot.get(CONFIG_FILE)))
-    shards = {weights}
-    if weights in (INDEX_FILE, TORCH_INDEX_FILE):
-        shards |= set(read_weight_map(snapshot.get(weights)).values())
-    if isinstance(snapshot, _Remote) and not shards <= set(snapshot.files):
-        absent = min(shards - set(snapshot.files))
-        raise CheckpointError(f"{name}: {weights} names {absent}, which is missing; its owner has to upload it")
+    shards = _with_shards(name, snapshot, weights)
 
     def is_part(folder: str) -> bool:
         config = f"{folder}/{CONFIG_FILE}"
         return config in snapshot.files and holds_another_model(snapshot.get(config).parent, family)
 
     return choose_files(snapshot.files, shards, is_part)
+
+
+def _choose_of_tower(name: HubName, snapshot: _Remote | _Cached) -> frozenset[str]:
+    """The files of a vision tower that stock code reads."""
+    for file in _TOWER_FILES:
+        if file not in snapshot.files:
+            raise snapshot.lacks(file)
+    return _with_shards(name, snapshot, find_weights(Path(name.repo_id), snapshot.files)) | _TOWER_FILES
+
+
+def _with_shards(name: HubName, snapshot: _Remote | _Cached, weights: str) -> frozenset[str]:
+    """The file *weights*, and the shards that it names if it is an index."""
+    if weights not in (INDEX_FILE, TORCH_INDEX_FILE):
+        return frozenset({weights})
+    shards = frozenset(read_weight_map(snapshot.get(weights)).values())
+    if isinstance(snapshot, _Remote) and not shards <= set(snapshot.files):
+        absent = min(shards - set(snapshot.files))
+        raise CheckpointError(f"{name}: {weights} names {absent}, which is missing; its owner has to upload it")
+    return shards | {weights}

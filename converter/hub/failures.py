@@ -46,9 +46,9 @@ class _Task:
         steps = [step for step in (remedy, self.again if again else None) if step]
         return HubError("; ".join(part for part in (f"{self.where}: {what}", self.kept, " and ".join(steps)) if part))
 
-    def absence(self, what: str, remedy: str) -> HubError:
+    def absence(self, what: str, remedy: str, again: bool = False) -> HubError:
         """The error of a name that is not found on the Hub, with *otherwise* as a hint."""
-        return self.failure(what if self.otherwise is None else f"{what} ({self.otherwise})", remedy, again=False)
+        return self.failure(what if self.otherwise is None else f"{what} ({self.otherwise})", remedy, again)
 
 
 @contextmanager
@@ -81,7 +81,7 @@ def _told(error: Exception, task: _Task) -> S4ConvertError:
     for cause in chain:
         if isinstance(cause, OSError) and cause.errno in _DISK:
             return StorageError(
-                f"{cause.filename or task.where}: {os.strerror(cause.errno or 0)}; mend that, {task.again}"
+                f"{cause.filename or task.where}: {os.strerror(cause.errno or 0)}; mend that and {task.again}"
             )
     sizes = re.search(r"should be of size \d+ but has size \d+", str(error))
     if sizes:  # the client's consistency check
@@ -101,11 +101,11 @@ def _refusal(error: BaseException, task: _Task) -> HubError | None:
     )
 
     if isinstance(error, OfflineModeIsEnabled):
-        return task.absence("HF_HUB_OFFLINE is set, and this needs the Hub", "unset it and run again")
+        return task.absence("HF_HUB_OFFLINE is set, and this needs the Hub", "unset it", again=True)
     if isinstance(error, LocalEntryNotFoundError):
         if len(_chain(error)) > 1:  # the client looked in the cache because of another failure
             return None
-        return task.absence("is not in the cache, and HF_HUB_OFFLINE is set", "unset it and run again")
+        return task.absence("is not in the cache, and HF_HUB_OFFLINE is set", "unset it", again=True)
     if isinstance(error, GatedRepoError):
         page = f"{_endpoint()}/{task.where.partition('@')[0].partition(':')[0]}"
         return task.failure("is gated", f"ask for access at {page}" + ("" if _has_token() else f", {_LOG_IN}"))

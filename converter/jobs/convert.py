@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ from ..rewrite.staging import (
     open_staging,
 )
 from ..rewrite.writer import DiskFlusher, disk_flusher, stage
-from ..sources import open_checkpoint
+from ..sources import locate_tower, open_checkpoint
 from ..verify.checks import check_claim, default_jobs
 from ..verify.claim import Claim
 from ..verify.report import Report
@@ -84,6 +84,8 @@ class ConvertOptions(ConversionOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         _ = self.shard_bytes
+        if self.vision_tower is not None and self.calibration is None and not self.check_behaviour:
+            raise UsageError("`vision_tower` is for calibration and hidden states, and here is neither; leave it out")
         about_data = ("images", "num_samples", "holdout", "save_statistics")
         about_fits = ("image_weight", "device")
         if self.calibration is None:
@@ -119,8 +121,9 @@ class ConvertOptions(ConversionOptions):
 class PlannedConversion:
     """A conversion that has been checked against the disk, and not been carried out.
 
-    *base_card* is the model card that OUT's is built on; None where IN's README.md is to stay as it is. *own_files* are
-    those that OUT says itself: its card.
+    *tower* is the directory of a vision tower that was given or is on the Hub, where one is needed. *base_card* is the
+    model card that OUT's is built on; None where IN's README.md is to stay as it is. *own_files* are those that OUT
+    says itself: its card.
     """
 
     checkpoint: Checkpoint
@@ -128,6 +131,7 @@ class PlannedConversion:
     out: Path
     options: ConvertOptions
     files: tuple[OutputFile, ...]
+    tower: Path | None
     base_card: BaseCard | None
     own_files: frozenset[str]
 
@@ -233,14 +237,14 @@ def prepare(
     base_card = read_base_card(checkpoint) if options.card else None
     own_files = CARD_FILES if options.card else frozenset()
     files = assemble(checkpoint, options.shard_bytes, own_files=own_files)
-    planned = PlannedConversion(checkpoint, mask, out, options, files, base_card, own_files)
+    planned = PlannedConversion(checkpoint, mask, out, options, files, None, base_card, own_files)
     check_destination(checkpoint, out, planned.bytes_needed)
     refuse_delta_name(out)
     if not options.allow_name:
         check_loader_name(checkpoint.family, checkpoint.known_as, out)
     if not options.allow_converted:
         _refuse_converted(checkpoint)
-    _check_data(planned)
+    planned = replace(planned, tower=_check_data(planned))
     for note in planned.notes:
         _log.warning("%s", note)
     for name in checkpoint.left_behind:
@@ -253,21 +257,24 @@ def prepare(
     return planned
 
 
-def _check_data(planned: PlannedConversion) -> None:
-    """Refuse, before any work, what can be seen to be wrong with calibration data or statistics."""
+def _check_data(planned: PlannedConversion) -> Path | None:
+    """The vision tower; refuses, before any work, what is seen to be wrong with it, calibration data or statistics."""
     options, layers = planned.options, planned.mask.touched_layers
-    data, kept = options.calibration_data, options.kept_statistics
+    data, kept, has_images = options.calibration_data, options.kept_statistics, False
     if data is not None or kept is not None:
         check_device(options.device or "cpu")
     if data is not None:
         options.statistics_in(planned.out)  # refuses an image weight
-        data.check()
+        has_images = data.check().has_images
     if kept is not None:
         kept.check(planned.checkpoint, layers, foreign=options.foreign_statistics)
     if options.save_statistics is not None:
         save = Path(options.save_statistics)
         options.statistics_in(save).check_new()
         check_space(save, statistics_bytes(planned.checkpoint, planned.checkpoint.geometry.num_layers))
+    if not has_images and not options.check_behaviour:
+        return None
+    return locate_tower(planned.checkpoint, options.vision_tower, needed=has_images, progress=options.progress)
 
 
 @dataclass(frozen=True)
@@ -323,6 +330,7 @@ def stage_and_check(planned: PlannedConversion, staging: Staging, flusher: DiskF
         report = check_claim(
             claim,
             check_behaviour=options.check_behaviour,
+            tower=planned.tower,
             moments=moments,
             notes=planned.notes,
             jobs=jobs,
@@ -340,7 +348,7 @@ def _moments(planned: PlannedConversion, staging: Staging) -> MomentsSource | No
     statistics = options.statistics_in(options.save_statistics or staging.scratch / "statistics")
     # What is kept is for other masks as well, and so of every layer.
     wanted = layers if options.save_statistics is None else range(geometry.num_layers)
-    statistics.gather(planned.checkpoint, data, wanted, progress=options.progress)
+    statistics.gather(planned.checkpoint, data, wanted, tower=planned.tower, progress=options.progress)
     return statistics
 
 

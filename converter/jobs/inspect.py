@@ -57,6 +57,8 @@ def inspect(
     if plot is not None:
         check_output(plot, force=False)
         check_picture(plot)
+    if not Path(path).exists() and checkpoint_name(path) is None and file_name(path) is None:
+        raise UsageError(f"{path}: no such file or directory, and no name on the Hub")
     if (Path(path) / DESCRIPTION_FILE).is_file():
         if plot is not None:
             raise UsageError(f"{path}: of statistics there is nothing to draw; leave `plot` out")

@@ -6,15 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..calibration.samples import read_samples
 from ..choices import GAMMA, GRANULARITIES, SCHEDULES
-from ..disk import check_output
+from ..disk import check_json_name, check_output
 from ..errors import UsageError
 from ..mask import HeadMask, HeadScores, Schedule, parse_schedule
 from ..mask.files import load_scores
 from ..mask.making import prune_lowest
 from ..mask.schedules import Rate
 from ..output.heatmap import check_picture, plot_heatmap, text_heatmap
-from ..sources import open_checkpoint
+from ..sources import locate_tower, open_checkpoint
 from .options import Options, as_path, options_of
 
 
@@ -29,7 +30,9 @@ class MaskOptions(Options):
     A checkpoint is scored by *metric*, a row of :data:`~s4convert.saliency.metrics.METRICS`, on *calibration*, a file
     of questions or plain text, with *images*, the directory of its images, of which the first *num_samples* (all) are
     used. *gamma* is the weight of the mean in ``cross-attention``, *seed* that of ``random``, *device* runs the model.
-    Or *scores* are a file made before; for groups these need *num_kv_heads*.
+    *vision_tower*, a directory or ``org/name[@revision]`` on the Hub, is the CLIP for images in place of the one that
+    the config of a checkpoint in the original layout names. Or *scores* are a file made before; for groups these need
+    *num_kv_heads*.
 
     *save_scores* and *plot*, a picture, are further files to write; *force* replaces files that stand there.
 
@@ -49,6 +52,7 @@ class MaskOptions(Options):
     gamma: float = GAMMA
     seed: int = 0
     device: str = "cpu"
+    vision_tower: str | Path | None = None
     scores: str | Path | None = None
     num_kv_heads: int | None = None
     save_scores: str | Path | None = None
@@ -104,6 +108,8 @@ def make_mask(
     outputs = [path for path in (out, save_scores, plot) if path is not None]
     _check_arguments(outputs, checkpoint, options)
     for path in outputs:
+        if path != plot:
+            check_json_name(path)
         check_output(path, force=options.force)
     if plot is not None:
         check_picture(plot)
@@ -131,6 +137,10 @@ def _score(checkpoint: Path | str | None, options: MaskOptions) -> tuple[HeadSco
 
     assert checkpoint is not None and options.metric is not None  # _check_arguments
     opened = open_checkpoint(checkpoint, progress=options.progress)
+    tower = None
+    if options.calibration is not None:
+        has_images = read_samples(options.calibration, options.images, options.num_samples).has_images
+        tower = locate_tower(opened, options.vision_tower, needed=has_images, progress=options.progress)
     scores = score_heads(
         opened,
         options.metric,
@@ -140,6 +150,7 @@ def _score(checkpoint: Path | str | None, options: MaskOptions) -> tuple[HeadSco
         gamma=options.gamma,
         seed=options.seed,
         device=options.device,
+        tower=tower,
         progress=options.progress,
     )
     return scores, opened.geometry.num_kv_heads if options.granularity == "group" else None
@@ -150,7 +161,10 @@ def _check_arguments(outputs: list[Path], checkpoint: Path | str | None, options
         raise UsageError("give a checkpoint to score, or `scores` made before, one of the two")
     if checkpoint is not None and options.metric is None:
         raise UsageError("a checkpoint is scored by a metric; give it with `metric`")
-    if options.scores is not None and options.metric is not None:
-        raise UsageError("`metric` is for a checkpoint; scores have been made by theirs")
+    for name in ("metric", "calibration", "images", "num_samples", "vision_tower"):
+        if options.scores is not None and getattr(options, name) is not None:
+            raise UsageError(f"`{name}` is for a checkpoint to score, and `scores` were made before; leave one out")
+    if options.vision_tower is not None and options.calibration is None:
+        raise UsageError("`vision_tower` is for images; give calibration data with `calibration`, or leave it out")
     if len({path.absolute() for path in outputs}) < len(outputs):
         raise UsageError(f"{outputs[0]}: two outputs have the same name; choose another")

@@ -52,6 +52,9 @@ class ConversionOptions(Options):
     *foreign_statistics* accepts a directory of another model of the same geometry. *image_weight* (0.5) is the share of
     image tokens in a fit; *device* (``cpu``) runs the fits.
 
+    *vision_tower*, a directory or ``org/name[@revision]`` on the Hub, is the CLIP for images in place of the one that
+    the config of a checkpoint in the original layout names.
+
     *check_behaviour* compares hidden states; bytes are always compared. *jobs* is the number of threads.
 
     Raises:
@@ -65,6 +68,7 @@ class ConversionOptions(Options):
     foreign_statistics: bool = False
     image_weight: float | None = None
     device: str | None = None
+    vision_tower: str | Path | None = None
     check_behaviour: bool = True
     jobs: int | None = None
 

@@ -14,7 +14,7 @@ from ..errors import CheckpointError, UsageError, VerificationError, shown
 from ..mask import HeadMask
 from ..model.decoder import check_device
 from ..output.manifest import StatedConversion, check_digests, check_unproven, read_conversion
-from ..sources import locate_checkpoint, open_checkpoint
+from ..sources import locate_checkpoint, locate_tower, open_checkpoint
 from ..verify.cause import naming_the_cause
 from ..verify.checks import check_claim, default_jobs
 from ..verify.claim import Claim
@@ -47,6 +47,8 @@ class VerifyOptions(ConversionOptions):
         for name in ("image_weight", "device"):
             if self.statistics is None and getattr(self, name) is not None:
                 raise UsageError(f"`{name}` is about `statistics`; give that as well, or leave it out")
+        if self.vision_tower is not None and not self.check_behaviour:
+            raise UsageError("`vision_tower` is for hidden states, which are not checked; leave it out")
 
 
 def verify_conversion(
@@ -75,12 +77,16 @@ def verify_conversion(
     if options.kept_statistics is not None:
         check_device(options.device or "cpu")
         options.kept_statistics.check(before, mask.touched_layers, foreign=options.foreign_statistics)
+    tower = None
+    if options.check_behaviour:
+        tower = locate_tower(before, options.vision_tower, needed=False, progress=options.progress)
     own_files = frozenset[str]() if stated is None else stated.card
     with tempfile.TemporaryDirectory(prefix="s4convert-") as scratch, naming_the_cause(before, after, mask):
         fits = _fits(before, after, mask, stated, options, Path(scratch))
         report = check_claim(
             Claim(before, after, mask, fits, own_files),
             check_behaviour=options.check_behaviour,
+            tower=tower,
             moments=options.given_moments,
             notes=notes_on(before, mask, options.kept_statistics),
             jobs=options.jobs or default_jobs(),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.geometry import Geometry
-from ..disk import write_output
+from ..disk import check_json_name, write_output
 from ..errors import MaskError, shown
 from .checked_values import check_provenance
 
@@ -62,8 +62,9 @@ class HeadMask:
         """Write the native mask file *path*, whole or not at all; *force* replaces an existing file.
 
         Raises:
-            UsageError, StorageError: it cannot be written there.
+            UsageError, StorageError: it cannot be written there, or the name does not end in ``.json``.
         """
+        check_json_name(Path(path))
         write_output(Path(path), json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n", force=force)
 
     @property

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..disk import write_output
+from ..disk import check_json_name, write_output
 from ..errors import MaskError, shown
 from .checked_values import check_provenance, finite_number
 
@@ -66,8 +66,9 @@ class HeadScores:
         """Write the native scores file *path*, whole or not at all; *force* replaces an existing file.
 
         Raises:
-            UsageError, StorageError: it cannot be written there.
+            UsageError, StorageError: it cannot be written there, or the name does not end in ``.json``.
         """
+        check_json_name(Path(path))
         write_output(Path(path), json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n", force=force)
 
     def to_json(self) -> dict[str, Any]:

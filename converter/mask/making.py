@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
 from ..choices import GRANULARITIES
-from ..errors import UsageError, shown
+from ..errors import MaskError, UsageError, shown
 from ..version import __version__
 from .head_mask import HeadMask
 from .head_scores import NORMALISERS, HeadScores
-from .schedules import Adaptive, Global, Schedule
+from .schedules import Adaptive, Costs, Global, Schedule, describe, least_rate
 
 _log = logging.getLogger(__name__)
 
@@ -41,8 +42,10 @@ def prune_lowest(
     if isinstance(schedule, Global) and divisors is None:
         _log.warning("the scores carry no normalisers, so global compares those of all layers as they are")
     costs = _costs(scores, heads_per_unit, divisors if isinstance(schedule, Global) else None)
-    pruned = []
-    for units, count in zip(costs, schedule.counts(costs), strict=True):
+    counts, pruned = schedule.counts(costs), []
+    if not any(counts):
+        raise _none_goes(schedule, costs, "head" if granularity == "head" else "kv group")
+    for units, count in zip(costs, counts, strict=True):
         lowest = sorted(sorted(range(len(units)), key=lambda unit: (units[unit], unit))[:count])
         pruned.append(
             tuple(head for unit in lowest for head in range(unit * heads_per_unit, (unit + 1) * heads_per_unit))
@@ -50,6 +53,18 @@ def prune_lowest(
     provenance = _provenance(scores, schedule, granularity, num_kv_heads, normalised=divisors is not None)
     mask = HeadMask(scores.num_heads, tuple(pruned), provenance=provenance)
     return replace(mask, provenance=provenance | {"realised_rate": mask.rate})
+
+
+def _none_goes(schedule: Schedule, costs: Costs, unit: str) -> MaskError:
+    """The error of a *schedule* under which every *unit* stays."""
+    least = least_rate(schedule, costs)
+    hint = "protect fewer layers"
+    if least is not None:
+        decimals = f"{math.ceil(least * 10**6) / 10**6:.6f}".rstrip("0")  # a rate is given in decimals
+        hint = f"the smallest rate that prunes one is {decimals}"
+    return MaskError(
+        f"{describe(schedule)} prunes no {unit}, with {len(costs[0])} in each of {len(costs)} layers; {hint}"
+    )
 
 
 def _heads_per_unit(scores: HeadScores, granularity: str, num_kv_heads: int | None) -> int:

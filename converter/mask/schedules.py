@@ -41,7 +41,7 @@ def exact_rate(rate: Rate) -> Fraction:
     elif isinstance(rate, Fraction | int) or (isinstance(rate, Decimal) and rate.is_finite()):
         value = None if isinstance(rate, bool) else Fraction(rate)
     if value is None or not 0 <= value < 1:
-        raise UsageError(f"`rate` {shown(rate)} is not a number from 0 to 1, such as 0.3 for 30 %")
+        raise UsageError(f"`rate` {shown(rate)} is not a number from 0 to below 1, such as 0.3 for 30 %")
     return value
 
 
@@ -188,6 +188,17 @@ class Global:
                 counts[layer] += 1
                 total -= 1
         return counts
+
+
+def least_rate(schedule: Schedule, costs: Costs) -> Fraction | None:
+    """The smallest rate at which *schedule* takes a unit, of any layer; None where no rate does, or it is not known."""
+    protected = () if isinstance(schedule, Adaptive) else schedule.protect or ()
+    sizes = [len(units) for layer, units in enumerate(costs) if layer not in protected]
+    if max(sizes, default=0) < 2:
+        return None
+    if isinstance(schedule, Uniform | Bands):
+        return Fraction(1, 2 * max(sizes))
+    return Fraction(1, sum(map(len, costs))) if isinstance(schedule, Adaptive | Global) else None
 
 
 def describe(schedule: Schedule) -> str:

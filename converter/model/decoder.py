@@ -168,7 +168,8 @@ def _attention_watched(hook: AttentionHook) -> Iterator[None]:
 
         raise UsageError(
             f"transformers {transformers.__version__} does not compute this model's attention with torch's kernel, so "
-            "attention weights cannot be had; use another version, or a metric that needs none"
+            "attention cannot be watched; use another version, or a metric or a compensation that needs no calibration "
+            "data"
         )
 
 

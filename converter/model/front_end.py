@@ -53,6 +53,8 @@ def conversation(turns: Sequence[tuple[str, str | None]]) -> str:
     return text
 
 
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")  # of which a checkpoint has one at least
+
 # No code of a checkpoint is ever run, whatever its ``auto_map`` says. Without this, transformers asks on stdin.
 _NO_CODE: Mapping[str, Any] = MappingProxyType({"trust_remote_code": False})
 
@@ -93,19 +95,30 @@ class FrontEnd(Protocol):
     def __call__(self, text: str, image: Image.Image | None = None) -> Embedded: ...
 
 
-def open_front_end(checkpoint: Checkpoint, *, with_images: bool, device: str = "cpu") -> FrontEnd:
-    """The front end of *checkpoint*, on *device*, or CheckpointError; only *with_images* loads the vision tower."""
+def open_front_end(
+    checkpoint: Checkpoint, *, with_images: bool, tower: Path | None = None, device: str = "cpu"
+) -> FrontEnd:
+    """The front end of *checkpoint*, on *device*; only *with_images* loads the vision tower.
+
+    For the original layout, this is the one in the directory *tower*, or else in the directory that the config names.
+
+    Raises:
+        CheckpointError: a part of it is missing, malformed or not supported.
+        StorageError: the disk refused.
+    """
     lineage = checkpoint.family.lineage
     if with_images and lineage not in (HUGGING_FACE, ORIGINAL):
         raise CheckpointError(f"{checkpoint.path}: is a language model and takes no images; use text samples alone")
     what = "vision tower" if with_images else "tokenizer"
     try:
-        with stock_front_end(checkpoint, what):
+        with stock_front_end(checkpoint, what if tower is None or not with_images else f"vision tower {tower}"):
             if not with_images:
                 return TextFrontEnd(checkpoint)
-            return (HuggingFaceFrontEnd if lineage == HUGGING_FACE else OriginalFrontEnd)(checkpoint, device)
+            if lineage == HUGGING_FACE:
+                return HuggingFaceFrontEnd(checkpoint, device)
+            return OriginalFrontEnd(checkpoint, tower, device)
     except UnusableFrontEndError as error:
-        raise CheckpointError(f"{error}; restore its files, or use a metric that needs no calibration data") from error
+        raise CheckpointError(f"{error}; restore its files") from error
 
 
 # What the disk, or the kernel, may say of a file that is there.
@@ -140,6 +153,9 @@ def stock_front_end(checkpoint: Checkpoint, what: str) -> Iterator[None]:
             raise StorageError(f"{where} cannot be read: {os.strerror(number)}; mend that and run again") from error
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         reason = re.sub(rf"[^\s'\"]*{_LINKS}\w+", str(checkpoint.path), reason)
+        if not any((checkpoint.path / name).is_file() for name in _TOKENIZER_FILES):
+            where = f"{checkpoint.path}: the tokenizer"  # stock code may not say so
+            reason = f"none of {', '.join(_TOKENIZER_FILES)} is there"
         raise UnusableFrontEndError(f"{where} cannot be used by stock code ({reason})") from error
 
 
@@ -152,6 +168,14 @@ def _disk_error(error: BaseException | None) -> int | None:
                 return number
         error = error.__cause__ or error.__context__
     return None
+
+
+def named_tower(checkpoint: Checkpoint) -> str | None:
+    """The vision tower that the config of a *checkpoint* in the original layout names: a directory, or on the Hub."""
+    if checkpoint.family.lineage != ORIGINAL:
+        return None
+    name = checkpoint.config.get("mm_vision_tower") or checkpoint.config.get("vision_tower")
+    return name if isinstance(name, str) else None
 
 
 def embed(checkpoint: Checkpoint, token_ids: Sequence[int]) -> torch.Tensor:
@@ -239,17 +263,17 @@ class HuggingFaceFrontEnd:
 
 
 class OriginalFrontEnd:
-    """Original LLaVA: a CLIP tower from the directory in ``mm_vision_tower``, and the checkpoint's projector.
+    """Original LLaVA: the CLIP tower in the directory *tower* or ``mm_vision_tower``, and the checkpoint's projector.
 
     Source: ``llava/model/llava_arch.py``, ``llava/mm_utils.py`` and ``llava/model/multimodal_encoder``.
     """
 
-    def __init__(self, checkpoint: Checkpoint, device: str = "cpu") -> None:
+    def __init__(self, checkpoint: Checkpoint, tower: Path | None = None, device: str = "cpu") -> None:
         from transformers import AutoImageProcessor
 
         self._text = TextFrontEnd(checkpoint)
         self._checkpoint, self._device, self._config = checkpoint, device, checkpoint.config
-        directory = _tower_directory(checkpoint)
+        directory = _tower_directory(checkpoint, tower)
         self._projector = _read_projector(checkpoint, device)
         with stock_code():
             self._tower = _read_tower(directory).float().eval().to(device)
@@ -453,16 +477,17 @@ def _embedding_module(checkpoint: Checkpoint, device: str) -> torch.nn.Module:
     return EmbeddingRows()
 
 
-def _tower_directory(checkpoint: Checkpoint) -> Path:
-    """The local directory of the checkpoint's CLIP tower; CheckpointError where a setting is not supported."""
+def _tower_directory(checkpoint: Checkpoint, given: Path | None) -> Path:
+    """The directory of the CLIP tower, *given* or the config's; CheckpointError where a setting is not supported."""
     config, where = checkpoint.config, checkpoint.path / CONFIG_FILE
     way_out = "use text samples alone, or the checkpoint in the Hugging Face layout"
-    name = config.get("mm_vision_tower") or config.get("vision_tower")
-    if not isinstance(name, str) or not Path(name).is_dir():
+    name = named_tower(checkpoint) or ""
+    if given is None and not (name and Path(name).is_dir()):
         raise CheckpointError(
-            f"{where}: mm_vision_tower names {name!r}, which is no directory here, and images need it; "
-            f"download the tower and name its directory there, or {way_out}"
+            f"{where}: mm_vision_tower is {shown(name or None)}, which is not at hand, and images need it; name a "
+            "directory, or a repository on the Hub, with `vision_tower`"
         )
+    directory = given or Path(name)
     for setting, supported in (
         ("image_aspect_ratio", (None, "pad", "square")),
         ("mm_vision_select_feature", (None, "patch", "cls_patch")),
@@ -473,10 +498,12 @@ def _tower_directory(checkpoint: Checkpoint) -> Path:
             raise CheckpointError(f"{where}: images with {setting} {config[setting]!r} are not supported; {way_out}")
     if not isinstance(config.get("mm_vision_select_layer"), int):
         raise CheckpointError(f"{where}: has no mm_vision_select_layer, and images need it; mend the config")
-    tower_type = read_json_object(Path(name) / CONFIG_FILE).get("model_type")
+    tower_type = read_json_object(directory / CONFIG_FILE).get("model_type")
     if tower_type not in ("clip", "clip_vision_model"):
-        raise CheckpointError(f"{name}: is a {tower_type} tower, and only CLIP towers are supported; {way_out}")
-    return Path(name)
+        raise CheckpointError(
+            f"{directory}: is of model_type {tower_type!r}, and only CLIP towers are supported; {way_out}"
+        )
+    return directory
 
 
 def _read_projector(checkpoint: Checkpoint, device: str) -> list[tuple[torch.Tensor, torch.Tensor]]:

@@ -82,7 +82,7 @@ def check_destination(checkpoint: Checkpoint, out: Path, num_bytes: int) -> None
     """
     source, destination = checkpoint.path.resolve(), out.resolve()
     if out.name in ("", "..") or destination == Path.cwd():
-        raise UsageError(f"{out}: is a directory that things happen in; name a new one for OUT")
+        raise UsageError(f"{out}: is the current directory, or one above it; name a new one for OUT")
     if source == destination or (out.exists() and out.samefile(source)):
         raise UsageError(f"{out}: is IN itself; IN is never written to, choose another OUT")
     if source in destination.parents:

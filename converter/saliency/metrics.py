@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,7 +14,7 @@ from ..calibration.stream import LayerSample
 from ..checkpoint import Checkpoint, Geometry
 from ..choices import GAMMA
 from .cross_attention import CrossAttention
-from .reconstruction import DAMPING, Reconstruction
+from .reconstruction import DAMPING, Reconstruction, not_below_zero
 
 
 class Energy(SecondMoments):
@@ -32,7 +33,7 @@ class Energy(SecondMoments):
         scores = []
         for begin in range(0, len(moments), head_dim):
             head = slice(begin, begin + head_dim)
-            scores.append(max(0.0, float(((weight[:, head] @ moments[head, head]) * weight[:, head]).sum())))
+            scores.append(not_below_zero(float(((weight[:, head] @ moments[head, head]) * weight[:, head]).sum())))
         return tuple(scores)
 
 
@@ -55,7 +56,7 @@ class Magnitude:
         scores = []
         for head in range(geometry.num_heads):
             columns, rows = outputs[:, head], values[head // geometry.heads_per_group]
-            scores.append(float(np.sqrt(max(0.0, float(((columns.T @ columns) * (rows @ rows.T)).sum())))))
+            scores.append(math.sqrt(not_below_zero(float(((columns.T @ columns) * (rows @ rows.T)).sum()))))
         return tuple(scores)
 
 

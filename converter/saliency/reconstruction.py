@@ -93,7 +93,7 @@ def greedy_removal(gram: torch.Tensor, moments: torch.Tensor, num_heads: int) ->
         errors = (damped_error + growth) - damping * (change + changed)
         best = int(errors.argmin())
         head = remaining.pop(best)
-        steps.append((head, max(0.0, float(errors[best]))))
+        steps.append((head, not_below_zero(float(errors[best]))))
         damped_error, change = damped_error + float(growth[best]), change + float(changed[best])
 
         at = slice(head * head_dim, (head + 1) * head_dim)
@@ -107,6 +107,11 @@ def greedy_removal(gram: torch.Tensor, moments: torch.Tensor, num_heads: int) ->
             matrix[:, at] = 0.0
         cross[at] = 0.0
     return steps
+
+
+def not_below_zero(figure: float) -> float:
+    """*figure*, or 0 where rounding made it negative; NaN stays NaN, which ``max`` would make 0."""
+    return 0.0 if figure < 0 else figure
 
 
 def _blocks(matrix: torch.Tensor, num_heads: int) -> torch.Tensor:

@@ -32,13 +32,15 @@ def score_heads(
     gamma: float = GAMMA,
     seed: int = 0,
     device: str = "cpu",
+    tower: Path | None = None,
     progress: bool = False,
 ) -> HeadScores:
     """A score for every head of *checkpoint* by the *metric*, a name in :data:`METRICS`.
 
     *calibration* is a file of questions, whose images are in the directory *images*, or of plain text; its first
     *num_samples* samples are used. ``magnitude`` and ``random`` need none. *gamma* is the weight of the mean in
-    ``cross-attention``, *seed* the seed of ``random``. The same arguments on the same machine give the same scores, bit
+    ``cross-attention``, *seed* the seed of ``random``. *tower* is the directory of the vision tower, see
+    :func:`~s4convert.model.front_end.open_front_end`. The same arguments on the same machine give the same scores, bit
     for bit. With calibration data, the provenance has the ``residual_energy`` that the schedule ``global`` divides by.
 
     Raises:
@@ -54,7 +56,7 @@ def score_heads(
             raise UsageError("`images` and `num_samples` belong to calibration data; give it with `calibration`")
         return score_inputs(checkpoint, metric, [], settings, {}, progress=progress)
     data = read_samples(calibration, images, num_samples)
-    inputs = make_inputs(checkpoint, data.samples, device=device, progress=progress)
+    inputs = make_inputs(checkpoint, data.samples, tower=tower, device=device, progress=progress)
     provenance = {"file": Path(calibration).name}
     return score_inputs(checkpoint, metric, inputs, settings, provenance, sha256=data.sha256, progress=progress)
 
@@ -100,8 +102,12 @@ def score_inputs(
                 bar.update(1)
             provenance["residual_energy"] = energies
     for layer, figures in enumerate(scores):
-        if not all(math.isfinite(figure) for figure in figures):
-            raise CalibrationError(f"{metric}: layer {layer}: scores are not finite; check the checkpoint's weights")
+        for head, figure in enumerate(figures):
+            if not math.isfinite(figure):
+                raise CalibrationError(
+                    f"{metric}: layer {layer}, head {head}: the score {figure} is not a finite number; check the "
+                    "checkpoint's weights"
+                )
     return HeadScores(geometry.num_layers, geometry.num_heads, tuple(scores), provenance)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from ..compensation import MODES, MomentsSource
 from ..progress import byte_bar, layer_bar
@@ -16,6 +17,7 @@ def check_claim(
     claim: Claim,
     *,
     check_behaviour: bool,
+    tower: Path | None = None,
     moments: MomentsSource | None = None,
     notes: tuple[str, ...] = (),
     jobs: int,
@@ -23,8 +25,9 @@ def check_claim(
 ) -> Report:
     """Check the bytes that *claim* speaks of, its compensation, and the hidden states where *check_behaviour* is on.
 
-    With the *moments* that its fits were made of, fitted ones are checked as well, and the error of the weights as they
-    are stored is measured. *notes* go into the report.
+    *tower* is the directory of the vision tower for the probe, see :func:`~s4convert.verify.probe.make_probe`. With the
+    *moments* that its fits were made of, fitted ones are checked as well, and the error of the weights as they are
+    stored is measured. *notes* go into the report.
 
     Raises:
         VerificationError: the first thing that is wrong.
@@ -48,7 +51,7 @@ def check_claim(
         from .probe import make_probe
 
         with layer_bar("probe", claim.original.geometry.num_layers, shown=progress) as bar:
-            figures = behaviour.check_behaviour(claim, make_probe(claim.original), advance=bar.update)
+            figures = behaviour.check_behaviour(claim, make_probe(claim.original, tower), advance=bar.update)
     fits = claim.fits
     fitted = (layer for layer in touched if MODES[fits.choice(layer).mode].needs_moments)
     unproven = tuple(fitted) if moments is None else ()

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..checkpoint import Checkpoint
 from ..checkpoint.families import LANGUAGE_MODEL, ORIGINAL
+from ..errors import CheckpointError
 from ..model.front_end import (
     STOCK_CLASSES,
+    FrontEnd,
     HuggingFaceFrontEnd,
     TextFrontEnd,
     UnusableFrontEndError,
     embed,
+    open_front_end,
     stock_front_end,
 )
 
@@ -51,10 +55,11 @@ class Probe:
     weakness: str = ""
 
 
-def make_probe(checkpoint: Checkpoint) -> Probe:
-    """Text prompts, and images where the vision tower is in the checkpoint; seeded token ids as a last resort.
+def make_probe(checkpoint: Checkpoint, tower: Path | None = None) -> Probe:
+    """Text prompts, and images where the vision tower is at hand; seeded token ids as a last resort.
 
-    A probe that is weaker than the checkpoint's kind allows is told in a warning.
+    *tower* is the directory of the vision tower, see :func:`~s4convert.model.front_end.open_front_end`. A probe that is
+    weaker than the checkpoint's kind allows is told in a warning.
 
     Raises:
         CheckpointError: the front end contradicts the weights.
@@ -68,18 +73,22 @@ def make_probe(checkpoint: Checkpoint) -> Probe:
         what = "seeded token ids (the tokenizer cannot be loaded)"
         return Probe(_random_samples(checkpoint), what, "the probe had no prompts, only token ids")
     text = Probe(samples, f"{len(samples)} text prompts")
-    lineage, has_stock_class = checkpoint.family.lineage, checkpoint.family.model_type in STOCK_CLASSES
+    lineage = checkpoint.family.lineage
     if lineage == LANGUAGE_MODEL:
         return text
-    if lineage == ORIGINAL or not has_stock_class:
-        why = "the vision tower is not part of this layout" if lineage == ORIGINAL else "no stock class has its tower"
-        return replace(text, description=f"{text.description} (no images: {why})")
+    if lineage != ORIGINAL and checkpoint.family.model_type not in STOCK_CLASSES:
+        return replace(text, description=f"{text.description} (no images: no stock class has its tower)")
     try:
         with stock_front_end(checkpoint, "vision tower"):
-            images = _image_samples(checkpoint)
-    except UnusableFrontEndError as error:
-        _log.warning("%s; the probe is of text alone, and shows less than images do", error)
-        what = f"{text.description} (no images: the vision tower cannot be loaded)"
+            images = _image_samples(checkpoint, tower)
+    except (UnusableFrontEndError, CheckpointError) as error:
+        if isinstance(error, CheckpointError) and lineage != ORIGINAL:
+            raise
+        # A conversion needs no images; and in the original layout, the tower is not a part of the checkpoint.
+        reason = str(error).partition("; use text")[0]
+        _log.warning("%s; the probe is of text alone, and shows less than images do", reason)
+        lack = "is not at hand" if isinstance(error, CheckpointError) else "cannot be loaded"
+        what = f"{text.description} (no images: the vision tower {lack})"
         return Probe(samples, what, "the probe had no images")
     return Probe(samples + images, f"{text.description}, {len(images)} image prompts")
 
@@ -100,8 +109,12 @@ def _random_samples(checkpoint: Checkpoint) -> tuple[torch.Tensor, ...]:
     )
 
 
-def _image_samples(checkpoint: Checkpoint) -> tuple[torch.Tensor, ...]:
-    front_end = HuggingFaceFrontEnd(checkpoint)
+def _image_samples(checkpoint: Checkpoint, tower: Path | None) -> tuple[torch.Tensor, ...]:
+    front_end: FrontEnd
+    if checkpoint.family.lineage == ORIGINAL:
+        front_end = open_front_end(checkpoint, with_images=True, tower=tower)
+    else:
+        front_end = HuggingFaceFrontEnd(checkpoint)
     return tuple(front_end(prompt, image)[0] for prompt, image in zip(IMAGE_PROMPTS, _images(), strict=True))
 
 

@@ -133,7 +133,7 @@ def test_a_hub_that_has_trouble_for_a_moment_does_not_fail_a_push(
         (
             {"HF_HUB_OFFLINE": "1"},
             "alice/pruned",
-            "HF_HUB_OFFLINE is set, and this needs the Hub; OUT is whole; unset it and run again",
+            "HF_HUB_OFFLINE is set, and this needs the Hub; OUT is whole; unset it and run again: PUSH",
         ),
     ],
 )
@@ -173,13 +173,12 @@ KEPT = "what has arrived is kept; run again"
         ),
         (
             *("HEAD", "/resolve/", Answer(503)),
-            ":config.json: the Hub is at fault, HTTP 503; what has arrived is kept; wait a while and run again",
+            ":config.json: the Hub is at fault, HTTP 503; wait a while and run again",
         ),
-        ("HEAD", "/resolve/", CutRequest(), f":config.json: {BROKE_OFF}; {KEPT}"),
+        ("HEAD", "/resolve/", CutRequest(), f":config.json: {BROKE_OFF}; run again"),
         (
             *("GET", "/resolve/", Answer(403, DISABLED)),
-            r":config.json: the Hub does not give it out \(Access to this resource is disabled.\); "
-            "what has arrived is kept",
+            r":config.json: the Hub does not give it out \(Access to this resource is disabled.\)",
         ),
         ("GET", f"{STORED}SHARD", Answer(403), f": the Hub's storage answered HTTP 403; {KEPT}"),
         ("GET", f"{STORED}SHARD", CutBody(300), f": {BROKE_OFF}; {KEPT}"),
@@ -251,7 +250,7 @@ HIDDEN = f"no such repository on the Hub, or a private one {NO_DIRECTORY}; check
 HIDDEN_FROM_BOB = (
     f"no such repository on the Hub, or a private one that your token may not read {NO_DIRECTORY}; check both"
 )
-GATED = "config.json: is gated; what has arrived is kept; ask for access at HUB/lab/original"
+GATED = "config.json: is gated; ask for access at HUB/lab/original"
 
 
 @pytest.mark.parametrize(
@@ -325,7 +324,7 @@ def test_a_cache_that_cannot_be_written_is_the_disks_fault(
     arguments = (original, tmp_path / "out", "--mask", converted.parent / "mask.json", "--no-verify")
     outcome = s4convert.under(HF_HOME=str(tmp_path / "file" / "home"))(*arguments)
     assert outcome.exit_code == 3
-    assert outcome.error == f"{tmp_path / 'file' / 'home'}: Not a directory; mend that, run again"
+    assert outcome.error == f"{tmp_path / 'file' / 'home'}: Not a directory; mend that and run again"
 
 
 # --- interrupts -----------------------------------------------------------------------------------------------

@@ -94,7 +94,7 @@ def test_no_schedule_is_asked_for(scores: Path) -> None:
 
 
 def test_scores_take_no_metric_and_a_mask_of_them_may_stay_in_memory(scores: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="`metric` is for a checkpoint; scores have been made by theirs"):
+    with pytest.raises(UsageError, match="`metric` is for a checkpoint to score, and `scores` were made before"):
         make_mask(scores=scores, metric="energy", schedule="uniform", rate=0.25)
     picture = tmp_path / "mask.png"
     made = make_mask(scores=scores, schedule="uniform", rate=0.25, plot=picture)
@@ -161,7 +161,7 @@ def statistics(gathered: Path, tmp_path: Path) -> Path:
 
 def test_statistics_that_lack_a_layer_of_the_mask_are_refused(statistics: Path, tmp_path: Path) -> None:
     mask = HeadMask(8, ((), (1,), (), (2,), (), (), (), ()))
-    with pytest.raises(CalibrationError, match="kept: has no layer 3; gather the statistics again"):
+    with pytest.raises(CalibrationError, match="kept: has nothing of layer 3; gather the statistics again"):
         convert(MINI_LLAVA, tmp_path / "out", mask, compensation="head-ls", statistics=statistics)
 
 

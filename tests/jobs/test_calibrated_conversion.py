@@ -183,7 +183,8 @@ def test_a_kill_of_a_calibrated_conversion_leaves_nothing_beside_out(
         (("--statistics", "s", "--image-weight", "1.5"), 2, "--image-weight 1.5: give a share from 0 to 1"),
         (("--statistics", "s", "--device", "abacus"), 2, "--device abacus"),
         (("--calibration", "nowhere.json"), 3, "nowhere.json"),
-        (("--statistics", "nowhere"), 2, "is no description of statistics"),
+        (("--statistics", "nowhere"), 2, "nowhere: no such directory; give a directory that --save-statistics made"),
+        (("--statistics", "."), 2, "has no statistics.json, so it holds no statistics; give a directory that"),
         (("--calibration", "q.json", "--statistics", "s"), 2, "one of the two"),
     ],
 )
@@ -210,4 +211,4 @@ def test_statistics_of_another_geometry_are_refused(tmp_path: Path, mini_mask_fi
     (other / "statistics.json").write_text(json.dumps(content | {"head_dim": 64}))
     outcome = convert(tmp_path / "out", mini_mask_file, "--compensate", "least-squares", "--statistics", other)
     assert outcome.exit_code == 2
-    assert "head_dim is 64, but 16 is needed" in outcome.error
+    assert "head_dim is 64, but this checkpoint's is 16; gather statistics of this one" in outcome.error

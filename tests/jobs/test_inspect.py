@@ -138,3 +138,9 @@ def test_broken_scores_are_named_as_such(scores: Path) -> None:
     outcome = run_here("inspect", scores)
     assert outcome.exit_code == 2
     assert outcome.error.startswith(f"{scores}: ")
+
+
+def test_what_is_not_there_is_neither_a_checkpoint_nor_a_mask(tmp_path: Path) -> None:
+    outcome = run_here("inspect", tmp_path / "msk.json", "--checkpoint", MINI_LLAVA)
+    assert outcome.exit_code == 2
+    assert outcome.error == f"{tmp_path / 'msk.json'}: no such file or directory, and no name on the Hub"

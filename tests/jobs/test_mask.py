@@ -86,6 +86,15 @@ def test_global_divides_by_the_energy_of_the_residual_stream(tmp_path: Path, que
         ),
         ((MINI_LLAVA, "-o", "m.json", "--metric", "magnitude", "--save-scores", "m.json", *UNIFORM), "same name"),
         ((MINI_LLAVA, "-o", "m.json", "--metric", "random", "--schedule", "uniform"), "rate"),
+        (
+            ("--scores", "s.json", "-o", "m.json", *UNIFORM, "--calibration", "q.json"),
+            "--calibration is for a checkpoint to score, and --scores were made before; leave one out",
+        ),
+        ((MINI_LLAVA, "-o", "m.npy", "--metric", "random", *UNIFORM), "m.npy: is written as JSON; give it a name that"),
+        (
+            (MINI_LLAVA, "-o", "m.json", "--metric", "random", *UNIFORM, "--save-scores", "s.pt"),
+            "s.pt: is written as JSON; give it a name that ends in .json",
+        ),
         ((MINI_LLAVA, "-o", "m.json", "--metric", "random", "--device", "tpu9", *UNIFORM), "there is no such device"),
     ],
 )

@@ -116,12 +116,10 @@ def test_a_calibration_file_has_flags_even_where_they_look_like_head_numbers(tmp
     assert mask.pruned == ((1,), (0,), ())
 
 
-def test_notes_in_a_calibration_file_are_named_and_not_read(tmp_path: Path) -> None:
-    path = tmp_path / "mask.json"
-    path.write_text(json.dumps(calibration(gamma=0.4, pruning_rate=0.3)))
-    mask = load_mask(path, GEOMETRY)
-    assert "not read: " in mask.file.how_read
-    assert "gamma, pruning_rate" in mask.file.how_read
+@pytest.mark.parametrize("name", ["polarity", "keep", "gamma"])
+def test_a_field_that_a_calibration_file_does_not_have_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(MaskError, match=f"'{name}' is not a field of an S4 calibration file; remove it"):
+        load(tmp_path, calibration(**{name: "keep"}))
 
 
 @pytest.mark.parametrize("factor", [1.4545, 2, 1e-6, 1e6])

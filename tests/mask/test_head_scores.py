@@ -104,6 +104,16 @@ REFUSED: dict[str, tuple[object, str]] = {
     "infinity": ('{"0": [0.5, 0.1, 2], "1": [-Infinity, 0.1, 0.2]}', "layer 1, head 0: the score -inf is not a fin"),
     "1e400": ('{"0": [0.5, 0.1, 2], "1": [0.5, 1e400, 0.2]}', "layer 1, head 1: the score inf is not a finite"),
     "an integer that no float holds": ({"0": [0.5, 10**400, 0]}, "layer 0, head 1: the score 1000000"),
+    "NaN in saliency by layer": (
+        '{"saliency_scores": {"0": [0.5, NaN]}}',
+        "layer 0, head 1: the score nan is not a fin",
+    ),
+    "NaN in saliency rows": ('{"saliency_scores": [[0.5, NaN]]}', "layer 0, head 1: the score nan is not a finite"),
+    "native, NaN": (json.dumps(NATIVE).replace("[0.5, ", "[NaN, "), "layer 0, head 0: the score nan is not a finite"),
+    "native, NaN of a normaliser": (
+        native(provenance={"residual_energy": [1.0, math.nan]}),
+        "provenance cannot be written as JSON",
+    ),
     "NaN among samples": ('{"0-0": [0.5, NaN]}', "layer 0, head 0: the score nan is not a finite number"),
     "samples that add up to infinity": ({"0-0": [1e308, 1e308]}, "layer 0, head 0: the scores add up to infinity"),
     "no samples": ({"0-0": []}, "layer 0, head 0: has no score"),

@@ -103,7 +103,7 @@ REFUSED = {
         ["--schedule", "uniform", "--rate", "0.2", "--granularity", "group"],
         "--granularity group needs --num-kv-heads",
     ),
-    "a rate in percent": (["--schedule", "uniform", "--rate", "30%"], "rate '30%' is not a number from 0 to 1"),
+    "a rate in percent": (["--schedule", "uniform", "--rate", "30%"], "rate '30%' is not a number from 0 to below 1"),
 }
 
 

@@ -96,7 +96,7 @@ def made(scores: HeadScores, text: str, rate: str | None = None, **options: Any)
     try:
         return prune_lowest(scores, parse_schedule(text, rate, **options), **grouping)
     except MaskError as error:
-        assert "prunes no head" in str(error)
+        assert re.search("prunes no (head|kv group)", str(error))
     except UsageError as error:
         assert re.search("asks for .* can go", str(error))
     assume(False)
@@ -187,13 +187,13 @@ def test_global_divides_by_the_normalisers_of_the_scores() -> None:
     "rate", ["", "1", "1.0", "-0.1", "30%", "0.3.1", "1e-1", "1/3", "nan", "inf", " 0.3", "\u0660.\u0663"]
 )
 def test_a_rate_is_a_decimal_number_below_one(rate: str) -> None:
-    with pytest.raises(UsageError, match=re.escape(f"`rate` {rate!r} is not a number from 0 to 1")):
+    with pytest.raises(UsageError, match=re.escape(f"`rate` {rate!r} is not a number from 0 to below 1")):
         exact_rate(rate)
 
 
 @pytest.mark.parametrize("rate", [True, 1, -1, 1.5, math.nan, math.inf, Decimal("NaN"), Fraction(3, 2), None])
 def test_a_rate_from_python_is_checked_too(rate: Any) -> None:
-    with pytest.raises(UsageError, match="is not a number from 0 to 1"):
+    with pytest.raises(UsageError, match="is not a number from 0 to below 1"):
         exact_rate(rate)
 
 
@@ -214,7 +214,7 @@ def test_three_tenths_are_three_tenths(rate: Any) -> None:
         ("bands", {}, "band '' has no rate"),
         ("bands:", {}, "band '' has no rate"),
         ("bands:0-31", {}, "band '0-31' has no rate; write it as 0-5:0.2"),
-        ("bands:0-31:2", {}, "`rate` '2' is not a number from 0 to 1"),
+        ("bands:0-31:2", {}, "`rate` '2' is not a number from 0 to below 1"),
         ("bands:0-5:0,5-31:0.2", {}, "layer 5: is in two bands"),
         ("bands:0-5:0,7-31:0.2", {}, "layer 6: is in no band"),
         ("bands:0-32:0.2", {}, "layer 32: out of range, there are layers 0 to 31"),
@@ -236,9 +236,41 @@ def test_a_schedule_that_cannot_be_followed_is_refused(text: str, options: dict[
         counts_of(text, options.pop("rate", None), **options)
 
 
-def test_a_rate_that_prunes_nothing_is_refused() -> None:
-    with pytest.raises(MaskError, match="prunes no head"):
-        counts_of("uniform", "0.01")
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        ("uniform", {"rate": "0.01"}, "uniform at 0.01 prunes no head, with 32 in each of 32 layers; "),
+        ("adaptive", {"rate": "0.0005"}, "adaptive at 0.0005 prunes no head, with 32 in each of 32 layers; "),
+        ("global", {"rate": "0", "protect": "0-30"}, "global at 0 prunes no head, with 32 in each of 32 layers; "),
+        ("bands:0-31:0.015", {}, "bands:0-31:0.015 prunes no head, with 32 in each of 32 layers; "),
+    ],
+)
+def test_a_rate_that_prunes_nothing_is_told_the_smallest_that_prunes(
+    text: str, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(MaskError) as caught:
+        counts_of(text, options.get("rate"), protect=options.get("protect"))
+    told = re.fullmatch(re.escape(message) + r"the smallest rate that prunes one is (0\.[0-9]+)", str(caught.value))
+    assert told, caught.value
+    smallest, less = told[1], f"{float(told[1]) - 1e-6:.6f}"
+    if text.startswith("bands"):
+        assert sum(counts_of(f"bands:0-31:{smallest}")) > 0
+        with pytest.raises(MaskError):
+            counts_of(f"bands:0-31:{less}")
+    else:
+        assert sum(counts_of(text, smallest, protect=options.get("protect"))) > 0
+        with pytest.raises(MaskError):
+            counts_of(text, less, protect=options.get("protect"))
+
+
+def test_where_no_rate_prunes_a_head_none_is_named() -> None:
+    with pytest.raises(MaskError, match=r"^uniform at 0\.5 prunes no head, .*; protect fewer layers$"):
+        counts_of("uniform", "0.5", protect="0-31")
+
+
+def test_a_rate_that_prunes_no_group_counts_groups() -> None:
+    with pytest.raises(MaskError, match=r"prunes no kv group, with 8 in each of 32 layers; .* is 0\.0625$"):
+        prune_lowest(scores_of(32, 32), parse_schedule("uniform", "0.06"), granularity="group", num_kv_heads=8)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModel, AutoTokenizer, LlavaForConditionalGeneration
 
@@ -18,7 +19,7 @@ from s4convert.calibration.inputs import Inputs, make_inputs
 from s4convert.calibration.samples import Sample, read_samples
 from s4convert.checkpoint import Checkpoint
 from s4convert.demo import QUESTIONS
-from s4convert.errors import CalibrationError, UsageError
+from s4convert.errors import CalibrationError, CheckpointError, UsageError
 from s4convert.mask.head_scores import HeadScores
 from s4convert.model.front_end import load_processor
 from s4convert.saliency import METRICS, score_heads
@@ -306,6 +307,40 @@ def test_magnitude_is_the_norm_of_the_product() -> None:
             columns = slice(16 * head, 16 * head + 16)
             expected = np.linalg.norm(output_weight(layer)[:, columns] @ values[columns])
             assert found.scores[layer][head] == pytest.approx(expected, rel=1e-12)
+
+
+def spoil(path: Path, projection: str, value: float) -> None:
+    """Put *value* into a weight of layer 5, head 3."""
+    name = f"language_model.model.layers.5.self_attn.{projection}_proj.weight"
+    shard = path / Checkpoint.open(path).tensors[name].shard
+    tensors = load_file(shard)
+    tensors[name][48, 48] = value
+    save_file(tensors, shard, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("projection", ["v", "o"])
+def test_a_weight_that_is_not_finite_has_no_magnitude(mini_llava: Path, projection: str, value: float) -> None:
+    spoil(mini_llava, projection, value)
+    message = rf"layers\.5\.self_attn\.{projection}_proj\.weight \(layer 5\) holds NaN or infinity"
+    with pytest.raises(CheckpointError, match=message):
+        score_heads(Checkpoint.open(mini_llava), "magnitude")
+
+
+@pytest.mark.parametrize("metric", ["cross-attention", "energy", "reconstruction"])
+@pytest.mark.parametrize("projection", ["q", "v", "o"])
+def test_a_weight_that_is_not_finite_gives_no_score(mini_llava: Path, metric: str, projection: str) -> None:
+    spoil(mini_llava, projection, float("nan"))
+    with pytest.raises(CheckpointError, match="layer 5: hidden states are not finite"):
+        score_heads(Checkpoint.open(mini_llava), metric, calibration=FILE, images=QUESTIONS, num_samples=1)
+
+
+@pytest.mark.parametrize("metric", ["energy", "reconstruction", "magnitude"])
+def test_no_metric_makes_a_score_of_what_is_no_number(metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seams.read_projections_as(monkeypatch, float("nan"))  # of which max(0.0, ...) is 0.0
+    inputs = [] if metric == "magnitude" else some_inputs(128, [(2, 16, 3)])
+    with pytest.raises(CalibrationError, match=f"{metric}: layer 0, head 0: the score nan is not a finite number"):
+        score_inputs(Checkpoint.open(MINI_LLAVA), metric, inputs, Settings(), {})
 
 
 def test_random_is_numpys_and_seeded() -> None:

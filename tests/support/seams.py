@@ -134,3 +134,9 @@ def fitted_layers(patch: pytest.MonkeyPatch) -> list[int]:
 
     patch.setattr(_fitting, "choose", counted)
     return layers
+
+
+def read_projections_as(patch: pytest.MonkeyPatch, value: float) -> None:
+    """Let every projection that a metric or a fit reads be full of *value*."""
+    read = _checkpoint.Checkpoint.read_projection
+    patch.setattr(_checkpoint.Checkpoint, "read_projection", lambda *place: np.full_like(read(*place), value))

@@ -44,12 +44,6 @@ from .layer_lists import (
 )
 from .scores import are_scores, read_scores
 
-# The fields of other formats, for heads, scores and factors.
-_OF_OTHER_FORMATS = (
-    *("format", "pruned", "kept", "kept_heads", "components", "head_mask", "heads", "mask"),
-    *("scores", "saliency_scores", "scale", "scales"),
-)
-
 
 def read_json(content: Any, hints: Hints) -> tuple[HeadMask, str]:
     """(the mask that parsed JSON describes, in words how it was read); MaskError where it is malformed."""
@@ -104,10 +98,7 @@ def _scores(content: dict[str, Any], hints: Hints) -> tuple[HeadMask, str]:
 
 def _s4_calibration(content: dict[str, Any], hints: Hints) -> tuple[HeadMask, str]:
     geometry = hints.geometry
-    known = ("pruned_heads", "total_pruned_heads", "total_heads")
-    # The totals prove what a 1 means, so unknown fields do no harm, except those that may hold another mask.
-    notes = [name for name in content if name not in (*known, *SIZES, *_OF_OTHER_FORMATS)]
-    _check_fields(content, "an S4 calibration file", *known, *notes)
+    _check_fields(content, "an S4 calibration file", "pruned_heads", "total_pruned_heads", "total_heads")
     _check_sizes(content, geometry)
     hints.refuse_schedule("an S4 calibration mask")
     if hints.polarity == "keep":
@@ -125,8 +116,7 @@ def _s4_calibration(content: dict[str, Any], hints: Hints) -> tuple[HeadMask, st
     for name, count in counted.items():
         if not is_integer(content.get(name)) or content[name] != count:
             raise MaskError(f"{name} is {shown(content.get(name))}, but the lists add up to {count}")
-    not_read = f" (not read: {shown(', '.join(notes))})" if notes else ""
-    return make_mask(pruned, geometry), f"S4 calibration, 1 = pruned{not_read}"
+    return make_mask(pruned, geometry), "S4 calibration, 1 = pruned"
 
 
 def _kept_heads(content: dict[str, Any], hints: Hints) -> tuple[HeadMask, str]:
