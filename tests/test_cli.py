@@ -496,7 +496,7 @@ def test_a_misspelt_command_is_told_so(source: Path, word: str, meant: str) -> N
 def test_a_word_that_is_neither_a_command_nor_a_checkpoint_is_told_so(source: Path, out: Path) -> None:
     outcome = run_here("-v", "validate", source, out, "--mask", "mask.json")
     assert outcome.exit_code == 2
-    commands = "inspect, verify, mask, push, demo"
+    commands = "inspect, verify, reproduce, mask, push, demo"
     assert outcome.error.startswith(f"no such command or directory: 'validate'; the commands are {commands}")
 
 

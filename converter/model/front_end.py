@@ -454,7 +454,11 @@ def _read_tower(directory: Path) -> Any:
     given = config.get("vision_config") if config.get("model_type") == "clip" else config
     stock_config = CLIPVisionConfig(**_tower_entries(given, stored, where))
     _check_stored(CLIPVisionModel, stock_config, stored, where)
-    return CLIPVisionModel.from_pretrained(directory, config=stock_config)
+    tower, loading = CLIPVisionModel.from_pretrained(directory, config=stock_config, output_loading_info=True)
+    absent = sorted(name for name in loading["missing_keys"] if not name.endswith(".position_ids"))
+    if absent:  # stock code makes them up
+        raise CheckpointError(f"{directory}: the vision tower has no weights for {absent[0]}; restore its files")
+    return tower
 
 
 def _read(checkpoint: Checkpoint, tensor: StoredTensor, rows: int | None) -> torch.Tensor:

@@ -12,7 +12,6 @@ import pytest
 
 import s4convert
 from s4convert.errors import printable, text_of
-from tests.conftest import MINI_LLAVA
 from tests.support.command_line import Outcome, run, run_here
 from tests.support.synthetic import Spec, read_safetensors, write_checkpoint, write_safetensors
 
@@ -131,7 +130,7 @@ def test_an_argument(arguments: tuple[str, ...]) -> None:
     assert_harmless(run_here(*arguments), exit_code=2, told="owned")
 
 
-def test_a_library_that_logs_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_library_that_logs_a_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Here the step that looks for the statistics does, as any may."""
 
     def log(path: Path) -> bool:
@@ -139,7 +138,7 @@ def test_a_library_that_logs_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
         return False
 
     monkeypatch.setattr(Path, "is_file", log)
-    assert_harmless(run_here("inspect", MINI_LLAVA.with_name("none")), exit_code=2)
+    assert_harmless(run_here("inspect", tmp_path), exit_code=2)
 
 
 def test_a_name_that_the_terminals_encoding_lacks(source: Path, tmp_path: Path, mask: Path) -> None:

@@ -187,7 +187,9 @@ def test_statistics_that_cannot_be_listed_are_an_error_of_the_disk(
 ) -> None:
     directory = tmp_path / "statistics"
     directory.mkdir()
-    (directory / "statistics.json").write_text('{"format": "s4convert-statistics/1", "num_layers": 2}')
+    sizes = ("num_layers", "num_heads", "num_kv_heads", "head_dim", "hidden_size")
+    description = {"format": "s4convert-statistics/1"} | dict.fromkeys(sizes, 2)
+    (directory / "statistics.json").write_text(json.dumps(description))
     with failure(directory), pytest.raises(StorageError, match="statistics: cannot be read: "):
         Statistics(directory).check_new()
     with failure(directory):
@@ -431,7 +433,7 @@ def test_a_description_of_statistics_that_never_ends_is_refused_unread(
     tmp_path: Path, spoil: Callable[[Path], None]
 ) -> None:
     spoil(tmp_path / "statistics.json")
-    with pytest.raises(CalibrationError, match=r"statistics\.json: "):
+    with pytest.raises(CalibrationError, match=r"statistics\.json"):
         read_description(tmp_path)
 
 

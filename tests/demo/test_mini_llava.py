@@ -53,7 +53,7 @@ def test_its_original_layout_converts_to_the_same_edits(tmp_path: Path, mini_mas
     write_original_layout(MINI_LLAVA, source, tmp_path / "tower", num_shards=num_shards)
     report = s4convert.convert(source, tmp_path / "llava-mini-pruned", mini_mask)
     assert report.behaviour is not None
-    assert report.behaviour.probe.startswith("3 text prompts (no images:")
+    assert report.behaviour.probe == "3 text prompts, 2 image prompts"
 
     s4convert.convert(MINI_LLAVA, tmp_path / "mini", mini_mask, check_behaviour=False)
     original, hugging_face = (Checkpoint.open(tmp_path / name) for name in ("llava-mini-pruned", "mini"))
