@@ -318,6 +318,7 @@ def verify(original: str, converted: str, as_json: bool, verbose: int, **setting
     click.option("--calibration", type=FILE, metavar="FILE", help="The data that its compensation was fitted to."),
     click.option("--images", type=FILE, metavar="DIR", help="The directory of its images."),
     click.option("--statistics", type=FILE, metavar="DIR", help="What was kept of the data, in its place."),
+    _VISION_TOWER,
 )
 @options("Checks", _JOBS)
 @options("Messages", *_SHARED)

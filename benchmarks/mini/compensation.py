@@ -66,7 +66,7 @@ def measure(scratch: Path, num_questions: int) -> tuple[Found, Accuracy]:
     evenly.gather(checkpoint, data, range(checkpoint.geometry.num_layers), progress=True)
     converted: dict[tuple[str, int, str], Path] = {}
     for metric in METRICS:
-        scores = score_heads(checkpoint, metric, calibration=data.file, images=data.images, progress=True)
+        scores = score_heads(checkpoint, metric, samples=data.read, progress=True)
         for heads, rate in RATES.items():
             mask = prune_lowest(scores, parse_schedule("uniform", rate))
             for row in ROWS:

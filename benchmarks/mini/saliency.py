@@ -61,6 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--questions", type=int, default=400, help="half of them with an image")
     arguments = parser.parse_args()
+    from s4convert.calibration.samples import read_samples
     from s4convert.checkpoint import Checkpoint
     from s4convert.saliency import score_heads
 
@@ -69,14 +70,14 @@ def main() -> None:
         half = arguments.questions // 2
         write_scienceqa(questions, num_image=half, num_text=half, seed=HELD_OUT_SEED)
         write_scienceqa(calibration, num_image=50, num_text=50, seed=CALIBRATION_SEED)
+        samples = read_samples(calibration / "questions.json", calibration / "images")
         tasks = []
         for metric in METRICS:
             for seed in RANDOM_SEEDS if metric == "random" else (0,):
                 scores = score_heads(
                     Checkpoint.open(MINI_LLAVA),
                     metric,
-                    calibration=calibration / "questions.json",
-                    images=calibration / "images",
+                    samples=samples,
                     seed=seed,
                     progress=True,
                 )

@@ -42,8 +42,9 @@ class Sample:
 
 @dataclass(frozen=True)
 class Samples:
-    """The samples taken from a file, and its *sha256*."""
+    """The samples taken from a *file*, which is named without its path, and its *sha256*."""
 
+    file: str
     samples: tuple[Sample, ...]
     sha256: str
 
@@ -80,7 +81,7 @@ def read_samples(path: Path | str, images: Path | str | None = None, num_samples
         raise CalibrationError(f"{path}: holds no samples; give a file of questions or texts")
     if num_samples is not None and num_samples > available:
         _log.warning("%s: holds %d samples, fewer than %d", path, available, num_samples)
-    return Samples(tuple(samples), hashlib.sha256(content).hexdigest())
+    return Samples(path.name, tuple(samples), hashlib.sha256(content).hexdigest())
 
 
 def _texts(text: str) -> list[str]:

@@ -150,7 +150,7 @@ class Statistics:
             S4ConvertError: as in :func:`read_samples`, :func:`make_inputs` and :func:`stream_layers`.
         """
         inputs = make_inputs(checkpoint, data.read.samples, tower=tower, device=data.device, progress=progress)
-        calibration = {"file": data.file.name, "sha256": data.read.sha256}
+        calibration = {"file": data.read.file, "sha256": data.read.sha256}
         self.gather_inputs(
             checkpoint,
             inputs,

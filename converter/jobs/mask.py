@@ -137,16 +137,14 @@ def _score(checkpoint: Path | str | None, options: MaskOptions) -> tuple[HeadSco
 
     assert checkpoint is not None and options.metric is not None  # _check_arguments
     opened = open_checkpoint(checkpoint, progress=options.progress)
-    tower = None
+    samples, tower = None, None
     if options.calibration is not None:
-        has_images = read_samples(options.calibration, options.images, options.num_samples).has_images
-        tower = locate_tower(opened, options.vision_tower, needed=has_images, progress=options.progress)
+        samples = read_samples(options.calibration, options.images, options.num_samples)
+        tower = locate_tower(opened, options.vision_tower, needed=samples.has_images, progress=options.progress)
     scores = score_heads(
         opened,
         options.metric,
-        calibration=options.calibration,
-        images=options.images,
-        num_samples=options.num_samples,
+        samples=samples,
         gamma=options.gamma,
         seed=options.seed,
         device=options.device,
@@ -164,7 +162,10 @@ def _check_arguments(outputs: list[Path], checkpoint: Path | str | None, options
     for name in ("metric", "calibration", "images", "num_samples", "vision_tower"):
         if options.scores is not None and getattr(options, name) is not None:
             raise UsageError(f"`{name}` is for a checkpoint to score, and `scores` were made before; leave one out")
-    if options.vision_tower is not None and options.calibration is None:
-        raise UsageError("`vision_tower` is for images; give calibration data with `calibration`, or leave it out")
+    if options.num_kv_heads is not None and options.scores is None:
+        raise UsageError("`num_kv_heads` is for `scores`; a checkpoint says it itself, leave it out")
+    for name in ("images", "num_samples", "vision_tower"):
+        if options.calibration is None and getattr(options, name) is not None:
+            raise UsageError(f"`{name}` is about calibration data; give it with `calibration`")
     if len({path.absolute() for path in outputs}) < len(outputs):
         raise UsageError(f"{outputs[0]}: two outputs have the same name; choose another")

@@ -53,6 +53,7 @@ def reproduce(
     calibration: Path | str | None = None,
     images: Path | str | None = None,
     statistics: Path | str | None = None,
+    vision_tower: Path | str | None = None,
     jobs: int | None = None,
     progress: bool = False,
 ) -> Reproduction:
@@ -60,7 +61,8 @@ def reproduce(
 
     Both are directories, or ``org/name[@revision]`` on the Hub; *source* may be left out where the manifest names one
     on the Hub. A compensation that was fitted to data needs the same data: *calibration* with the directory *images*,
-    or the *statistics* that were kept of it. The work is done in a hidden directory beside *converted*, or in the
+    or the *statistics* that were kept of it; and where one was given for the images of an original LLaVA, the same
+    *vision_tower*. The work is done in a hidden directory beside *converted*, or in the
     working directory for a name on the Hub; it takes as much space, and is removed.
 
     Raises:
@@ -79,6 +81,7 @@ def reproduce(
         source = stated.source
     options = ConvertOptions(
         **_settings(stated, calibration, images, statistics),
+        vision_tower=vision_tower,
         shard_size=stated.shard_bytes,
         allow_converted=True,
         allow_name=True,

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from ..checkpoint import CONFIG_FILE, Checkpoint, StoredTensor, read_json_object
 from ..checkpoint.families import HUGGING_FACE, ORIGINAL
 from ..checkpoint.shards import open_shards
+from ..checkpoint.sidecars import list_files
 from ..checkpoint.tensors import TensorEntry
 from ..checkpoint.torch_file import torch_dtype
 from ..errors import CheckpointError, S4ConvertError, StorageError, enough_memory, shown
@@ -502,6 +503,7 @@ def _tower_directory(checkpoint: Checkpoint, given: Path | None) -> Path:
             raise CheckpointError(f"{where}: images with {setting} {config[setting]!r} are not supported; {way_out}")
     if not isinstance(config.get("mm_vision_select_layer"), int):
         raise CheckpointError(f"{where}: has no mm_vision_select_layer, and images need it; mend the config")
+    list_files(directory)  # stock code would wait for a pipe for ever
     tower_type = read_json_object(directory / CONFIG_FILE).get("model_type")
     if tower_type not in ("clip", "clip_vision_model"):
         raise CheckpointError(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..calibration.inputs import Inputs, describe, make_inputs
-from ..calibration.samples import read_samples
+from ..calibration.samples import Samples
 from ..calibration.stream import stream_layers
 from ..checkpoint import Checkpoint
 from ..choices import GAMMA, IMAGE_WEIGHT
@@ -26,9 +26,7 @@ def score_heads(
     checkpoint: Checkpoint,
     metric: str,
     *,
-    calibration: Path | str | None = None,
-    images: Path | str | None = None,
-    num_samples: int | None = None,
+    samples: Samples | None = None,
     gamma: float = GAMMA,
     seed: int = 0,
     device: str = "cpu",
@@ -37,8 +35,7 @@ def score_heads(
 ) -> HeadScores:
     """A score for every head of *checkpoint* by the *metric*, a name in :data:`METRICS`.
 
-    *calibration* is a file of questions, whose images are in the directory *images*, or of plain text; its first
-    *num_samples* samples are used. ``magnitude`` and ``random`` need none. *gamma* is the weight of the mean in
+    *samples* are calibration data; ``magnitude`` and ``random`` need none. *gamma* is the weight of the mean in
     ``cross-attention``, *seed* the seed of ``random``. *tower* is the directory of the vision tower, see
     :func:`~s4convert.model.front_end.open_front_end`. The same arguments on the same machine give the same scores, bit
     for bit. With calibration data, the provenance has the ``residual_energy`` that the schedule ``global`` divides by.
@@ -50,15 +47,12 @@ def score_heads(
         StorageError: a file cannot be read.
     """
     settings = Settings(gamma, seed, device)
-    _check(metric, settings, has_data=calibration is not None)
-    if calibration is None:
-        if images is not None or num_samples is not None:
-            raise UsageError("`images` and `num_samples` belong to calibration data; give it with `calibration`")
+    _check(metric, settings, has_data=samples is not None)
+    if samples is None:
         return score_inputs(checkpoint, metric, [], settings, {}, progress=progress)
-    data = read_samples(calibration, images, num_samples)
-    inputs = make_inputs(checkpoint, data.samples, tower=tower, device=device, progress=progress)
-    provenance = {"file": Path(calibration).name}
-    return score_inputs(checkpoint, metric, inputs, settings, provenance, sha256=data.sha256, progress=progress)
+    inputs = make_inputs(checkpoint, samples.samples, tower=tower, device=device, progress=progress)
+    provenance = {"file": samples.file}
+    return score_inputs(checkpoint, metric, inputs, settings, provenance, sha256=samples.sha256, progress=progress)
 
 
 def score_inputs(

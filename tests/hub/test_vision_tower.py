@@ -199,7 +199,7 @@ def test_a_tower_that_is_given_must_be_one_even_where_no_image_is_needed(
         (("IN", "OUT", "--mask", "MASK"), "is not in LLaVA's original layout, which alone has its vision tower"),
         (
             ("mask", "IN", "-o", "MADE", "--metric", "random", "--schedule", "uniform", "--rate", "0.3"),
-            "--vision-tower is for images; give calibration data with --calibration",
+            "--vision-tower is about calibration data; give it with --calibration",
         ),
     ],
 )

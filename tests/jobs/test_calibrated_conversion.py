@@ -158,14 +158,14 @@ def test_a_kill_of_a_calibrated_conversion_leaves_nothing_beside_out(
     tmp_path: Path, mini_mask_file: Path, questions: Path
 ) -> None:
     out = tmp_path / "out"
-    options = {"compensation": "least-squares", "num_samples": 3, "card": False}
+    options = {"compensation": "least-squares", "num_samples": 2, "card": False}
     options |= {"calibration": str(questions / "questions.json"), "images": str(questions / "images")}
     s4convert.convert(MINI_LLAVA, out, mini_mask_file, check_behaviour=False, **options)
     expected = digests(out)
     shutil.rmtree(out)
-    what = {"killed_at_moments": {"moments": 20}, "killed_behind_the_commit": {}}
+    what = {"killed_at_moments": {"moments": 8}, "killed_behind_the_commit": {}}
     at_moments, behind_the_commit = in_forked_children(MINI_LLAVA, out, mini_mask_file, what, **options)
-    assert len(at_moments) == 20
+    assert len(at_moments) == 8
     assert_nothing_or_all_was_left(at_moments, expected)
     assert len(behind_the_commit) > 2
     for entry in behind_the_commit:

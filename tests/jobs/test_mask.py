@@ -81,6 +81,14 @@ def test_global_divides_by_the_energy_of_the_residual_stream(tmp_path: Path, que
         ((MINI_LLAVA, "-o", "m.json", *UNIFORM), "give it with --metric"),
         ((MINI_LLAVA, "-o", "m.json", "--metric", "energy", *UNIFORM), "needs calibration data; give --calibration"),
         (
+            (MINI_LLAVA, "-o", "m.json", "--metric", "random", "--images", ".", *UNIFORM),
+            "--images is about calibration data; give it with --calibration",
+        ),
+        (
+            (MINI_LLAVA, "-o", "m.json", "--metric", "random", "--num-kv-heads", "2", *UNIFORM),
+            "--num-kv-heads is for --scores; a checkpoint says it itself",
+        ),
+        (
             (MINI_LLAVA, "-o", "m.json", "--metric", "magnitude", "--images", "x", *UNIFORM),
             "give it with --calibration",
         ),

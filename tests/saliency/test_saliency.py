@@ -92,7 +92,7 @@ def test_cross_attention_equals_that_of_the_full_eager_model(tmp_path: Path, lay
         assert attentions[-1][0].shape[-1] == len(is_image)
         positions.append(is_image)
     expected = directly_scored(attentions, positions)
-    found = score_heads(Checkpoint.open(directory), "cross-attention", calibration=FILE, images=QUESTIONS)
+    found = score_heads(Checkpoint.open(directory), "cross-attention", samples=read_samples(FILE, QUESTIONS))
     np.testing.assert_allclose(np.array(found.scores), expected, rtol=1e-5)
 
 
@@ -156,7 +156,7 @@ def output_weight(layer: int) -> np.ndarray:
 
 
 def test_energy_equals_that_of_stored_activations(activations: list[tuple[np.ndarray, np.ndarray]]) -> None:
-    found = score_heads(Checkpoint.open(MINI_LLAVA), "energy", calibration=FILE, images=QUESTIONS)
+    found = score_heads(Checkpoint.open(MINI_LLAVA), "energy", samples=read_samples(FILE, QUESTIONS))
     for layer, (rows, weights) in enumerate(activations):
         for head in range(8):
             columns = slice(16 * head, 16 * head + 16)
@@ -181,7 +181,7 @@ def refitted_error(
 def test_reconstruction_equals_greedy_refits_on_stored_activations(
     activations: list[tuple[np.ndarray, np.ndarray]],
 ) -> None:
-    found = score_heads(Checkpoint.open(MINI_LLAVA), "reconstruction", calibration=FILE, images=QUESTIONS)
+    found = score_heads(Checkpoint.open(MINI_LLAVA), "reconstruction", samples=read_samples(FILE, QUESTIONS))
     for layer in range(0, 8, 2):
         rows, weights = activations[layer]
         weight = output_weight(layer)
@@ -215,7 +215,7 @@ def test_residual_energy_is_that_of_the_hidden_states() -> None:
     expected = np.concatenate(text, axis=1).mean(1) / 2 + np.concatenate(image, axis=1).mean(1) / 2
     # Also where the metric itself looks at no data.
     for metric in ("energy", "random"):
-        found = score_heads(Checkpoint.open(MINI_LLAVA), metric, calibration=FILE, images=QUESTIONS)
+        found = score_heads(Checkpoint.open(MINI_LLAVA), metric, samples=read_samples(FILE, QUESTIONS))
         assert found.provenance["residual_energy"] == pytest.approx(expected.tolist(), rel=1e-6)
 
 
@@ -223,7 +223,7 @@ def test_residual_energy_is_that_of_the_hidden_states() -> None:
 def test_the_same_arguments_give_the_same_bits(metric: str) -> None:
     checkpoint = Checkpoint.open(MINI_LLAVA)
     one, other = (
-        json.dumps(score_heads(checkpoint, metric, calibration=FILE, images=QUESTIONS).to_json()) for _ in range(2)
+        json.dumps(score_heads(checkpoint, metric, samples=read_samples(FILE, QUESTIONS)).to_json()) for _ in range(2)
     )
     assert one == other
 
@@ -332,7 +332,7 @@ def test_a_weight_that_is_not_finite_has_no_magnitude(mini_llava: Path, projecti
 def test_a_weight_that_is_not_finite_gives_no_score(mini_llava: Path, metric: str, projection: str) -> None:
     spoil(mini_llava, projection, float("nan"))
     with pytest.raises(CheckpointError, match="layer 5: hidden states are not finite"):
-        score_heads(Checkpoint.open(mini_llava), metric, calibration=FILE, images=QUESTIONS, num_samples=1)
+        score_heads(Checkpoint.open(mini_llava), metric, samples=read_samples(FILE, QUESTIONS, 1))
 
 
 @pytest.mark.parametrize("metric", ["energy", "reconstruction", "magnitude"])
@@ -356,23 +356,23 @@ def test_random_is_numpys_and_seeded() -> None:
 def test_plain_text_gives_energy_but_no_cross_attention(tmp_path: Path) -> None:
     checkpoint, texts = Checkpoint.open(MINI_LLAVA), tmp_path / "texts.txt"
     texts.write_text("The box has two.\nThe cup has nine.\n")
-    found = score_heads(checkpoint, "energy", calibration=texts)
+    found = score_heads(checkpoint, "energy", samples=read_samples(texts))
     assert isinstance(found, HeadScores) and min(min(layer) for layer in found.scores) > 0
     assert found.provenance["calibration"]["image_tokens"] == 0
     with pytest.raises(CalibrationError, match="no sample has an image"):
-        score_heads(checkpoint, "cross-attention", calibration=texts)
+        score_heads(checkpoint, "cross-attention", samples=read_samples(texts))
 
 
 def test_samples_without_an_image_are_counted_in_words(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        score_heads(Checkpoint.open(MINI_LLAVA), "cross-attention", calibration=FILE, images=QUESTIONS, num_samples=99)
+        score_heads(Checkpoint.open(MINI_LLAVA), "cross-attention", samples=read_samples(FILE, QUESTIONS, 99))
     assert "holds 8 samples, fewer than 99" in caplog.text
     assert "4 of 8 samples have no image, so they have no score and do not count" in caplog.text
 
 
 def test_provenance_tells_what_was_measured() -> None:
     found = score_heads(
-        Checkpoint.open(MINI_LLAVA), "cross-attention", calibration=FILE, images=QUESTIONS, num_samples=2, gamma=0.5
+        Checkpoint.open(MINI_LLAVA), "cross-attention", samples=read_samples(FILE, QUESTIONS, 2), gamma=0.5
     )
     assert (found.provenance["metric"], found.provenance["gamma"]) == ("cross-attention", 0.5)
     calibration = found.provenance["calibration"]
@@ -385,10 +385,9 @@ def test_provenance_tells_what_was_measured() -> None:
     [
         ("entropy", {}, "no such metric; use one of cross-attention"),
         ("energy", {}, "needs calibration data; give `calibration`, or use one of magnitude, random"),
-        ("random", {"images": QUESTIONS}, "belong to calibration data"),
         ("random", {"seed": -1}, "`seed` -1"),
         ("random", {"device": "abacus"}, "there is no such device"),
-        ("cross-attention", {"calibration": FILE, "images": QUESTIONS, "gamma": float("nan")}, "`gamma` nan"),
+        ("cross-attention", {"samples": read_samples(FILE, QUESTIONS), "gamma": float("nan")}, "`gamma` nan"),
     ],
 )
 def test_bad_requests(metric: str, options: dict[str, Any], message: str) -> None:
