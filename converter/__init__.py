@@ -1,8 +1,9 @@
 """Rewrite a LLaVA checkpoint on disk so that pruned attention heads stay pruned.
 
 The jobs are what the command line does: :func:`convert` (and :func:`plan_conversion`, its dry run),
-:func:`verify_conversion`, :func:`reproduce`, :func:`inspect`, :func:`make_mask`, :func:`push` (and :func:`plan_push`),
-:func:`convert_and_push`, :func:`demonstrate`. Each takes its options as keywords or as a frozen object.
+:func:`verify_conversion`, :func:`reproduce`, :func:`evaluate`, :func:`inspect`, :func:`make_mask`, :func:`push` (and
+:func:`plan_push`), :func:`convert_and_push`, :func:`demonstrate`. Each takes its options as keywords or as a frozen
+object.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from .jobs.convert import convert as convert
     from .jobs.convert import plan_conversion as plan_conversion
     from .jobs.demo import demonstrate as demonstrate
+    from .jobs.evaluate import EvaluateOptions as EvaluateOptions
+    from .jobs.evaluate import evaluate as evaluate
     from .jobs.inspect import inspect as inspect
     from .jobs.mask import MaskOptions as MaskOptions
     from .jobs.mask import make_mask as make_mask
@@ -57,6 +60,7 @@ _HOMES = {
     ".hub.push": ("plan_push", "push"),
     ".jobs.convert": ("ConvertOptions", "convert", "plan_conversion"),
     ".jobs.demo": ("demonstrate",),
+    ".jobs.evaluate": ("EvaluateOptions", "evaluate"),
     ".jobs.inspect": ("inspect",),
     ".jobs.mask": ("MaskOptions", "make_mask"),
     ".jobs.push": ("convert_and_push",),

@@ -15,6 +15,13 @@ METRICS: tuple[Metric, ...] = get_args(Metric)
 COMPENSATIONS: tuple[Compensation, ...] = get_args(Compensation)
 SCHEDULES = "uniform, adaptive, global or bands:0-5:0,6-31:0.3"
 
+# The prompts of LLaVA's conversation.py, and the one that lies with a checkpoint.
+CONVERSATIONS = ("vicuna_v1", "mistral_instruct", "chatml_direct")
+CHAT_TEMPLATE = "chat-template"
+DTYPES = ("float32", "float16", "bfloat16")
+BATCH_SIZE = 8  # questions at a time
+MAX_NEW_TOKENS = 64  # of an answer
+
 GAMMA = 0.4  # the weight of the mean in cross-attention
 HOLDOUT = 0.2  # the share of calibration samples that fits are judged by
 IMAGE_WEIGHT = 0.5  # the share of the image tokens in mixed moments, however many they are

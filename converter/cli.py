@@ -18,7 +18,20 @@ import click
 from click.shell_completion import CompletionItem, shell_complete
 
 from . import process
-from .choices import COMPENSATIONS, GAMMA, GRANULARITIES, HOLDOUT, IMAGE_WEIGHT, METRICS, POLARITIES
+from .choices import (
+    BATCH_SIZE,
+    CHAT_TEMPLATE,
+    COMPENSATIONS,
+    CONVERSATIONS,
+    DTYPES,
+    GAMMA,
+    GRANULARITIES,
+    HOLDOUT,
+    IMAGE_WEIGHT,
+    MAX_NEW_TOKENS,
+    METRICS,
+    POLARITIES,
+)
 from .errors import printable
 from .version import __version__
 
@@ -308,6 +321,55 @@ def verify(original: str, converted: str, as_json: bool, verbose: int, **setting
 
     report = verify_conversion(original, converted, **settings, progress=True)
     click.echo(json.dumps(report.to_json(), indent=1) if as_json else report.to_text())
+
+
+@cli.command()
+@click.argument("checkpoints", metavar="CKPT...", nargs=-1, required=True, type=click.Path())
+@options(
+    "Questions",
+    click.option("--questions", type=FILE, metavar="FILE", help="LLaVA's question file, VQA lines, or problems.json."),
+    click.option("--images", type=FILE, metavar="DIR", help="The directory of their images."),
+    click.option("--split", default="test", show_default=True, help="Of ScienceQA's own files."),
+    click.option("--text", type=FILE, metavar="FILE", help="Plain text, whose perplexity is measured."),
+    click.option("--num-samples", type=click.IntRange(min=1), metavar="N", help="Take the first N.  [default: all]"),
+)
+@options(
+    "Model",
+    click.option(
+        "--conversation",
+        type=click.Choice((*CONVERSATIONS, CHAT_TEMPLATE)),
+        help="The prompt it was trained with, where its files do not say it.",
+    ),
+    _VISION_TOWER,
+    click.option("--device", default="cpu", show_default=True, help="Where the model runs: cpu or cuda."),
+    click.option("--dtype", type=click.Choice(DTYPES), help="[default: as stored on cuda, float32 on cpu]"),
+    click.option("--batch-size", type=click.IntRange(min=1), default=BATCH_SIZE, show_default=True, metavar="N"),
+    click.option(
+        "--max-new-tokens",
+        type=click.IntRange(min=1),
+        default=MAX_NEW_TOKENS,
+        show_default=True,
+        metavar="N",
+        help="Where an answer is cut.",
+    ),
+)
+@options(
+    "Output",
+    click.option("--samples", type=FILE, metavar="FILE", help="Keep every answer there, as JSON lines."),
+    click.option("--force", is_flag=True, help="Replace a file that stands there."),
+)
+@options("Messages", *_SHARED)
+def evaluate(checkpoints: tuple[str, ...], as_json: bool, verbose: int, **settings: Any) -> None:
+    """Ask checkpoints the same questions, and say what is left of the first one's answers.
+
+    CKPT is a directory, or org/name[@revision] on the Hub. A single conversion is compared with its original where
+    that stands beside it.
+    """
+    process.set_up(cli, verbose, quiet=False)
+    from .jobs.evaluate import evaluate
+
+    evaluated = evaluate(checkpoints, **settings, progress=True)
+    click.echo(json.dumps(evaluated.to_json(), indent=1) if as_json else evaluated.to_text())
 
 
 @cli.command()

@@ -54,7 +54,7 @@ def make_inputs(
     inputs = []
     with sample_bar("inputs", len(samples), shown=progress) as bar:
         for sample in samples:
-            image = None if sample.image is None else _open_image(sample.image, sample.where)
+            image = None if sample.image is None else open_image(sample.image, sample.where)
             try:
                 with stock_front_end(checkpoint, "tokenizer" if image is None else "vision tower"):
                     hidden, is_image = front_end(sample.text, image)
@@ -81,7 +81,8 @@ def describe(inputs: Sequence[Inputs]) -> dict[str, Any]:
     }
 
 
-def _open_image(path: Path, where: str) -> Image.Image:
+def open_image(path: Path, where: str) -> Image.Image:
+    """The image in the file *path*, in RGB; CalibrationError, which names *where*, if it is none."""
     from PIL import Image
 
     try:

@@ -64,24 +64,29 @@ def read_samples(path: Path | str, images: Path | str | None = None, num_samples
     path, images = Path(path), None if images is None else Path(images)
     if num_samples is not None and num_samples < 1:
         raise UsageError(f"`num_samples` {num_samples}: take at least one sample")
-    content = read_file(path, CalibrationError, None)
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise CalibrationError(f"{path}: is not UTF-8 at byte {error.start}; save it as UTF-8") from error
+    text, sha256 = read_text(path)
     if path.suffix.lower() == _TEXT_SUFFIX:
         texts = _texts(text)
         samples = [_text_sample(one, f"{path}: text {number}") for number, one in enumerate(texts[:num_samples], 1)]
         available = len(texts)
     else:
-        entries = _entries(text, path)
+        entries = read_entries(text, path)
         samples = [_question_sample(entry, images, where) for entry, where in entries[:num_samples]]
         available = len(entries)
     if not samples:
         raise CalibrationError(f"{path}: holds no samples; give a file of questions or texts")
     if num_samples is not None and num_samples > available:
         _log.warning("%s: holds %d samples, fewer than %d", path, available, num_samples)
-    return Samples(path.name, tuple(samples), hashlib.sha256(content).hexdigest())
+    return Samples(path.name, tuple(samples), sha256)
+
+
+def read_text(path: Path) -> tuple[str, str]:
+    """(the text, the sha256) of the file *path*; CalibrationError where it is not UTF-8."""
+    content = read_file(path, CalibrationError, None)
+    try:
+        return content.decode("utf-8-sig"), hashlib.sha256(content).hexdigest()
+    except UnicodeDecodeError as error:
+        raise CalibrationError(f"{path}: is not UTF-8 at byte {error.start}; save it as UTF-8") from error
 
 
 def _texts(text: str) -> list[str]:
@@ -96,8 +101,8 @@ def _text_sample(text: str, where: str) -> Sample:
     return Sample(text, None, where)
 
 
-def _entries(text: str, path: Path) -> list[tuple[Any, str]]:
-    """(entry, its place in errors) of every entry."""
+def read_entries(text: str, path: Path) -> list[tuple[Any, str]]:
+    """(entry, its place in errors) of every entry of a JSON list or of JSON lines; CalibrationError if it is none."""
     if text.lstrip().startswith("["):
         try:
             entries = strict_json.parse(text)
@@ -154,7 +159,7 @@ def _question_sample(entry: Any, images: Path | None, where: str) -> Sample:
             f"{where}: has {IMAGE_PLACEHOLDER} more than once or behind the first question; "
             "one image in the first question is supported"
         )
-    image = _image(entry.get("image"), images, where)
+    image = image_of(entry.get("image"), images, where)
     if image is None and any(placeholders):
         raise CalibrationError(f"{where}: has {IMAGE_PLACEHOLDER} but names no image; add it, or take it out")
     question = turns[0][0].replace(IMAGE_PLACEHOLDER, "").strip()
@@ -188,7 +193,8 @@ def _with_instruction(question: str, answer: str | None) -> tuple[str, str | Non
     return question, answer
 
 
-def _image(name: Any, images: Path | None, where: str) -> Path | None:
+def image_of(name: Any, images: Path | None, where: str) -> Path | None:
+    """The file of the image *name* in *images*; CalibrationError or UsageError where there is none."""
     if name is None:
         return None
     if not isinstance(name, str) or not name:

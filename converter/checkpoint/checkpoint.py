@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -185,10 +185,25 @@ class Checkpoint:
     @cached_property
     def embedding(self) -> StoredTensor:
         """The table of token embeddings [vocabulary, hidden_size]."""
+        return self._only(self.family.is_embedding, "token embeddings")
+
+    @cached_property
+    def final_norm(self) -> StoredTensor:
+        """The weight of the norm behind the last decoder layer [hidden_size]."""
+        return self._only(self.family.is_final_norm, "final norm")
+
+    def _only(self, is_wanted: Callable[[str], bool], what: str) -> StoredTensor:
         for tensor in self.tensors.values():
-            if self.family.is_embedding(tensor.name):
+            if is_wanted(tensor.name):
                 return tensor
-        raise CheckpointError(f"{self.path}: has no token embeddings; its weights are incomplete")
+        raise CheckpointError(f"{self.path}: has no {what}; its weights are incomplete")
+
+    @cached_property
+    def vocabulary_projection(self) -> StoredTensor:
+        """The weight of ``lm_head`` [vocabulary, hidden_size]; the token embeddings where the config ties the two."""
+        tied = self.text_config.get("tie_word_embeddings", self.config.get("tie_word_embeddings", False))
+        heads = [tensor for name, tensor in self.tensors.items() if self.family.is_vocabulary_projection(name)]
+        return self.embedding if tied or not heads else heads[0]
 
     def projection(self, layer: int, projection: str, kind: str) -> Projection | None:
         """The ``weight`` or ``bias`` of projection ``q``/``k``/``v``/``o``; None where the layer has none."""

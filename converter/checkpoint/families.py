@@ -109,6 +109,14 @@ class Family:
         """Whether *name* is the language model's table of token embeddings."""
         return re.fullmatch(self.prefix + r"embed_tokens\.weight", name) is not None
 
+    def is_final_norm(self, name: str) -> bool:
+        """Whether *name* is the norm behind the last decoder layer."""
+        return re.fullmatch(self.prefix + r"norm\.weight", name) is not None
+
+    def is_vocabulary_projection(self, name: str) -> bool:
+        """Whether *name* is the map from hidden states to the vocabulary."""
+        return re.fullmatch(r"(?:(?:model\.)?language_model\.)?lm_head\.weight", name) is not None
+
     def read_language_model(self, config: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], LanguageModel]:
         """(the language model's part of *config*, its type); CheckpointError where one is missing or not supported."""
         if not self.nested:

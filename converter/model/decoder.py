@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from ..checkpoint import CONFIG_FILE, Checkpoint
+from ..checkpoint import CONFIG_FILE, Checkpoint, StoredTensor
 from ..errors import CheckpointError, OutOfMemoryError, UsageError, enough_memory, shown
 
 if TYPE_CHECKING:
@@ -99,16 +99,9 @@ class LayerDecoder:
 
     def load(self, checkpoint: Checkpoint, layer: int) -> None:
         """Load the weights of *checkpoint*'s decoder layer *layer*; CheckpointError where they do not fit."""
-        import torch
-
         _check_shapes(self._model, checkpoint, layer)
-        with torch.no_grad():
-            for name, parameter in self._layer.named_parameters():
-                tensor = checkpoint.layers[layer][name]
-                block = max(1, _LOAD_BYTES // tensor.row_bytes) if tensor.is_contiguous else tensor.num_rows
-                for first in range(0, tensor.shape[0], block):
-                    count = min(block, tensor.shape[0] - first)
-                    parameter[first : first + count] = torch.from_numpy(checkpoint.read_rows(tensor, first, count))
+        for name, parameter in self._layer.named_parameters():
+            load_tensor(parameter, checkpoint, checkpoint.layers[layer][name])
 
     @property
     def output_weight(self) -> torch.Tensor:
@@ -138,6 +131,17 @@ class LayerDecoder:
             hooks.enter_context(torch.inference_mode())
             output: torch.Tensor = self._model(inputs_embeds=hidden, use_cache=False).last_hidden_state
         return output
+
+
+def load_tensor(into: torch.Tensor, checkpoint: Checkpoint, tensor: StoredTensor) -> None:
+    """Copy *tensor* of *checkpoint*, block by block, *into* one of the same shape, of any dtype and on any device."""
+    import torch
+
+    block = max(1, _LOAD_BYTES // tensor.row_bytes) if tensor.is_contiguous else tensor.num_rows
+    with torch.no_grad():
+        for first in range(0, tensor.shape[0], block):
+            count = min(block, tensor.shape[0] - first)
+            into[first : first + count] = torch.from_numpy(checkpoint.read_rows(tensor, first, count))
 
 
 @contextlib.contextmanager
@@ -265,10 +269,22 @@ def _build(checkpoint: Checkpoint, device: str) -> Any:
     from transformers import AutoConfig, AutoModel
 
     config = language_model_config(checkpoint, num_layers=1)
+    with building(checkpoint, "a decoder layer in float32"):
+        stock_config = AutoConfig.for_model(**config)
+        return AutoModel.from_config(stock_config, trust_remote_code=False).float().eval().to(device)
+
+
+@contextlib.contextmanager
+def building(checkpoint: Checkpoint, what: str) -> Iterator[None]:
+    """While stock code builds *what* from *checkpoint*'s config.
+
+    Raises:
+        CheckpointError: it cannot.
+        OutOfMemoryError: it takes too much memory.
+    """
     try:
-        with stock_code(), enough_memory(f"{checkpoint.path}: a decoder layer in float32"):
-            stock_config = AutoConfig.for_model(**config)
-            return AutoModel.from_config(stock_config, trust_remote_code=False).float().eval().to(device)
+        with stock_code(), enough_memory(f"{checkpoint.path}: {what}"):
+            yield
     except OutOfMemoryError:
         raise
     except Exception as error:  # stock code raises errors of any kind at a wrong config
@@ -283,7 +299,7 @@ def stock_code() -> Iterator[None]:
     """Silence transformers' messages, warnings and progress bars."""
     from transformers.utils import logging as transformers_logging
 
-    verbosity = transformers_logging.get_verbosity()
+    verbosity, has_bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity(logging.CRITICAL)
     transformers_logging.disable_progress_bar()
     try:
@@ -292,4 +308,5 @@ def stock_code() -> Iterator[None]:
             yield
     finally:
         transformers_logging.set_verbosity(verbosity)
-        transformers_logging.enable_progress_bar()
+        if has_bars:  # not inside another of these
+            transformers_logging.enable_progress_bar()

@@ -93,6 +93,8 @@ _MOST_EXTRA_TOKENS = 64  # of an image, beside one a patch
 class FrontEnd(Protocol):
     """Makes the language model's input; with an image, the text has one ``<image>`` in its place."""
 
+    tokenizer: Any
+
     def __call__(self, text: str, image: Image.Image | None = None) -> Embedded: ...
 
 
@@ -225,12 +227,12 @@ class HuggingFaceFrontEnd:
         self._checkpoint, self._device = checkpoint, device
         self._captured: list[torch.Tensor] = []
         with stock_code():
-            with _stock_files(checkpoint) as directory:
-                self._processor = load_processor(directory)
+            self._processor = open_processor(checkpoint)
             self._model = _without_decoder(checkpoint).to(device)
         _check_processor(self._processor, self._model.config.vision_config, checkpoint.path)
         # Of these, newer versions take sizes of images, and paddings, that go before the checked ones.
-        self._processor.tokenizer.init_kwargs = {}
+        self.tokenizer: Any = self._processor.tokenizer
+        self.tokenizer.init_kwargs = {}
         self._model.set_input_embeddings(_embedding_module(checkpoint, device))
         config = self._model.config
         self._image_token_id = int(getattr(config, "image_token_id", None) or config.image_token_index)
@@ -249,7 +251,7 @@ class HuggingFaceFrontEnd:
         self._captured.clear()
         with stock_code(), full_float32(), torch.inference_mode():
             if image is None:
-                token_ids = self._processor.tokenizer(text)["input_ids"]
+                token_ids = self.tokenizer(text)["input_ids"]
                 embedded = embed(self._checkpoint, token_ids)
                 return embedded, torch.zeros(len(token_ids), dtype=torch.bool)
             inputs = self._processor(text=text, images=image, return_tensors="pt").to(self._device)
@@ -273,6 +275,7 @@ class OriginalFrontEnd:
         from transformers import AutoImageProcessor
 
         self._text = TextFrontEnd(checkpoint)
+        self.tokenizer: Any = self._text.tokenizer
         self._checkpoint, self._device, self._config = checkpoint, device, checkpoint.config
         directory = _tower_directory(checkpoint, tower)
         self._projector = _read_projector(checkpoint, device)
@@ -287,7 +290,7 @@ class OriginalFrontEnd:
         if image is None:
             return self._text(text)
         before, after = (self._text.token_ids(part) for part in text.split(IMAGE_PLACEHOLDER))
-        if after and after[0] == self._text.tokenizer.bos_token_id:
+        if after and after[0] == self.tokenizer.bos_token_id:
             after = after[1:]
         features = self._features(image).cpu()
         parts = [embed(self._checkpoint, before), features]
@@ -314,6 +317,12 @@ class OriginalFrontEnd:
                     features = torch.nn.functional.gelu(features)
                 features = torch.nn.functional.linear(features, weight, bias)
         return features
+
+
+def open_processor(checkpoint: Checkpoint) -> Any:
+    """The stock processor of *checkpoint*, of the Hugging Face layout; stock code's own errors pass through."""
+    with stock_code(), _stock_files(checkpoint) as directory:
+        return load_processor(directory)
 
 
 def load_processor(path: Path) -> Any:

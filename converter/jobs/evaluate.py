@@ -1,0 +1,209 @@
+"""What is left of a model: questions put to one checkpoint or more, and what changed from the first to the others."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..calibration.samples import Sample, read_samples
+from ..checkpoint import Checkpoint
+from ..choices import BATCH_SIZE, MAX_NEW_TOKENS
+from ..disk import check_output, write_output
+from ..errors import UsageError
+from ..model.resident import ResidentModel
+from ..sources import locate_tower, open_checkpoint
+from ..study.evaluation import Evaluation, Tasks, evaluate_model, prepare
+from ..study.prompts import prompts_of
+from ..study.questions import Question, read_questions
+from .options import Options, as_path, options_of
+
+_log = logging.getLogger(__name__)
+
+KINDS = (("accuracy", None), ("image", True), ("text", False))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(Options):
+    """What is asked, and how.
+
+    *questions* is a file of docs/evaluate.md's formats, with *images*, the directory of its images; of ScienceQA's own
+    files, *split* names the questions. *text* is a file of plain text, whose perplexity is measured. The first
+    *num_samples* (all) of each are taken.
+
+    *conversation* is the prompt that the model was trained with, where its files do not say it. *vision_tower* is the
+    tower of an original LLaVA. The model runs on *device* in *dtype* (the stored one on a GPU, float32 elsewhere),
+    *batch_size* questions at a time, and says at most *max_new_tokens* tokens to each.
+
+    *samples* is a file to write, with every answer as a line of JSON; *force* replaces one that stands there.
+
+    Raises:
+        UsageError: an option is of the wrong type, or means nothing without another.
+    """
+
+    questions: str | Path | None = None
+    images: str | Path | None = None
+    split: str = "test"
+    text: str | Path | None = None
+    num_samples: int | None = None
+    conversation: str | None = None
+    vision_tower: str | Path | None = None
+    device: str = "cpu"
+    dtype: str | None = None
+    batch_size: int = BATCH_SIZE
+    max_new_tokens: int = MAX_NEW_TOKENS
+    samples: str | Path | None = None
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.questions is None and self.text is None:
+            raise UsageError("give `questions` to ask, or a `text` to read, or both")
+        for name in ("batch_size", "max_new_tokens"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"`{name}` {getattr(self, name)}: give one or more")
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What each checkpoint answered, by its name; the first is what the others are compared with.
+
+    *prompt* is one question as it was put, by the *conversation*.
+    """
+
+    evaluations: dict[str, Evaluation]
+    conversation: str
+    prompt: str
+
+    @property
+    def baseline(self) -> str:
+        """The checkpoint that the others are compared with."""
+        return next(iter(self.evaluations))
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures of each checkpoint, and what changed, for a script to read."""
+        first = self.evaluations[self.baseline]
+        content: dict[str, Any] = {"conversation": self.conversation, "prompt": self.prompt, "baseline": self.baseline}
+        content["checkpoints"] = {
+            name: found.to_json() | ({} if found is first else {"changed": self._changes(found)})
+            for name, found in self.evaluations.items()
+        }
+        return content
+
+    def _changes(self, found: Evaluation) -> dict[str, Any]:
+        first = self.evaluations[self.baseline]
+        pairs = ((name, found.difference(first, image=image)) for name, image in KINDS)
+        return {name: change.to_json() for name, change in pairs if change is not None}
+
+    def to_text(self) -> str:
+        """The prompt, a row per checkpoint, and what changed, for a person to read."""
+        lines = [f"prompt ({self.conversation}):", *(f"  {line}" for line in self.prompt.splitlines()), ""]
+        if not self.prompt:
+            lines = []
+        width = max(len(name) for name in self.evaluations)
+        for name, found in self.evaluations.items():
+            lines += [f"{name:<{width}}  {row}" for row in _rows(found)]
+        first = self.evaluations[self.baseline]
+        for name, found in self.evaluations.items():
+            if found is not first:
+                lines += ["", f"{name}, against {self.baseline}:"]
+                changes = ((kind, found.difference(first, image=image)) for kind, image in KINDS)
+                lines += [f"  {kind:<9} {change}" for kind, change in changes if change is not None]
+        return "\n".join(lines)
+
+
+def evaluate(checkpoints: Sequence[Path | str], options: EvaluateOptions | None = None, **settings: Any) -> Evaluated:
+    """Put the same questions and texts to every one of *checkpoints*, and compare the others with the first.
+
+    They are directories, or ``org/name[@revision]`` on the Hub. Where there is only one, a conversion whose original
+    stands beside it, that original comes first. *settings* are fields of :class:`EvaluateOptions`.
+
+    Raises:
+        UsageError: an option means nothing, or the prompt cannot be told from a checkpoint.
+        CheckpointError, CalibrationError, HubError, StorageError: as the class says.
+    """
+    options = options_of(EvaluateOptions, options, settings)
+    if not checkpoints:
+        raise UsageError("give at least one checkpoint")
+    samples = None if options.samples is None else as_path(options.samples)
+    if samples is not None:
+        check_output(samples, force=options.force)
+    opened = [open_checkpoint(given, progress=options.progress) for given in checkpoints]
+    if len(opened) == 1:
+        opened = [*_original_of(opened[0]), *opened]
+    evaluations: dict[str, Evaluation] = {}
+    tasks: Tasks | None = None
+    for checkpoint in opened:
+        tasks = tasks_for(checkpoint, options)
+        name = str(checkpoint.known_as)
+        model = ResidentModel(checkpoint, device=options.device, dtype=options.dtype, progress=options.progress)
+        evaluations[name] = evaluate_model(
+            model,
+            tasks,
+            batch_size=options.batch_size,
+            max_new_tokens=options.max_new_tokens,
+            progress=options.progress,
+        )
+        del model  # before the next one is loaded
+    assert tasks is not None
+    if samples is not None:
+        lines = ({"checkpoint": name} | one.to_json() for name, found in evaluations.items() for one in found.answers)
+        write_output(samples, "".join(f"{json.dumps(line)}\n" for line in lines), force=options.force)
+    return Evaluated(evaluations, tasks.conversation, tasks.shown)
+
+
+def tasks_for(checkpoint: Checkpoint, options: EvaluateOptions) -> Tasks:
+    """What *options* ask, as *checkpoint*'s language model gets it.
+
+    Raises:
+        UsageError: the prompt cannot be told from the checkpoint.
+        CheckpointError, CalibrationError, StorageError: as the class says.
+    """
+    questions: tuple[Question, ...] = ()
+    texts: tuple[Sample, ...] = ()
+    prompts = tower = None
+    if options.questions is not None:
+        read = read_questions(options.questions, options.images, num_samples=options.num_samples, split=options.split)
+        questions, prompts = read.questions, prompts_of(checkpoint, options.conversation)
+        needed = any(question.image is not None for question in questions)
+        tower = locate_tower(checkpoint, options.vision_tower, needed=needed, progress=options.progress)
+    if options.text is not None:
+        texts = read_samples(options.text, None, options.num_samples).samples
+    return prepare(checkpoint, questions, texts, prompts, tower=tower, device=options.device, progress=options.progress)
+
+
+def _original_of(converted: Checkpoint) -> list[Checkpoint]:
+    """The original that *converted*'s manifest names, where it stands beside it; else nothing."""
+    stated = converted.manifest or {}
+    name = stated.get("source")
+    if not isinstance(name, str) or Path(name).name != name:
+        return []
+    beside = converted.path.resolve().parent / name
+    if not beside.is_dir():
+        return []
+    original = Checkpoint.open(beside)
+    if original.fingerprint != stated.get("fingerprint"):
+        _log.warning("%s: is another model than %s was made from; give the original", beside, converted.known_as)
+        return []
+    return [original]
+
+
+def _rows(found: Evaluation) -> list[str]:
+    """The figures of one checkpoint, in words."""
+    rows = [f"{kind:<9} {share}" for kind, image in KINDS if (share := found.accuracy(image=image)) is not None]
+    if found.unparsable:
+        shown = ", ".join(repr(one.text[:20]) for one in found.unparsable[:3])
+        rows.append(f"unparsable {len(found.unparsable)} of {len(found.answers)} answers, counted as wrong: {shown}")
+    cut = sum(one.cut for one in found.answers)
+    if cut:
+        rows.append(f"cut       {cut} of {len(found.answers)} answers at the largest number of new tokens")
+    if found.answer_perplexity is not None:
+        rows.append(f"perplexity of the right answers {found.answer_perplexity:.4g}")
+    if found.text_perplexity is not None:
+        rows.append(f"perplexity of the text {found.text_perplexity:.4g}, {found.text_tokens} tokens")
+    if found.speed is not None:
+        rows.append(str(found.speed))
+    return rows

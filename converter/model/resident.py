@@ -1,0 +1,228 @@
+"""A checkpoint's language model, whole, on one device: what is swapped into it is out again afterwards, bit for bit.
+
+It is the stock class for causal language models (``LlamaForCausalLM`` and the like), and its input are embeddings, as
+a front end makes them; so every family and layout is run the same way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..checkpoint import Checkpoint, StoredTensor
+from ..checkpoint.torch_file import torch_dtype
+from ..choices import DTYPES
+from ..errors import CheckpointError, UsageError, VerificationError
+from ..progress import byte_bar
+from .decoder import building, check_device, language_model_config, load_tensor, stock_code
+
+if TYPE_CHECKING:
+    import torch
+
+GENERATION_CONFIG_FILE = "generation_config.json"
+
+
+@dataclass(frozen=True)
+class Change:
+    """What becomes of the rows [*first*, *first* + *count*) of *tensor*: *transform* gets them in float32."""
+
+    tensor: StoredTensor
+    first: int
+    count: int
+    transform: Callable[[torch.Tensor], torch.Tensor]
+
+
+class ResidentModel:
+    """The language model of *checkpoint* on *device*, in *dtype* (one of :data:`~s4convert.choices.DTYPES`).
+
+    By default it computes in float32 on a CPU, and in the dtype that the weights are stored in elsewhere. Weights
+    stream from the disk to the device, a few megabytes at a time.
+
+    Raises:
+        UsageError: there is no such device or dtype.
+        CheckpointError: the weights do not fit the stock class.
+        StorageError: they cannot be read.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, *, device: str = "cpu", dtype: str | None = None, progress: bool = False
+    ) -> None:
+        import torch
+
+        check_device(device)
+        if dtype is not None and dtype not in DTYPES:
+            raise UsageError(f"`dtype` {dtype!r} is none of {', '.join(DTYPES)}")
+        stored = torch_dtype(checkpoint.output_projection(0).dtype)
+        self.dtype: torch.dtype = getattr(torch, dtype) if dtype else torch.float32 if device == "cpu" else stored
+        self.device = device
+        self._checkpoint = checkpoint
+        self._model = _build(checkpoint, device, self.dtype)
+        self._parameters: dict[str, torch.nn.Parameter] = {}
+        pairs = list(self._stored_parameters())
+        with byte_bar("load", sum(tensor.entry.num_bytes for tensor, _ in pairs), shown=progress) as bar:
+            for tensor, parameter in pairs:
+                load_tensor(parameter, checkpoint, tensor)
+                self._parameters[tensor.name] = parameter
+                bar.update(tensor.entry.num_bytes)
+
+    def _stored_parameters(self) -> Iterator[tuple[StoredTensor, torch.nn.Parameter]]:
+        """Every parameter, and the stored tensor that it gets."""
+        checkpoint, model = self._checkpoint, self._model
+        yield from (
+            (_fitting(checkpoint, tensor, parameter, name), parameter)
+            for name, tensor, parameter in (
+                ("the token embeddings", checkpoint.embedding, model.model.embed_tokens.weight),
+                ("the final norm", checkpoint.final_norm, model.model.norm.weight),
+                ("lm_head", checkpoint.vocabulary_projection, model.lm_head.weight),
+            )
+        )
+        for layer, (module, stored) in enumerate(zip(model.model.layers, checkpoint.layers, strict=True)):
+            for name, parameter in module.named_parameters():
+                yield _fitting(checkpoint, stored.get(name), parameter, f"layer {layer}: {name}"), parameter
+
+    @contextlib.contextmanager
+    def changed(self, changes: Iterable[Change]) -> Iterator[None]:
+        """Put *changes* into the weights, rounded to their stored dtype; on the way out, take them back.
+
+        Raises:
+            CheckpointError: a changed value is beyond the range of its stored dtype.
+        """
+        import torch
+
+        before: list[tuple[torch.Tensor, torch.Tensor]] = []
+        try:
+            with torch.inference_mode():
+                for change in changes:
+                    rows = self._parameters[change.tensor.name].data[change.first : change.first + change.count]
+                    before.append((rows, rows.clone()))
+                    stored = change.transform(rows.float()).to(torch_dtype(change.tensor.dtype))
+                    if not stored.isfinite().all():
+                        raise CheckpointError(
+                            f"{self._checkpoint.path / change.tensor.shard}: {change.tensor.name} would overflow "
+                            f"{change.tensor.dtype} when compensated; use `compensation='none'`"
+                        )
+                    rows.copy_(stored)
+            yield
+        finally:
+            with torch.inference_mode():
+                for rows, saved in reversed(before):
+                    rows.copy_(saved)
+
+    def check_unchanged(self) -> None:
+        """Raise VerificationError where a weight is not the checkpoint's, bit for bit; all of them are read again."""
+        import torch
+
+        for tensor, parameter in self._stored_parameters():
+            again = torch.empty_like(parameter)
+            load_tensor(again, self._checkpoint, tensor)
+            if not torch.equal(again, parameter):
+                raise VerificationError(f"{tensor.name}: is not as it was loaded; this is a fault in s4convert")
+
+    def generate(self, prompts: Sequence[torch.Tensor], *, max_new_tokens: int) -> list[list[int]]:
+        """The tokens that greedy ``generate`` of stock code appends to *prompts*, without the end of the answer.
+
+        *prompts* are embeddings [1, tokens, hidden_size]; they go through the model in one batch, padded on the left.
+        """
+        import torch
+
+        hidden, attention = self._batch(prompts)
+        settings = self._generation
+        ends = settings.eos_token_id
+        stops = set(ends) if isinstance(ends, list) else {ends}
+        with stock_code(), torch.inference_mode():
+            output = self._model.generate(
+                inputs_embeds=hidden,
+                attention_mask=attention,
+                generation_config=settings,
+                do_sample=False,
+                max_new_tokens=max_new_tokens,
+            )
+        answers = []
+        start = self._model.config.bos_token_id
+        for row in output.tolist():
+            row = row[1:] if row[:1] == [start] else row  # transformers before 4.38 begins with it
+            end = next((place for place, token in enumerate(row) if token in stops), len(row))
+            answers.append(row[:end])
+        return answers
+
+    def logits(self, samples: Sequence[torch.Tensor], tails: Sequence[int]) -> list[torch.Tensor]:
+        """For each sample [1, tokens, hidden_size], what the model says of its last tokens, as many as *tails* has.
+
+        The result is in float32, [tail, vocabulary]: row i is what was to come in the place of token i of the tail.
+        """
+        import torch
+
+        hidden, attention = self._batch(samples)
+        positions = (attention.cumsum(-1) - 1).clamp(min=0)
+        with stock_code(), torch.inference_mode():
+            states = self._model.model(
+                inputs_embeds=hidden, attention_mask=attention, position_ids=positions, use_cache=False
+            ).last_hidden_state
+            return [
+                self._model.lm_head(of_sample[-tail - 1 : -1]).float()
+                for of_sample, tail in zip(states, tails, strict=True)
+            ]
+
+    def _batch(self, samples: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """(*samples* [samples, tokens, hidden_size], padded on the left; which tokens are none [samples, tokens])."""
+        import torch
+
+        longest = max(sample.shape[1] for sample in samples)
+        hidden = torch.zeros(len(samples), longest, samples[0].shape[2], dtype=self.dtype, device=self.device)
+        attention = torch.zeros(len(samples), longest, dtype=torch.long, device=self.device)
+        for number, sample in enumerate(samples):
+            hidden[number, longest - sample.shape[1] :] = sample[0].to(self.device, self.dtype)
+            attention[number, longest - sample.shape[1] :] = 1
+        return hidden, attention
+
+    @property
+    def _generation(self) -> Any:
+        """The checkpoint's own generation config, as stock code reads it."""
+        from transformers import GenerationConfig
+
+        with stock_code():
+            if (self._checkpoint.path / GENERATION_CONFIG_FILE).is_file():
+                settings = GenerationConfig.from_pretrained(self._checkpoint.path)
+            else:
+                settings = GenerationConfig.from_model_config(self._model.config)
+        settings.max_length, settings.temperature, settings.top_p = None, None, None
+        if settings.eos_token_id is None:
+            settings.eos_token_id = self._model.config.eos_token_id
+        if settings.pad_token_id is None:
+            ends = settings.eos_token_id
+            settings.pad_token_id = ends[0] if isinstance(ends, list) else ends
+        return settings
+
+
+def _fitting(
+    checkpoint: Checkpoint, tensor: StoredTensor | None, parameter: torch.nn.Parameter, what: str
+) -> StoredTensor:
+    """*tensor*; CheckpointError where it is missing or not of *parameter*'s shape."""
+    if tensor is None or tensor.shape != tuple(parameter.shape):
+        state = "is missing" if tensor is None else f"has shape {list(tensor.shape)}"
+        raise CheckpointError(f"{checkpoint.path}: {what} {state}; stock code wants {list(parameter.shape)}")
+    return tensor
+
+
+def _build(checkpoint: Checkpoint, device: str, dtype: torch.dtype) -> Any:
+    """The stock causal language model, its weights still to be loaded."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        from transformers.initialization import no_init_weights
+    except ImportError:  # before transformers 5
+        from transformers.modeling_utils import no_init_weights
+
+    config = language_model_config(checkpoint, num_layers=checkpoint.geometry.num_layers)
+    config |= {"vocab_size": checkpoint.embedding.num_rows, "tie_word_embeddings": False}
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)  # as from_pretrained does, for what is no parameter
+    try:
+        with building(checkpoint, f"the language model in {dtype}"), torch.device(device), no_init_weights():
+            stock_config = AutoConfig.for_model(**config)
+            return AutoModelForCausalLM.from_config(stock_config, trust_remote_code=False).eval()
+    finally:
+        torch.set_default_dtype(before)

@@ -1,0 +1,1 @@
+"""What is left of a model: questions, answers, figures, and studies over many masks."""
