@@ -133,6 +133,7 @@ class ResidentModel:
         stops = set(ends) if isinstance(ends, list) else {ends}
         with stock_code(), torch.inference_mode():
             output = self._model.generate(
+                input_ids=attention[:, :0],  # or transformers before 4.38 would begin the answer with a token of its own
                 inputs_embeds=hidden,
                 attention_mask=attention,
                 generation_config=settings,
@@ -140,9 +141,7 @@ class ResidentModel:
                 max_new_tokens=max_new_tokens,
             )
         answers = []
-        start = self._model.config.bos_token_id
         for row in output.tolist():
-            row = row[1:] if row[:1] == [start] else row  # transformers before 4.38 begins with it
             end = next((place for place, token in enumerate(row) if token in stops), len(row))
             answers.append(row[:end])
         return answers
@@ -186,10 +185,12 @@ class ResidentModel:
             if (self._checkpoint.path / GENERATION_CONFIG_FILE).is_file():
                 settings = GenerationConfig.from_pretrained(self._checkpoint.path)
             else:
-                settings = GenerationConfig.from_model_config(self._model.config)
+                settings = GenerationConfig()
         settings.max_length, settings.temperature, settings.top_p = None, None, None
         if settings.eos_token_id is None:
-            settings.eos_token_id = self._model.config.eos_token_id
+            stated = (self._checkpoint.text_config, self._checkpoint.config)
+            ends = (one["eos_token_id"] for one in stated if one.get("eos_token_id") is not None)
+            settings.eos_token_id = next(ends, self._model.config.eos_token_id)
         if settings.pad_token_id is None:
             ends = settings.eos_token_id
             settings.pad_token_id = ends[0] if isinstance(ends, list) else ends
