@@ -180,7 +180,13 @@ def test_weights_of_another_shape_than_the_config_says_are_refused(tmp_path: Pat
 def test_loading_takes_what_the_model_takes_and_little_more(tmp_path: Path) -> None:
     """Loading through a state dict would take half as much again."""
     spec = Spec(
-        num_layers=4, num_kv_heads=8, head_dim=64, hidden_size=512, intermediate_size=2048, vocab_size=48000, dtype="F16"
+        num_layers=4,
+        num_kv_heads=8,
+        head_dim=64,
+        hidden_size=512,
+        intermediate_size=2048,
+        vocab_size=48000,
+        dtype="F16",
     )
     checkpoint = Checkpoint.open(write_checkpoint(tmp_path / "checkpoint", spec, sparse=True))
     of_model = 4 * sum(math.prod(shape) for name, shape in shapes(spec).items() if "vision_tower" not in name)
