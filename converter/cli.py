@@ -373,6 +373,23 @@ def evaluate(checkpoints: tuple[str, ...], as_json: bool, verbose: int, **settin
 
 
 @cli.command()
+@click.argument("run_a", metavar="RUN_A", type=FILE)
+@click.argument("run_b", metavar="RUN_B", type=FILE)
+@click.option("--checkpoint", metavar="NAME", help="The one to compare, of a file that holds several.")
+@options("Messages", *_SHARED)
+def compare(run_a: Path, run_b: Path, checkpoint: str | None, as_json: bool, verbose: int) -> None:
+    """Compare the answers of two evaluations, question by question.
+
+    RUN_A and RUN_B are files that evaluate kept with --samples.
+    """
+    process.set_up(cli, verbose, quiet=False)
+    from .jobs.compare import compare
+
+    compared = compare(run_a, run_b, checkpoint=checkpoint)
+    click.echo(json.dumps(compared.to_json(), indent=1) if as_json else compared.to_text())
+
+
+@cli.command()
 @click.argument("converted", type=click.Path())
 @options(
     "What it was made from",

@@ -14,6 +14,7 @@ from ..checkpoint import Checkpoint
 from ..choices import BATCH_SIZE, MAX_NEW_TOKENS
 from ..disk import check_output, write_output
 from ..errors import UsageError
+from ..model.decoder import check_device
 from ..model.resident import ResidentModel
 from ..sources import locate_tower, open_checkpoint
 from ..study.evaluation import Evaluation, Tasks, evaluate_model, prepare
@@ -134,11 +135,14 @@ def evaluate(checkpoints: Sequence[Path | str], options: EvaluateOptions | None 
     opened = [open_checkpoint(given, progress=options.progress) for given in checkpoints]
     if len(opened) == 1:
         opened = [*_original_of(opened[0]), *opened]
+    names = [str(checkpoint.known_as) for checkpoint in opened]
+    if len(set(names)) < len(names):
+        raise UsageError(f"{names[-1]}: is given twice; give each checkpoint once")
     evaluations: dict[str, Evaluation] = {}
+    lines: list[str] = []
     tasks: Tasks | None = None
-    for checkpoint in opened:
+    for name, checkpoint in zip(names, opened, strict=True):
         tasks = tasks_for(checkpoint, options)
-        name = str(checkpoint.known_as)
         model = ResidentModel(checkpoint, device=options.device, dtype=options.dtype, progress=options.progress)
         evaluations[name] = evaluate_model(
             model,
@@ -148,10 +152,11 @@ def evaluate(checkpoints: Sequence[Path | str], options: EvaluateOptions | None 
             progress=options.progress,
         )
         del model  # before the next one is loaded
+        of_all = {"checkpoint": name, "fingerprint": checkpoint.fingerprint, "conversation": tasks.conversation}
+        lines += [json.dumps(of_all | one.to_json()) + "\n" for one in evaluations[name].answers]
     assert tasks is not None
     if samples is not None:
-        lines = ({"checkpoint": name} | one.to_json() for name, found in evaluations.items() for one in found.answers)
-        write_output(samples, "".join(f"{json.dumps(line)}\n" for line in lines), force=options.force)
+        write_output(samples, "".join(lines), force=options.force)
     return Evaluated(evaluations, tasks.conversation, tasks.shown)
 
 
@@ -159,9 +164,10 @@ def tasks_for(checkpoint: Checkpoint, options: EvaluateOptions) -> Tasks:
     """What *options* ask, as *checkpoint*'s language model gets it.
 
     Raises:
-        UsageError: the prompt cannot be told from the checkpoint.
+        UsageError: the prompt cannot be told from the checkpoint, or there is no such device.
         CheckpointError, CalibrationError, StorageError: as the class says.
     """
+    check_device(options.device)
     questions: tuple[Question, ...] = ()
     texts: tuple[Sample, ...] = ()
     prompts = tower = None

@@ -173,7 +173,7 @@ def test_weights_of_another_shape_than_the_config_says_are_refused(tmp_path: Pat
     config = json.loads((path / "config.json").read_text())
     config["text_config"]["intermediate_size"] += 1
     (path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match="mlp.* has shape .*; stock code wants"):
+    with pytest.raises(CheckpointError, match=r"mlp.* has shape .*; stock code wants"):
         ResidentModel(Checkpoint.open(path))
 
 

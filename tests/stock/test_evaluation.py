@@ -10,8 +10,15 @@ import s4convert
 from benchmarks.mini.questions import HELD_OUT_SEED, write_scienceqa
 from s4convert.mask import HeadMask
 from tests.conftest import MINI_PRUNED
-from tests.stock.scripts import ANSWERING_SCRIPT, SCORING_SCRIPT, answering_arguments, read_accuracy, run_here, texts
-from tests.stock.scripts import scoring_arguments
+from tests.stock.scripts import (
+    ANSWERING_SCRIPT,
+    SCORING_SCRIPT,
+    answering_arguments,
+    read_accuracy,
+    run_here,
+    scoring_arguments,
+    texts,
+)
 
 MASKS = {
     "scale": (MINI_PRUNED, "scale"),

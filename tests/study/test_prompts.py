@@ -52,7 +52,7 @@ def test_a_template_of_the_processor_goes_first_and_gets_the_image_as_a_part(min
 
 def test_without_a_template_the_prompt_is_asked_for_and_not_guessed() -> None:
     checkpoint = Checkpoint.open(MINI_LLAVA)
-    with pytest.raises(UsageError, match="has no chat template, .* `conversation` .* vicuna_v1, mistral_instruct"):
+    with pytest.raises(UsageError, match=r"has no chat template, .* `conversation` .* vicuna_v1, mistral_instruct"):
         prompts_of(checkpoint)
     with pytest.raises(UsageError, match="has no chat template"):
         prompts_of(checkpoint, "chat-template")

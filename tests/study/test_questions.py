@@ -1,4 +1,4 @@
-"""Questions are read from every format that people have them in, and what is wrong with a file is said with its place."""
+"""Questions are read from every format that people have them in, and what is wrong is said with its place."""
 
 from __future__ import annotations
 
