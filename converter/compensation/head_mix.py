@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -75,22 +75,28 @@ class HeadMix:
         """All others."""
         return np.setdiff1d(np.arange(len(self.factors)), self.pruned_columns)
 
-    def apply_to_rows(self, rows: Float32Array) -> Float32Array | Float64Array:
-        """Rows [rows, columns] of W to the same rows of W T.
+    @overload
+    def apply_to_rows(self, rows: Float32Array) -> Float32Array | Float64Array: ...
+
+    @overload
+    def apply_to_rows(self, rows: torch.Tensor) -> torch.Tensor: ...
+
+    def apply_to_rows(self, rows: Any) -> Any:
+        """Rows [rows, columns] of W, in numpy or torch, to the same rows of W T.
 
         A diagonal map multiplies in float32. A dense one gives float64, still to be rounded; *rows* must then begin
         at a multiple of :data:`ROW_BLOCK` in the tensor for its last bits to be the same every time.
         """
+        factors = _beside(rows, self.factors)
+        pruned, kept = (_beside(rows, columns) for columns in (self.pruned_columns, self.kept_columns))
         if self.transfer is None:
-            edited = rows * self.factors
-            edited[:, self.pruned_columns] = 0.0  # a negative weight times 0 is -0
+            edited = rows * factors
+            edited[:, pruned] = 0.0  # a negative weight times 0 is -0
             return edited
-        mixed = np.zeros(rows.shape, np.float64)
+        mixed, transfer = _zeros(rows), _beside(rows, self.transfer)
         for first in range(0, len(rows), ROW_BLOCK):
-            block = rows[first : first + ROW_BLOCK].astype(np.float64)
-            kept = block[:, self.kept_columns] * self.factors[self.kept_columns]
-            kept += block[:, self.pruned_columns] @ self.transfer
-            mixed[first : first + ROW_BLOCK, self.kept_columns] = kept
+            block = _in_float64(rows[first : first + ROW_BLOCK])
+            mixed[first : first + ROW_BLOCK, kept] = block[:, kept] * factors[kept] + block[:, pruned] @ transfer
         return mixed
 
     @overload
@@ -99,36 +105,34 @@ class HeadMix:
     @overload
     def apply_to_heads(self, heads: torch.Tensor) -> torch.Tensor: ...
 
-    def apply_to_heads(self, heads: Float64Array | torch.Tensor) -> Float64Array | torch.Tensor:
+    def apply_to_heads(self, heads: Any) -> Any:
         """T x for every x in *heads* [..., columns], in the same dtype; a transfer is computed in float64."""
-        if isinstance(heads, np.ndarray):
-            mixed = heads * self.factors
-            if self.transfer is not None:
-                mixed[..., self.pruned_columns] = heads[..., self.kept_columns] @ self.transfer.T
-            return mixed
-        import torch
-
-        scaled = heads * torch.from_numpy(self.factors).to(heads.device)
+        mixed = heads * _beside(heads, self.factors)
         if self.transfer is not None:
-            kept = heads[..., torch.from_numpy(self.kept_columns)].double()
-            replaced = kept @ torch.from_numpy(self.transfer).to(heads.device).T
-            scaled[..., torch.from_numpy(self.pruned_columns)] = replaced.to(heads.dtype)
-        return scaled
+            pruned, kept = (_beside(heads, columns) for columns in (self.pruned_columns, self.kept_columns))
+            replaced = _in_float64(heads[..., kept]) @ _beside(heads, self.transfer).T
+            mixed[..., pruned] = replaced if isinstance(heads, np.ndarray) else replaced.to(heads.dtype)
+        return mixed
 
-    def apply_to_values(self, rows: Float32Array) -> Float64Array:
-        """All rows [num_heads * head_dim, ...] of ``v_proj``'s weight or bias, mixed in float64.
+    @overload
+    def apply_to_values(self, rows: Float32Array) -> Float64Array: ...
+
+    @overload
+    def apply_to_values(self, rows: torch.Tensor) -> torch.Tensor: ...
+
+    def apply_to_values(self, rows: Any) -> Any:
+        """All rows [num_heads * head_dim, ...] of ``v_proj``'s weight or bias, in numpy or torch, mixed in float64.
 
         Those of a head that takes from no other stay bit for bit.
         """
-        mixed = rows.astype(np.float64)
+        mixed = _in_float64(rows)
         if self.values is None:
             return mixed
         by_head = rows.reshape(self.num_heads, self.head_dim, -1)
         for head in self.mixed_values:
-            sources = np.flatnonzero(self.values[head])
-            total = np.zeros(by_head.shape[1:], np.float64)
-            for source in sources:
-                total += self.values[head, source] * by_head[source].astype(np.float64)
+            total = _zeros(by_head[head])
+            for source in np.flatnonzero(self.values[head]):
+                total += float(self.values[head, source]) * _in_float64(by_head[source])
             mixed.reshape(by_head.shape)[head] = total
         return mixed
 
@@ -139,3 +143,22 @@ class HeadMix:
             return ()
         changed = np.flatnonzero((self.values != np.eye(self.num_heads)).any(axis=1))
         return tuple(int(head) for head in changed if head not in self.pruned)
+
+
+def _beside(rows: Any, array: npt.NDArray[Any]) -> Any:
+    """*array* as what can be computed with *rows*: itself, or a tensor on the same device."""
+    if isinstance(rows, np.ndarray):
+        return array
+    import torch
+
+    return torch.from_numpy(array).to(rows.device)
+
+
+def _in_float64(rows: Any) -> Any:
+    """A copy of *rows*, which may be a tensor."""
+    return rows.astype(np.float64) if isinstance(rows, np.ndarray) else rows.double()
+
+
+def _zeros(rows: Any) -> Any:
+    """Zeros in float64, of the shape of *rows*, and a tensor where they are one."""
+    return np.zeros(rows.shape, np.float64) if isinstance(rows, np.ndarray) else rows.new_zeros(rows.shape).double()

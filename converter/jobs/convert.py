@@ -243,7 +243,7 @@ def prepare(
     if not options.allow_name:
         check_loader_name(checkpoint.family, checkpoint.known_as, out)
     if not options.allow_converted:
-        _refuse_converted(checkpoint)
+        refuse_converted(checkpoint)
     planned = replace(planned, tower=_check_data(planned))
     for note in planned.notes:
         _log.warning("%s", note)
@@ -370,7 +370,8 @@ def _open_staged(directory: Path) -> Checkpoint:
         raise VerificationError(str(error)) from error
 
 
-def _refuse_converted(checkpoint: Checkpoint) -> None:
+def refuse_converted(checkpoint: Checkpoint) -> None:
+    """Raise UsageError where *checkpoint* has lost heads already."""
     hint = "convert the original instead, or insist with `allow_converted=True`"
     if checkpoint.manifest is not None:
         raise UsageError(

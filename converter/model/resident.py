@@ -110,6 +110,13 @@ class ResidentModel:
                 for rows, saved in reversed(before):
                     rows.copy_(saved)
 
+    def silent_heads(self, layer: int) -> tuple[int, ...]:
+        """The heads of *layer* whose ``o_proj`` columns are all zero as the weights are now, sorted."""
+        heads = self._checkpoint.geometry.num_heads
+        weight = self._parameters[self._checkpoint.output_projection(layer).name].data
+        speaks = weight.reshape(weight.shape[0], heads, -1).ne(0).any(dim=2).any(dim=0)
+        return tuple(head for head, one in enumerate(speaks.tolist()) if not one)
+
     def check_unchanged(self) -> None:
         """Raise VerificationError where a weight is not the checkpoint's, bit for bit; all of them are read again."""
         import torch

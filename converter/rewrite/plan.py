@@ -6,10 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from ..checkpoint import Checkpoint, Projection, StoredTensor
-from ..checkpoint.dtypes import Float32Array, Float64Array
 from ..checkpoint.geometry import Geometry
 from ..compensation import ROW_BLOCK, Fits, HeadMix
 from ..mask import HeadMask
@@ -41,10 +38,11 @@ class Edit(ABC):
         return max(1, block_bytes // self.tensor.row_bytes // ROW_BLOCK) * ROW_BLOCK
 
     @abstractmethod
-    def transform(self, rows: Float32Array) -> Float32Array | Float64Array:
-        """What *rows* become, still to be rounded to the stored dtype.
+    def transform(self, rows: Any) -> Any:
+        """What *rows* in float32 become, still to be rounded to the stored dtype: in float32, or in float64.
 
-        They are :meth:`rows_per_block` rows at a time, the first of them the edit's first row.
+        They are an array of numpy, or a tensor of torch, and so is the result. They are :meth:`rows_per_block` rows at
+        a time, or all of them, the first of them the edit's first row.
         """
 
     @abstractmethod
@@ -56,8 +54,8 @@ class Edit(ABC):
 class RowEdit(Edit):
     """The rows become zero."""
 
-    def transform(self, rows: Float32Array) -> Float32Array:
-        return np.zeros_like(rows)
+    def transform(self, rows: Any) -> Any:
+        return rows - rows  # +0, in numpy and in torch, of every finite number
 
     def describe(self) -> str:
         return f"rows {self.first}-{self.first + self.count - 1} become 0"
@@ -88,7 +86,7 @@ class ValueEdit(MixEdit):
     def rows_per_block(self, block_bytes: int) -> int:
         return self.count  # a head takes from others, wherever they stand
 
-    def transform(self, rows: Float32Array) -> Float64Array:
+    def transform(self, rows: Any) -> Any:
         mixed = self.fitted.apply_to_values(rows)
         mixed[self.fitted.pruned_columns] = 0.0
         return mixed
@@ -101,7 +99,7 @@ class ValueEdit(MixEdit):
 class ColumnEdit(MixEdit):
     """The columns of ``o_proj`` are mixed by heads; those of pruned heads become +0."""
 
-    def transform(self, rows: Float32Array) -> Float32Array | Float64Array:
+    def transform(self, rows: Any) -> Any:
         return self.fitted.apply_to_rows(rows)
 
     def describe(self) -> str:
