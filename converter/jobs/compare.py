@@ -10,7 +10,7 @@ from typing import Any
 
 from .. import strict_json
 from ..disk import read_file
-from ..errors import UsageError, shown
+from ..errors import UsageError, shown, text_of
 from ..study.figures import Difference, Share, difference, share
 from .evaluate import KINDS
 from .options import as_path
@@ -100,7 +100,7 @@ class Comparison:
             if names:
                 more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
                 lines.append(f"{word:<9} questions {', '.join(names[:_SHOWN])}{more}")
-        return "\n".join(lines)
+        return text_of(lines)
 
 
 def compare(run_a: Path | str, run_b: Path | str, *, checkpoint: str | None = None) -> Comparison:
