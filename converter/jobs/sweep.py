@@ -7,7 +7,8 @@ import hashlib
 import logging
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from fractions import Fraction
 from functools import cached_property
@@ -449,12 +450,13 @@ class _Bench:
         with enough_memory(f"point {point.name}"):
             if point.mask is None:
                 return Result(self._evaluate())
-            fits = self.data.fit(point)
+            with _noted() as notes:
+                fits = self.data.fit(point)
             with swapped(self.model, self.data.checkpoint, point.mask, fits):
                 change = relative_change(self.before, _probed_logits(self.model, self.tasks))
                 layers = range(point.mask.num_layers)
                 silent = sum(len(self.model.silent_heads(layer)) for layer in layers)
-                return Result(self._evaluate(), Measured(change, silent, *_errors(fits)))
+                return Result(self._evaluate(), Measured(change, silent, *_errors(fits), tuple(notes)))
 
     def _evaluate(self) -> Evaluation:
         options = self.data.options
@@ -464,6 +466,23 @@ class _Bench:
         if not math.isfinite(found.text_loss + math.fsum(one.loss for one in found.answers)):
             raise VerificationError("the model's probabilities are not finite numbers; try another `dtype`")
         return found
+
+
+@contextmanager
+def _noted() -> Iterator[list[str]]:
+    """What fits say inside the block: on stderr, the same would stand for every layer of every point."""
+    notes: list[str] = []
+    logger = logging.getLogger(check_mode.__module__)
+
+    def note(record: logging.LogRecord) -> bool:
+        notes.append(record.getMessage())
+        return False
+
+    logger.addFilter(note)
+    try:
+        yield notes
+    finally:
+        logger.removeFilter(note)
 
 
 def _probed_logits(model: ResidentModel, tasks: Tasks) -> list[torch.Tensor]:

@@ -39,13 +39,15 @@ class Measured:
 
     *change* is that of the logits of a few questions, ||after - before|| / ||before||; *silent_heads* were counted in
     the weights. *error* is E, the mean squared change of the attention output, summed over layers, and *error_left* its
-    share of the E of no compensation, on held-out tokens if there are any; both None without calibration data.
+    share of the E of no compensation, on held-out tokens if there are any; both None without calibration data. *notes*
+    are what the fits had to say.
     """
 
     change: float
     silent_heads: int
     error: float | None
     error_left: float | None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,11 @@ class Result:
             content["text_tokens"],
             None if speed is None else Speed(**speed),
         )
-        return Result(evaluation, None if measured is None else Measured(**measured))
+        return Result(evaluation, None if measured is None else _measured(measured))
+
+
+def _measured(content: Mapping[str, Any]) -> Measured:
+    return Measured(**{**content, "notes": tuple(content.get("notes", ()))})
 
 
 def _answer(line: Mapping[str, Any]) -> Answer:

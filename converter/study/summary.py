@@ -243,6 +243,9 @@ class Summary:
         several = sum(max(0, len(row.settings) - 1) for row in self.rows)
         repeated = f"; {several} more came out as the same mask and compensation" if several else ""
         said = [f"{heads['source']}: {counts}{repeated}."]
+        noted = sum(bool(row.result and row.result.measured and row.result.measured.notes) for row in self.rows)
+        if noted:
+            said.append(f"The fits of {noted} points say something of their data; see notes in points/NAME.json.")
         if self.speed_in_words:
             said.append(self.speed_in_words)
         return said
@@ -311,7 +314,7 @@ def _cells(summary: Summary, row: Row) -> dict[str, str]:
     cells["against the baseline"] = row.state if found is None else "" if change is None else str(change)
     stated = {} if found is None else found.to_json()
     perplexity = stated.get("answer_perplexity") or stated.get("text_perplexity")
-    cells["perplexity"] = "" if perplexity is None else f"{perplexity:.4g}"
+    cells["perplexity"] = "" if perplexity is None else f"{perplexity:#.4g}"
     cells["E left"] = "" if measured is None or measured.error_left is None else f"{measured.error_left:.3f}"
     speed = summary.speed(row)
     cells["speed"] = "" if speed is None else f"{speed:.2f}x"
