@@ -1,9 +1,9 @@
 """Rewrite a LLaVA checkpoint on disk so that pruned attention heads stay pruned.
 
 The jobs are what the command line does: :func:`convert` (and :func:`plan_conversion`, its dry run),
-:func:`verify_conversion`, :func:`reproduce`, :func:`evaluate`, :func:`compare`, :func:`inspect`, :func:`make_mask`,
-:func:`push` (and :func:`plan_push`), :func:`convert_and_push`, :func:`demonstrate`. Each takes its options as keywords
-or as a frozen object.
+:func:`verify_conversion`, :func:`reproduce`, :func:`evaluate`, :func:`compare`, :func:`sweep` (and
+:func:`summarise_results`), :func:`inspect`, :func:`make_mask`, :func:`push` (and :func:`plan_push`),
+:func:`convert_and_push`, :func:`demonstrate`. Each takes its options as keywords or as a frozen object.
 """
 
 from __future__ import annotations
@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from .jobs.push import convert_and_push as convert_and_push
     from .jobs.reproduce import Reproduction as Reproduction
     from .jobs.reproduce import reproduce as reproduce
+    from .jobs.sweep import SweepOptions as SweepOptions
+    from .jobs.sweep import summarise_results as summarise_results
+    from .jobs.sweep import sweep as sweep
     from .jobs.verify import VerifyOptions as VerifyOptions
     from .jobs.verify import verify_conversion as verify_conversion
     from .mask import HeadMask as HeadMask
@@ -67,6 +70,7 @@ _HOMES = {
     ".jobs.mask": ("MaskOptions", "make_mask"),
     ".jobs.push": ("convert_and_push",),
     ".jobs.reproduce": ("Reproduction", "reproduce"),
+    ".jobs.sweep": ("SweepOptions", "summarise_results", "sweep"),
     ".jobs.verify": ("VerifyOptions", "verify_conversion"),
     ".mask": ("HeadMask", "HeadScores"),
     ".verify.report": ("Report",),

@@ -21,6 +21,7 @@ CHAT_TEMPLATE = "chat-template"
 DTYPES = ("float32", "float16", "bfloat16")
 BATCH_SIZE = 8  # questions at a time
 MAX_NEW_TOKENS = 64  # of an answer
+BEST_BY = ("rate", "accuracy", "perplexity")  # what makes a point of a sweep the best
 
 GAMMA = 0.4  # the weight of the mean in cross-attention
 HOLDOUT = 0.2  # the share of calibration samples that fits are judged by

@@ -20,6 +20,7 @@ from click.shell_completion import CompletionItem, shell_complete
 from . import process
 from .choices import (
     BATCH_SIZE,
+    BEST_BY,
     CHAT_TEMPLATE,
     COMPENSATIONS,
     CONVERSATIONS,
@@ -109,6 +110,18 @@ def options(title: str, *decorators: Any) -> Callable[[FunctionT], FunctionT]:
         for param in command.__click_params__[before:]:
             param.group = title
         return command
+
+    return decorate
+
+
+def options_of(command: click.Command, *names: str) -> Callable[[FunctionT], FunctionT]:
+    """The options of another *command* that bear *names*, in their groups."""
+    params = {param.name: param for param in command.params}
+
+    def decorate(function: Any) -> Any:
+        # click keeps the options of a function from the last one to the first
+        function.__click_params__ = [*getattr(function, "__click_params__", ()), *(params[n] for n in reversed(names))]
+        return function
 
     return decorate
 
@@ -394,6 +407,73 @@ def compare(run_a: Path, run_b: Path, checkpoint: str | None, as_json: bool, ver
 
     compared = compare(run_a, run_b, checkpoint=checkpoint)
     click.echo(json.dumps(compared.to_json(), indent=1) if as_json else compared.to_text())
+
+
+@cli.command()
+@click.argument("source", metavar="[IN]", required=False, type=click.Path())
+@options(
+    "Study",
+    click.option("-o", "--output", "out", type=FILE, metavar="DIR", help="The results; a sweep goes on from them."),
+    click.option("--study", type=FILE, metavar="FILE", help="YAML with the options below; flags have precedence."),
+    click.option("--rates", metavar="RATE,...", help="Shares of heads to prune, as 0.1,0.2."),
+    click.option("--schedules", metavar="NAME,...", help=f"{SCHEDULES}  [default: uniform]"),
+    click.option("--metrics", metavar="NAME,...", help=f"{'|'.join(METRICS)}  [default: magnitude]"),
+    click.option(
+        "--compensations", metavar="NAME,...", help=f"{'|'.join(COMPENSATIONS)}  [default: {COMPENSATIONS[0]}]"
+    ),
+    click.option("--retry-failed", is_flag=True, help="Run points again that failed before."),
+)
+@options(
+    "Calibration: what metrics and compensations are measured on",
+    click.option("--calibration", type=FILE, metavar="FILE", help="LLaVA's question file, or plain text."),
+    click.option("--calibration-images", type=FILE, metavar="DIR", help="The directory of its images."),
+    click.option("--calibration-samples", type=click.IntRange(min=1), metavar="N", help="Take the first N of them."),
+)
+@options_of(evaluate, "questions", "images", "split", "text", "num_samples")
+@options_of(evaluate, "conversation", "vision_tower", "device", "dtype", "batch_size", "max_new_tokens")
+@options(
+    "Results",
+    click.option("--summarise", type=FILE, metavar="DIR", help="Make summary and plots of results again; no IN."),
+    click.option("--convert-best", type=FILE, metavar="OUT", help="Write the best point as a checkpoint."),
+    click.option("--best-by", type=click.Choice(BEST_BY), help="What makes it the best.  [default: rate]"),
+)
+@options("Messages", *_SHARED)
+def sweep(
+    source: str | None,
+    out: Path | None,
+    study: Path | None,
+    summarise: Path | None,
+    as_json: bool,
+    verbose: int,
+    **settings: Any,
+) -> None:
+    """Measure many masks and compensations of IN on the same questions, without writing a checkpoint.
+
+    IN is a directory, or org/name[@revision] on the Hub. Every metric, schedule and rate makes a mask, and every mask
+    is measured with every compensation, beside IN itself. The tables and plots are in DIR.
+
+    \b
+    The best point is, by
+    rate        the one that prunes most of those that lose no more than chance explains
+    accuracy    the most accurate
+    perplexity  the one with the lowest perplexity
+    """
+    process.set_up(cli, verbose, quiet=False)
+    from .jobs import sweep as jobs
+
+    context, defaulted = click.get_current_context(), click.core.ParameterSource.DEFAULT
+    given = {name: value for name, value in settings.items() if context.get_parameter_source(name) is not defaulted}
+    if summarise is not None:
+        if source is not None or out is not None or study is not None or given.keys() - {"best_by"}:
+            context.fail("--summarise makes the summary of results again; leave the others out, but for --best-by")
+        swept = jobs.summarise_results(summarise, **given)
+    else:
+        if source is None or out is None:
+            context.fail("give the checkpoint IN, and with --output the directory of the results")
+        swept = jobs.sweep(source, out, study=study, **given, progress=True)
+    written = printable(str(swept.directory))
+    text = json.dumps(swept.to_json(), indent=1) if as_json else f"{swept.to_text()}\nwritten: {written}"
+    process.print_result(text, written=swept.directory)
 
 
 @cli.command()

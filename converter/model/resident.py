@@ -7,8 +7,11 @@ a front end makes them; so every family and layout is run the same way.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoint import Checkpoint, StoredTensor
@@ -16,11 +19,12 @@ from ..checkpoint.torch_file import torch_dtype
 from ..choices import DTYPES
 from ..errors import CheckpointError, UsageError, VerificationError
 from ..progress import byte_bar
-from .decoder import building, check_device, language_model_config, load_tensor, stock_code
+from .decoder import building, check_device, language_model_config, load_tensor, stock_code, stored_rows
 
 if TYPE_CHECKING:
     import torch
 
+_LOADERS = 8  # threads, with some 30 MB each
 GENERATION_CONFIG_FILE = "generation_config.json"
 
 
@@ -62,10 +66,13 @@ class ResidentModel:
         self._parameters: dict[str, torch.nn.Parameter] = {}
         pairs = list(self._stored_parameters())
         with byte_bar("load", sum(tensor.entry.num_bytes for tensor, _ in pairs), shown=progress) as bar:
-            for tensor, parameter in pairs:
-                load_tensor(parameter, checkpoint, tensor)
-                self._parameters[tensor.name] = parameter
-                bar.update(tensor.entry.num_bytes)
+            read = partial(stored_rows, checkpoint)
+            with ThreadPoolExecutor(min(_LOADERS, os.cpu_count() or 1)) as pool:
+                loads = [pool.submit(load_tensor, parameter, tensor, read) for tensor, parameter in pairs]
+                for (tensor, parameter), load in zip(pairs, loads, strict=True):
+                    load.result()
+                    self._parameters[tensor.name] = parameter
+                    bar.update(tensor.entry.num_bytes)
 
     def _stored_parameters(self) -> Iterator[tuple[StoredTensor, torch.nn.Parameter]]:
         """Every parameter, and the stored tensor that it gets."""
@@ -123,7 +130,7 @@ class ResidentModel:
 
         for tensor, parameter in self._stored_parameters():
             again = torch.empty_like(parameter)
-            load_tensor(again, self._checkpoint, tensor)
+            load_tensor(again, tensor, partial(stored_rows, self._checkpoint))
             if not torch.equal(again, parameter):
                 raise VerificationError(f"{tensor.name}: is not as it was loaded; this is a fault in s4convert")
 

@@ -1,0 +1,521 @@
+"""Many masks and compensations of one checkpoint, each measured on the same questions without writing a checkpoint."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import logging
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from fractions import Fraction
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..calibration.samples import Samples, read_samples
+from ..calibration.statistics import CalibrationData, Statistics
+from ..checkpoint import Checkpoint
+from ..checkpoint.loader_names import check_loader_name
+from ..choices import COMPENSATIONS, HOLDOUT, METRICS
+from ..compensation import Fits, fit
+from ..compensation.fitting import check_mode
+from ..disk import read_file, sha256_of, write_output
+from ..errors import S4ConvertError, UsageError, VerificationError, enough_memory, reading, shown
+from ..mask import HeadMask, HeadScores, Schedule, parse_schedule
+from ..mask.files import load_scores
+from ..mask.schedules import Rate
+from ..model.decoder import check_device
+from ..model.resident import ResidentModel
+from ..progress import sample_bar
+from ..rewrite.staging import check_replaceable
+from ..sources import locate_tower, open_checkpoint
+from ..study.evaluation import Evaluation, Task, Tasks, evaluate_model
+from ..study.plots import HOW_TO_GET_PLOTS, can_plot, plot
+from ..study.points import NAME_DIGITS, Grid, Point, distinct, make_grid
+from ..study.prompts import prompts_of
+from ..study.questions import read_questions
+from ..study.results import Measured, Result, Results, open_results
+from ..study.summary import Summary, as_json_text, summarise
+from ..study.swap import relative_change, swapped
+from ..verify.report import Report
+from ..version import __version__
+from .convert import convert, refuse_converted
+from .evaluate import EvaluateOptions, tasks_for
+from .options import as_path
+
+if TYPE_CHECKING:
+    import torch
+
+_log = logging.getLogger(__name__)
+
+_PROBED = 4  # questions whose logits show that a point is in effect
+_PATHS = ("questions", "images", "text", "calibration", "calibration_images")
+_NOT_OF_A_SWEEP = ("samples", "force")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepOptions(EvaluateOptions):
+    """Which masks and compensations are measured; how they are, :class:`~s4convert.jobs.evaluate.EvaluateOptions` says.
+
+    Every one of *metrics* scores the heads, every one of *schedules* at every one of *rates* makes a mask of them
+    (``bands:...`` have rates of their own), and every mask is measured with every one of *compensations*. Each is a
+    sequence, or text with commas.
+
+    *calibration*, a file of questions or plain text with *calibration_images*, of which the first
+    *calibration_samples* (all) are used, is what metrics and compensations are measured on. *retry_failed* runs points
+    again that failed before. *convert_best* is where the best point is written as a checkpoint; *best_by* says what
+    makes it the best, see :meth:`~s4convert.study.summary.Summary.ranked`.
+
+    Raises:
+        UsageError: an option is of the wrong type, names nothing there is, or means nothing without another.
+    """
+
+    rates: str | Sequence[Rate] = ()
+    schedules: str | Sequence[str] = ("uniform",)
+    metrics: str | Sequence[str] = ("magnitude",)
+    compensations: str | Sequence[str] = (COMPENSATIONS[0],)
+    calibration: str | Path | None = None
+    calibration_images: str | Path | None = None
+    calibration_samples: int | None = None
+    retry_failed: bool = False
+    convert_best: str | Path | None = None
+    best_by: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.samples is not None or self.force:
+            raise UsageError("a sweep keeps every answer in its results; leave `samples` and `force` out")
+        for name, known in (("metrics", METRICS), ("compensations", COMPENSATIONS)):
+            _check_names(name, _texts(getattr(self, name)), known)
+        for name in ("calibration_images", "calibration_samples"):
+            if self.calibration is None and getattr(self, name) is not None:
+                raise UsageError(f"`{name}` is about calibration data; give it with `calibration`")
+        _ = self.parsed_schedules
+
+    @cached_property
+    def parsed_schedules(self) -> tuple[Schedule, ...]:
+        """Every schedule at every rate, each once."""
+        given = _texts(self.rates)
+        parsed: list[Schedule] = []
+        for text in _texts(self.schedules, r",(?=\s*[a-z])"):  # bands have commas, and digits behind them
+            if text.startswith("bands"):
+                parsed.append(parse_schedule(text))
+            elif not given:
+                raise UsageError(f"the schedule {text} needs `rates`, such as 0.1,0.2,0.3")
+            else:
+                parsed += [parse_schedule(text, rate) for rate in given]
+        if not parsed:
+            raise UsageError("give at least one of `schedules`")
+        return distinct(parsed)
+
+    @property
+    def calibration_data(self) -> CalibrationData | None:
+        """The data to calibrate on, if any."""
+        if self.calibration is None:
+            return None
+        images = None if self.calibration_images is None else Path(self.calibration_images)
+        return CalibrationData(Path(self.calibration), images, self.calibration_samples, HOLDOUT, self.device)
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What a sweep found, as the files in its *directory* say; *report* is that of the best point's conversion."""
+
+    summary: Summary
+    directory: Path
+    best_by: str | None = None
+    report: Report | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The rows, and what is said of all, for a script to read."""
+        converted = {} if self.report is None else {"converted": self.report.to_json()}
+        return self.summary.to_json() | {"results": str(self.directory)} | converted
+
+    def to_text(self) -> str:
+        """The best ten points and what is to be said of all, for a terminal."""
+        text = self.summary.to_text(self.best_by)
+        return text if self.report is None else f"{text}\n\n{self.report}"
+
+
+def sweep(
+    source: Path | str,
+    out: Path | str,
+    options: SweepOptions | None = None,
+    *,
+    study: Path | str | None = None,
+    **settings: Any,
+) -> Swept:
+    """Measure every point that *options* ask of the checkpoint *source*, and keep the results in the directory *out*.
+
+    A point that is there already is not run again; so a sweep that was stopped goes on. *study* is a YAML file of
+    options, and *settings*, fields of :class:`SweepOptions`, have precedence.
+
+    Raises:
+        UsageError: an option means nothing for this checkpoint.
+        S4ConvertError: as the class says. Where a point fails, that is kept as its result.
+    """
+    if options is None:
+        options = SweepOptions(**({} if study is None else read_study(study)) | settings)
+    elif study is not None or settings:
+        raise UsageError("give `options`, or a `study` and settings, one of the two")
+    out = as_path(out)
+    checkpoint = open_checkpoint(source, progress=options.progress)
+    asked = _check(checkpoint, options)
+    with open_results(out) as results:
+        data = _Data(checkpoint, options, results)
+        grid = make_grid(data.scores, options.parsed_schedules, _texts(options.compensations), asked.decided_by)
+        results.keep_study(grid, {"source": checkpoint.source, **asked.about})
+        _run(grid, data)
+        swept = _written(results, out, options.best_by)
+        if options.convert_best is None:
+            return swept
+        best = swept.summary.best(options.best_by)
+        mask = next(point.mask for point in grid.points if point.name == best.point)
+        assert mask is not None
+        report = convert(
+            source,
+            options.convert_best,
+            mask,
+            compensation=best.compensation,
+            statistics=data.directory,
+            device=None if data.directory is None else options.device,
+            vision_tower=options.vision_tower,
+            progress=options.progress,
+        )
+    return Swept(swept.summary, out, options.best_by, report)
+
+
+def summarise_results(directory: Path | str, *, best_by: str | None = None) -> Swept:
+    """Make the summary and the plots in the results *directory* again.
+
+    Raises:
+        UsageError: it holds no results.
+        StorageError: a file cannot be read or written, or a sweep is writing there.
+    """
+    directory = as_path(directory)
+    Results(directory).study()
+    with open_results(directory) as results:
+        return _written(results, directory, best_by)
+
+
+def read_study(path: Path | str) -> dict[str, Any]:
+    """The options in the YAML file *path*; paths in it are relative to its directory.
+
+    Raises:
+        UsageError: it is malformed, or names an option that there is not.
+        StorageError: it cannot be read.
+    """
+    import yaml
+
+    path = as_path(path)
+    try:
+        content = yaml.safe_load(read_file(path, UsageError))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UsageError(f"{path}: is not YAML ({' '.join(str(error).split())[:80]}); mend it") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"{path}: is not a list of options, each as `name: value`")
+    known = [field.name for field in fields(SweepOptions) if field.name not in (*_NOT_OF_A_SWEEP, "progress")]
+    options: dict[str, Any] = {}
+    for given, value in content.items():
+        name = str(given).replace("-", "_")
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"options are {', '.join(known)}"
+            raise UsageError(f"{path}: {shown(given)} is no option of a sweep; {hint}")
+        options[name] = path.parent / value if name in _PATHS and isinstance(value, str) else value
+    return options
+
+
+def _texts(given: str | Sequence[Any], separator: str = ",") -> tuple[Any, ...]:
+    """*given*, split where it is text."""
+    parts = re.split(separator, given) if isinstance(given, str) else given
+    return tuple(dict.fromkeys(part.strip() if isinstance(part, str) else part for part in parts))
+
+
+def _check_names(option: str, names: Sequence[Any], known: Sequence[str]) -> None:
+    if not names:
+        raise UsageError(f"give at least one of `{option}`")
+    for name in names:
+        if name not in known:
+            raise UsageError(f"`{option}`: {shown(name)} is none of {', '.join(known)}")
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What decides the answers of every point, beside its mask and compensation: *of_all*, and the *calibration*."""
+
+    of_all: Mapping[str, Any]
+    calibration: str | None
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What study.json says of all points."""
+        return {"decided_by": dict(self.of_all), "calibration": self.calibration}
+
+    def decided_by(self, mask: HeadMask | None, compensation: str | None) -> dict[str, Any]:
+        """Everything that decides the answers of a point."""
+        if mask is None:
+            return dict(self.of_all)
+        pruned = {str(layer): list(mask.pruned[layer]) for layer in mask.touched_layers}
+        own = {"pruned": pruned, "compensation": compensation, "calibration": self.calibration}
+        return {**self.of_all, **own}
+
+
+def _check(checkpoint: Checkpoint, options: SweepOptions) -> _Asked:
+    """Refuse what can be seen to be wrong, before anything is written; and what decides the answers."""
+    from ..saliency.metrics import METRICS as TABLE
+
+    check_device(options.device)
+    refuse_converted(checkpoint)
+    geometry = checkpoint.geometry
+    even = [[Fraction(0)] * geometry.num_heads] * geometry.num_layers
+    for schedule in options.parsed_schedules:
+        schedule.counts(even)
+    data, any_mask = options.calibration_data, HeadMask(geometry.num_heads, ((0,), *[()] * (geometry.num_layers - 1)))
+    for mode in _texts(options.compensations):
+        check_mode(mode, checkpoint, any_mask, has_moments=data is not None)
+    for metric in _texts(options.metrics):
+        if TABLE[metric].needs_data and data is None:
+            raise UsageError(f"the metric {metric} is measured on calibration data; give it with `calibration`")
+    if options.convert_best is not None:
+        best = as_path(options.convert_best)
+        check_replaceable(best, force=False)
+        check_loader_name(checkpoint.family, checkpoint.known_as, best)
+    calibration = None
+    if data is not None:
+        calibration = _digest([(sample.text, sample.image) for sample in data.check().samples], [HOLDOUT])
+    return _Asked(_decided_by(checkpoint, options), calibration)
+
+
+def _decided_by(checkpoint: Checkpoint, options: SweepOptions) -> dict[str, Any]:
+    said: dict[str, Any] = {
+        "versions": {"s4convert": __version__, **{name: version(name) for name in ("torch", "transformers")}},
+        "fingerprint": checkpoint.fingerprint,
+        "device": options.device.partition(":")[0],
+        "dtype": options.dtype or ("float32" if options.device == "cpu" else "as stored"),
+        "max_new_tokens": options.max_new_tokens,
+        "vision_tower": None if options.vision_tower is None else Path(options.vision_tower).name,
+        "questions": None,
+        "text": None,
+        "conversation": None,
+        "prompt": None,
+    }
+    if options.questions is not None:
+        read = read_questions(options.questions, options.images, num_samples=options.num_samples, split=options.split)
+        prompts = prompts_of(checkpoint, options.conversation)
+        answers = [question.answers for question in read.questions]
+        said["questions"] = _digest([(question.text, question.image) for question in read.questions], answers)
+        said["conversation"], said["prompt"] = prompts.name, prompts.write([(read.questions[0].text, None)])
+    if options.text is not None:
+        said["text"] = _text_digest(read_samples(options.text, None, options.num_samples))
+    return said
+
+
+def _text_digest(read: Samples) -> str:
+    return _digest([(sample.text, None) for sample in read.samples], [])
+
+
+def _digest(samples: Iterable[tuple[str, Path | None]], more: Sequence[Any]) -> str:
+    """The sha256 of texts and images."""
+    digest = hashlib.sha256(repr(more).encode())
+    for text, image in samples:
+        if image is None:
+            digest.update(repr((text, None)).encode())
+        else:
+            with reading(image):
+                digest.update(repr((text, sha256_of(image))).encode())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class _Data:
+    """What is measured once for all points, and kept in *results*."""
+
+    checkpoint: Checkpoint
+    options: SweepOptions
+    results: Results
+
+    @cached_property
+    def scores(self) -> dict[str, HeadScores]:
+        """The scores of the heads by each metric."""
+        return {metric: self._scores(metric) for metric in _texts(self.options.metrics)}
+
+    def _scores(self, metric: str) -> HeadScores:
+        from ..saliency import score_heads
+
+        def make(path: Path) -> None:
+            scores = score_heads(
+                self.checkpoint,
+                metric,
+                samples=None if self._calibration is None else self._calibration.read,
+                device=self.options.device,
+                tower=self._tower,
+                progress=self.options.progress,
+            )
+            scores.save(path)
+
+        return load_scores(self.results.made_once(f"scores-{metric}-{self._name}.json", make))
+
+    @cached_property
+    def directory(self) -> Path | None:
+        """The statistics that compensations are fitted to; None without calibration data."""
+        data = self._calibration
+        if data is None:
+            return None
+
+        def make(path: Path) -> None:
+            layers = range(self.checkpoint.geometry.num_layers)
+            progress = self.options.progress
+            Statistics(path, device=self.options.device).gather(
+                self.checkpoint, data, layers, tower=self._tower, progress=progress
+            )
+
+        return self.results.made_once(f"statistics-{self._name}", make)
+
+    @cached_property
+    def _calibration(self) -> CalibrationData | None:
+        return self.options.calibration_data
+
+    @cached_property
+    def _tower(self) -> Path | None:
+        if self._calibration is None:
+            return None
+        needed = self._calibration.read.has_images
+        return locate_tower(self.checkpoint, self.options.vision_tower, needed=needed, progress=self.options.progress)
+
+    @cached_property
+    def _name(self) -> str:
+        """The hash of what scores and statistics are measured on."""
+        data = self._calibration
+        samples = () if data is None else data.read.samples
+        tower = self.options.vision_tower
+        decided = [__version__, self.checkpoint.fingerprint, HOLDOUT, self.options.device, tower and Path(tower).name]
+        return _digest([(sample.text, sample.image) for sample in samples], decided)[:NAME_DIGITS]
+
+    def fit(self, point: Point) -> Fits:
+        """The compensation of *point*."""
+        assert point.mask is not None and point.compensation is not None
+        statistics = None if self.directory is None else Statistics(self.directory, device=self.options.device)
+        return fit(point.compensation, self.checkpoint, point.mask, self.results.scratch, moments=statistics)
+
+
+def _run(grid: Grid, data: _Data) -> None:
+    """Measure the points that have no result yet."""
+    options, results = data.options, data.results
+    pending = [point for point in grid.points if _is_to_run(results.result(point.name), options)]
+    if not pending:
+        return
+    _ = data.directory  # what takes memory of its own comes before the model
+    tasks = tasks_for(data.checkpoint, options)
+    model = ResidentModel(data.checkpoint, device=options.device, dtype=options.dtype, progress=options.progress)
+    bench = _Bench(model, tasks, data, _probed_logits(model, tasks))
+    with sample_bar("points", len(pending), shown=options.progress) as bar:
+        for point in pending:
+            try:
+                result = bench.measure(point)
+            except S4ConvertError as error:
+                if point.mask is None:
+                    raise
+                said = "; ".join(map(str, point.settings))
+                _log.warning("%s, %s: failed: %s", said, point.compensation, error)
+                result = Result(None, failure=str(error))
+            results.keep(point, result)
+            bar.update(1)
+    model.check_unchanged()
+
+
+def _is_to_run(result: Result | None, options: SweepOptions) -> bool:
+    return result is None or (result.failure is not None and options.retry_failed)
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """A resident *model*, what is asked of it, and what it made of some of it *before* anything was swapped in."""
+
+    model: ResidentModel
+    tasks: Tasks
+    data: _Data
+    before: Sequence[torch.Tensor]
+
+    def measure(self, point: Point) -> Result:
+        """What *point* answers, and the proof that it was in effect.
+
+        Raises:
+            S4ConvertError: it cannot be fitted or swapped in, is not in effect, or its answers are not numbers.
+        """
+        with enough_memory(f"point {point.name}"):
+            if point.mask is None:
+                return Result(self._evaluate())
+            with _noted() as notes:
+                fits = self.data.fit(point)
+            with swapped(self.model, self.data.checkpoint, point.mask, fits):
+                change = relative_change(self.before, _probed_logits(self.model, self.tasks))
+                layers = range(point.mask.num_layers)
+                silent = sum(len(self.model.silent_heads(layer)) for layer in layers)
+                return Result(self._evaluate(), Measured(change, silent, *_errors(fits), tuple(notes)))
+
+    def _evaluate(self) -> Evaluation:
+        options = self.data.options
+        found = evaluate_model(
+            self.model, self.tasks, batch_size=options.batch_size, max_new_tokens=options.max_new_tokens
+        )
+        if not math.isfinite(found.text_loss + math.fsum(one.loss for one in found.answers)):
+            raise VerificationError("the model's probabilities are not finite numbers; try another `dtype`")
+        return found
+
+
+@contextmanager
+def _noted() -> Iterator[list[str]]:
+    """What fits say inside the block: on stderr, the same would stand for every layer of every point."""
+    notes: list[str] = []
+    logger = logging.getLogger(check_mode.__module__)
+
+    def note(record: logging.LogRecord) -> bool:
+        notes.append(record.getMessage())
+        return False
+
+    logger.addFilter(note)
+    try:
+        yield notes
+    finally:
+        logger.removeFilter(note)
+
+
+def _probed_logits(model: ResidentModel, tasks: Tasks) -> list[torch.Tensor]:
+    """What *model* makes of some of *tasks*, spread evenly."""
+    every: tuple[Task, ...] = (*tasks.questions, *tasks.texts)
+    count = min(_PROBED, len(every))
+    probed = [every[number * (len(every) - 1) // max(1, count - 1)] for number in range(count)]
+    return model.logits([task.whole for task in probed], [task.tail for task in probed])
+
+
+def _errors(fits: Fits) -> tuple[float | None, float | None]:
+    """(E summed over layers, its share of the E of no compensation), on held-out tokens if there are any."""
+    figures = [layer.held_out or layer.train for layer in fits.figures.values()]
+    if not figures:
+        return None, None
+    error, none = math.fsum(one.fit for one in figures), math.fsum(one.none for one in figures)
+    return error, error / none if none else None
+
+
+def _written(results: Results, directory: Path, best_by: str | None) -> Swept:
+    """Write the summary and the plots of *results*."""
+    summary = summarise(results)
+    swept = Swept(summary, directory, best_by)
+    plots: tuple[str, ...] = ()
+    if can_plot():
+        plots = plot(summary, directory)
+    else:
+        _log.info(HOW_TO_GET_PLOTS)
+    files: Mapping[str, Callable[[], str]] = {
+        "summary.csv": summary.to_csv,
+        "summary.json": lambda: as_json_text(summary),
+        "summary.md": lambda: summary.to_markdown(plots),
+    }
+    for name, content in files.items():
+        write_output(directory / name, content(), force=True)
+    return swept
