@@ -7,6 +7,7 @@ import hashlib
 import logging
 import math
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -52,7 +53,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_PROBED = 4  # questions whose logits show that a point is in effect
+_PROBED = 4  # questions whose logits show that a point is in effect, and how fast it is
+_TIMED = 3  # times that they are timed; the shortest counts
 _PATHS = ("questions", "images", "text", "calibration", "calibration_images")
 _NOT_OF_A_SWEEP = ("samples", "force")
 
@@ -412,7 +414,7 @@ def _run(grid: Grid, data: _Data) -> None:
     _ = data.directory  # what takes memory of its own comes before the model
     tasks = tasks_for(data.checkpoint, options)
     model = ResidentModel(data.checkpoint, device=options.device, dtype=options.dtype, progress=options.progress)
-    bench = _Bench(model, tasks, data, _probed_logits(model, tasks))
+    bench = _Bench(model, tasks, data)
     with sample_bar("points", len(pending), shown=options.progress) as bar:
         for point in pending:
             try:
@@ -434,12 +436,11 @@ def _is_to_run(result: Result | None, options: SweepOptions) -> bool:
 
 @dataclass(frozen=True)
 class _Bench:
-    """A resident *model*, what is asked of it, and what it made of some of it *before* anything was swapped in."""
+    """A resident *model*, and what is asked of it."""
 
     model: ResidentModel
     tasks: Tasks
     data: _Data
-    before: Sequence[torch.Tensor]
 
     def measure(self, point: Point) -> Result:
         """What *point* answers, and the proof that it was in effect.
@@ -452,11 +453,26 @@ class _Bench:
                 return Result(self._evaluate())
             with _noted() as notes:
                 fits = self.data.fit(point)
+            before, unpruned_seconds = self._probe()
             with swapped(self.model, self.data.checkpoint, point.mask, fits):
-                change = relative_change(self.before, _probed_logits(self.model, self.tasks))
-                layers = range(point.mask.num_layers)
-                silent = sum(len(self.model.silent_heads(layer)) for layer in layers)
-                return Result(self._evaluate(), Measured(change, silent, *_errors(fits), tuple(notes)))
+                after, seconds = self._probe()
+                change, speed = relative_change(before, after), unpruned_seconds / seconds
+                silent = sum(len(self.model.silent_heads(layer)) for layer in range(point.mask.num_layers))
+                measured = Measured(change, silent, *_errors(fits), speed, tuple(notes))
+                return Result(self._evaluate(), measured)
+
+    def _probe(self) -> tuple[list[torch.Tensor], float]:
+        """What the model makes of some of the tasks, spread evenly, and the seconds that it takes for them."""
+        every: tuple[Task, ...] = (*self.tasks.questions, *self.tasks.texts)
+        count = min(_PROBED, len(every))
+        probed = [every[number * (len(every) - 1) // max(1, count - 1)] for number in range(count)]
+        times = []
+        for _ in range(_TIMED):
+            start = time.perf_counter()
+            logits = self.model.logits([task.whole for task in probed], [task.tail for task in probed])
+            logits[-1].sum().item()  # waits for a GPU
+            times.append(time.perf_counter() - start)
+        return logits, min(times)
 
     def _evaluate(self) -> Evaluation:
         options = self.data.options
@@ -483,14 +499,6 @@ def _noted() -> Iterator[list[str]]:
         yield notes
     finally:
         logger.removeFilter(note)
-
-
-def _probed_logits(model: ResidentModel, tasks: Tasks) -> list[torch.Tensor]:
-    """What *model* makes of some of *tasks*, spread evenly."""
-    every: tuple[Task, ...] = (*tasks.questions, *tasks.texts)
-    count = min(_PROBED, len(every))
-    probed = [every[number * (len(every) - 1) // max(1, count - 1)] for number in range(count)]
-    return model.logits([task.whole for task in probed], [task.tail for task in probed])
 
 
 def _errors(fits: Fits) -> tuple[float | None, float | None]:

@@ -112,8 +112,7 @@ def _error(summary: Summary) -> Figure | None:
     """E against the rate: the best point of every compensation by a line."""
 
     def error(row: Row) -> float | None:
-        measured = None if row.result is None else row.result.measured
-        return None if measured is None else measured.error
+        return None if row.measured is None else row.measured.error
 
     if not any(error(row) is not None for row in summary.done):
         return None

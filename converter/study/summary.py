@@ -14,12 +14,11 @@ from ..choices import BEST_BY
 from ..errors import UsageError
 from .evaluation import Evaluation
 from .figures import Difference, Share
-from .results import Result, Results
+from .results import Measured, Result, Results
 
 KINDS: Mapping[str, bool | None] = {"accuracy": None, "image_accuracy": True, "text_accuracy": False}
 # What a row says that depends on the machine and the hour; the rest is the same in every run.
 TIMINGS = ("samples_per_second", "tokens_per_second", "speed", "host_peak_bytes", "device_peak_bytes")
-_SAME_LENGTH = 0.05  # answers whose mean lengths differ by no more share are of the same length
 _SHOWN = 10
 
 
@@ -39,6 +38,11 @@ class Row:
     def evaluation(self) -> Evaluation | None:
         """What it answered, if it was run and did not fail."""
         return None if self.result is None else self.result.evaluation
+
+    @property
+    def measured(self) -> Measured | None:
+        """What else was measured of it."""
+        return None if self.result is None else self.result.measured
 
     @property
     def state(self) -> str:
@@ -85,24 +89,15 @@ class Summary:
             return None
         return row.evaluation.difference(self.baseline.evaluation, image=image)
 
-    def speed(self, row: Row) -> float | None:
-        """How many times as fast as the baseline *row* answered; None where its answers are of another length."""
-        first, found = self.baseline.evaluation, row.evaluation
-        if first is None or found is None or first.speed is None or found.speed is None:
-            return None
-        if abs(found.speed.new_tokens / first.speed.new_tokens - 1) > _SAME_LENGTH:
-            return None
-        return first.speed.seconds / found.speed.seconds
-
     @property
     def speed_in_words(self) -> str:
         """What pruning does to the speed of stock inference, as measured; empty where nothing was."""
-        speeds = [speed for row in self.done if (speed := self.speed(row)) is not None]
+        speeds = [row.measured.speed for row in self.done if row.measured is not None]
         if not speeds:
             return ""
         return (
-            "Zeroed heads keep their shapes, so stock inference is not faster: the pruned points answered at "
-            f"{statistics.median(speeds):.2f} times the baseline's speed (median of {len(speeds)}, from "
+            "Zeroed heads keep their shapes, so stock inference is not faster: on the same input, the pruned points "
+            f"were {statistics.median(speeds):.2f} times as fast as the unpruned model (median of {len(speeds)}, from "
             f"{min(speeds):.2f} to {max(speeds):.2f})."
         )
 
@@ -167,7 +162,7 @@ class Summary:
         return [self._flat(row) for row in self.rows]
 
     def _flat(self, row: Row) -> dict[str, Any]:
-        found, measured = row.evaluation, None if row.result is None else row.result.measured
+        found, measured = row.evaluation, row.measured
         flat: dict[str, Any] = {
             "point": row.point,
             "state": row.state,
@@ -192,7 +187,11 @@ class Summary:
             flat[name] = stated.get(name)
         flat["reason"] = None if row.result is None else row.result.failure
         speed = stated.get("speed") or {}
-        return flat | {name: speed.get(name) for name in TIMINGS} | {"speed": _figure(self.speed(row))}
+        return (
+            flat
+            | {name: speed.get(name) for name in TIMINGS}
+            | {"speed": None if measured is None else _figure(measured.speed)}
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The rows, and what is said of all, for a script to read."""
@@ -243,7 +242,7 @@ class Summary:
         several = sum(max(0, len(row.settings) - 1) for row in self.rows)
         repeated = f"; {several} more came out as the same mask and compensation" if several else ""
         said = [f"{heads['source']}: {counts}{repeated}."]
-        noted = sum(bool(row.result and row.result.measured and row.result.measured.notes) for row in self.rows)
+        noted = sum(row.measured is not None and bool(row.measured.notes) for row in self.rows)
         if noted:
             said.append(f"The fits of {noted} points say something of their data; see notes in points/NAME.json.")
         if self.speed_in_words:
@@ -301,7 +300,7 @@ def _columns(name: str, share: Share | None, change: Difference | None) -> dict[
 
 def _cells(summary: Summary, row: Row) -> dict[str, str]:
     """A row of the tables."""
-    found, measured = row.evaluation, None if row.result is None else row.result.measured
+    found, measured = row.evaluation, row.measured
     cells = {
         "heads": f"{row.heads_pruned} ({row.rate:.1%})",
         "asked for": row.asked,
@@ -316,8 +315,7 @@ def _cells(summary: Summary, row: Row) -> dict[str, str]:
     perplexity = stated.get("answer_perplexity") or stated.get("text_perplexity")
     cells["perplexity"] = "" if perplexity is None else f"{perplexity:#.4g}"
     cells["E left"] = "" if measured is None or measured.error_left is None else f"{measured.error_left:.3f}"
-    speed = summary.speed(row)
-    cells["speed"] = "" if speed is None else f"{speed:.2f}x"
+    cells["speed"] = "" if measured is None else f"{measured.speed:.2f}x"
     return {name: _ascii(text) for name, text in cells.items()}
 
 

@@ -21,15 +21,15 @@ from s4convert.study.summary import Row, Summary
 COUNT = 100
 
 
-def result(right: int, *, loss: float = 0.1, seconds: float = 1.0, new_tokens: int = 200) -> Result:
+def result(right: int, *, loss: float = 0.1, speed: float = 1.0) -> Result:
     """Of 100 questions, half of them with an image, the first *right* are answered right."""
     answers = []
     for number in range(COUNT):
         question = Question(str(number), "", Path() if number % 2 else None, ("A",), 4, "")
         is_right = number < right
         answers.append(Answer(question, "A" if is_right else "B", "A" if is_right else "B", is_right, loss, 1, False))
-    speed = Speed(seconds, COUNT, new_tokens, 10**9, None)
-    return Result(Evaluation(tuple(answers), 0.0, 0, speed), Measured(0.1, 2, 3.0, 0.5))
+    timed = Speed(1.0, COUNT, 2 * COUNT, 10**9, None)
+    return Result(Evaluation(tuple(answers), 0.0, 0, timed), Measured(0.1, 2, 3.0, 0.5, speed, ("few tokens",)))
 
 
 def row(name: str, heads: int, found: Result | None) -> Row:
@@ -76,11 +76,10 @@ def test_a_row_says_everything_with_intervals_and_the_difference_in_words() -> N
     json.dumps(summary.to_json(), allow_nan=False)
 
 
-def test_the_speed_is_that_of_answers_of_the_same_length() -> None:
-    rows = [row("a", 8, result(95, seconds=2.0)), row("b", 16, result(95, seconds=9.0, new_tokens=400))]
-    summary = summary_of(*rows)
-    assert (summary.speed(rows[0]), summary.speed(rows[1])) == (0.5, None)
-    assert "0.50 times the baseline's speed (median of 1, from 0.50 to 0.50)" in summary.speed_in_words
+def test_the_speed_is_told_with_its_spread_and_that_zeroed_heads_save_nothing() -> None:
+    summary = summary_of(*(row(f"{speed}", 8, result(95, speed=speed)) for speed in (0.9, 1.0, 1.2)))
+    assert summary.speed_in_words.startswith("Zeroed heads keep their shapes, so stock inference is not faster")
+    assert "1.00 times as fast as the unpruned model (median of 3, from 0.90 to 1.20)" in summary.speed_in_words
 
 
 def test_the_front_holds_what_no_other_point_beats_in_rate_and_accuracy() -> None:
