@@ -494,10 +494,10 @@ def test_a_misspelt_command_is_told_so(source: Path, word: str, meant: str) -> N
 
 
 def test_a_word_that_is_neither_a_command_nor_a_checkpoint_is_told_so(source: Path, out: Path) -> None:
-    outcome = run_here("-v", "validate", source, out, "--mask", "mask.json")
+    outcome = run_here("-v", "undo", source, out, "--mask", "mask.json")
     assert outcome.exit_code == 2
-    commands = "inspect, verify, reproduce, mask, push, demo"
-    assert outcome.error.startswith(f"no such command or directory: 'validate'; the commands are {commands}")
+    commands = "inspect, verify, evaluate, compare, sweep, reproduce, mask, push, demo"
+    assert outcome.error.startswith(f"no such command or directory: 'undo'; the commands are {commands}")
 
 
 def test_the_value_of_an_option_is_not_taken_for_a_misspelt_command(source: Path, out: Path) -> None:
@@ -537,7 +537,10 @@ def completions(*words: str) -> set[str]:
 
 def test_the_shell_is_offered_commands_and_directories_where_either_may_stand() -> None:
     assert completions("") == {
-        *(f"plain,{name}" for name in ("demo", "inspect", "mask", "push", "reproduce", "verify")),
+        *(
+            f"plain,{name}"
+            for name in ("compare", "demo", "evaluate", "inspect", "mask", "push", "reproduce", "sweep", "verify")
+        ),
         "dir,",
     }
     assert completions("ver") == {"plain,verify", "dir,ver"}

@@ -147,9 +147,7 @@ class ResidentModel:
         stops = set(ends) if isinstance(ends, list) else {ends}
         with stock_code(), torch.inference_mode():
             output = self._model.generate(
-                input_ids=attention[
-                    :, :0
-                ],  # or transformers before 4.38 would begin the answer with a token of its own
+                input_ids=attention[:, :0],  # else transformers before 4.38 begins the answer with one of its own
                 inputs_embeds=hidden,
                 attention_mask=attention,
                 generation_config=settings,
