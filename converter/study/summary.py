@@ -14,7 +14,8 @@ from ..choices import BEST_BY
 from ..errors import UsageError
 from .evaluation import Evaluation
 from .figures import Difference, Share
-from .results import Measured, Result, Results
+from .outside import Evaluator
+from .results import Measured, Result, Results, Score
 
 KINDS: Mapping[str, bool | None] = {"accuracy": None, "image_accuracy": True, "text_accuracy": False}
 # What a row says that depends on the machine and the hour; the rest is the same in every run.
@@ -24,7 +25,10 @@ _SHOWN = 10
 
 @dataclass(frozen=True)
 class Row:
-    """A point and what came of it; *settings* say in words which came to it, *result* is None where it is to be run."""
+    """A point and what came of it; *settings* say which came to it, *result* is None where it is to be run.
+
+    *outside* is what an outside evaluator said of it, if there is one.
+    """
 
     point: str
     compensation: str | None
@@ -33,6 +37,7 @@ class Row:
     heads_pruned: int
     rate: float
     result: Result | None
+    outside: Score | None = None
 
     @property
     def evaluation(self) -> Evaluation | None:
@@ -186,6 +191,8 @@ class Summary:
         for name in ("unparsable", "cut", "answer_perplexity", "text_perplexity"):
             flat[name] = stated.get(name)
         flat["reason"] = None if row.result is None else row.result.failure
+        flat["outside_score"] = None if row.outside is None else row.outside.score
+        flat["outside_reason"] = None if row.outside is None else row.outside.failure
         speed = stated.get("speed") or {}
         return (
             flat
@@ -263,6 +270,7 @@ class Summary:
 def summarise(results: Results) -> Summary:
     """The study in *results* as far as it has come; UsageError or StorageError where a file cannot be used."""
     study = results.study()
+    evaluator = None if study["evaluator"] is None else Evaluator(**study["evaluator"])
     rows = tuple(
         Row(
             entry["point"],
@@ -272,6 +280,7 @@ def summarise(results: Results) -> Summary:
             entry["heads_pruned"],
             entry["rate"],
             results.result(entry["point"]),
+            None if evaluator is None else results.score(evaluator.name(entry["point"])),
         )
         for entry in study["points"]
     )
@@ -315,6 +324,8 @@ def _cells(summary: Summary, row: Row) -> dict[str, str]:
     perplexity = stated.get("answer_perplexity") or stated.get("text_perplexity")
     cells["perplexity"] = "" if perplexity is None else f"{perplexity:#.4g}"
     cells["E left"] = "" if measured is None or measured.error_left is None else f"{measured.error_left:.3f}"
+    scored = row.outside
+    cells["outside"] = "" if scored is None else "failed" if scored.score is None else f"{scored.score:g}"
     cells["speed"] = "" if measured is None else f"{measured.speed:.2f}x"
     return {name: _ascii(text) for name, text in cells.items()}
 

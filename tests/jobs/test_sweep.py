@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -316,6 +317,34 @@ def test_without_matplotlib_the_rest_is_there_and_it_says_how_to_get_plots(
     sweep(MINI_LLAVA, tmp_path / "results", **texts | {"rates": "0.3"})
     assert "install s4convert[study]" in caplog.text
     assert not list((tmp_path / "results").glob("*.svg"))
+
+
+# Counts the heads that a manifest says are gone; there is none beside the original.
+COUNTS_HEADS = """
+import json, pathlib, sys
+manifest = pathlib.Path(sys.argv[1], "s4convert.json")
+pruned = json.loads(manifest.read_text())["mask"]["pruned"] if manifest.exists() else {}
+print(sys.argv[1], "lost", sum(map(len, pruned.values())))
+"""
+
+
+def test_an_outside_evaluator_scores_every_point_once_at_a_path_of_its_own(
+    tmp_path: Path, texts: dict[str, Any]
+) -> None:
+    outside = {"eval_command": shlex.join([sys.executable, "-c", COUNTS_HEADS, "{checkpoint}"])}
+    outside |= {"score_pattern": r"lost (\d+)"}
+    swept = sweep(MINI_LLAVA, tmp_path / "results", **texts, **outside)
+    scores = [None if row.outside is None else row.outside.score for row in swept.summary.rows]
+    assert scores == [row.heads_pruned for row in swept.summary.rows] == [0, 8, 8, 16, 16]
+    logs = {path: path.read_text() for path in (tmp_path / "results" / "outside").glob("*/log.txt")}
+    assert len({text.split()[0] for text in logs.values()}) == 5
+    assert sum("/mini-llava-" in text for text in logs.values()) == 4
+    assert not list((tmp_path / "results" / "checkpoints").iterdir())
+    stamps = {path: path.stat().st_mtime_ns for path in logs}
+    sweep(MINI_LLAVA, tmp_path / "results", **texts, **outside, keep=True)
+    assert {path: path.stat().st_mtime_ns for path in logs} == stamps
+    with pytest.raises(UsageError, match="`keep` is about an outside evaluator"):
+        sweep(MINI_LLAVA, tmp_path / "results", **texts, keep=True)
 
 
 @pytest.mark.parametrize(
