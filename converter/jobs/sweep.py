@@ -26,7 +26,7 @@ from ..choices import COMPENSATIONS, HOLDOUT, METRICS
 from ..compensation import Fits, fit
 from ..compensation.fitting import check_mode
 from ..disk import read_file, sha256_of, write_output
-from ..errors import S4ConvertError, UsageError, VerificationError, enough_memory, reading, shown
+from ..errors import S4ConvertError, StorageError, UsageError, VerificationError, enough_memory, reading, shown
 from ..mask import HeadMask, HeadScores, Schedule, parse_schedule
 from ..mask.files import load_scores
 from ..mask.schedules import Rate
@@ -437,8 +437,8 @@ def _run(grid: Grid, data: _Data) -> None:
             try:
                 result = bench.measure(point)
             except S4ConvertError as error:
-                if point.mask is None:
-                    raise
+                if point.mask is None or isinstance(error, StorageError):
+                    raise  # that is no fault of the point
                 said = "; ".join(map(str, point.settings))
                 _log.warning("%s, %s: failed: %s", said, point.compensation, error)
                 result = Result(None, failure=str(error))
@@ -481,8 +481,8 @@ def _ask_outside(grid: Grid, data: _Data, evaluator: Evaluator) -> None:
                         _convert(data, path, point.mask, point.compensation)
                 score = Score(evaluator.score(path, results.directory / "outside" / name))
             except S4ConvertError as error:
-                if point.mask is None:
-                    raise  # what fails on IN is no fault of a point
+                if point.mask is None or isinstance(error, StorageError):
+                    raise  # that is no fault of the point
                 _log.warning("%s, %s: failed: %s", "; ".join(map(str, point.settings)), point.compensation, error)
                 score = Score(None, str(error))
             results.keep_score(name, point.name, score)

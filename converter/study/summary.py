@@ -270,21 +270,26 @@ class Summary:
 def summarise(results: Results) -> Summary:
     """The study in *results* as far as it has come; UsageError or StorageError where a file cannot be used."""
     study = results.study()
-    evaluator = None if study["evaluator"] is None else Evaluator(**study["evaluator"])
-    rows = tuple(
-        Row(
-            entry["point"],
-            entry["compensation"],
-            tuple(entry["settings"]),
-            entry["mask"],
-            entry["heads_pruned"],
-            entry["rate"],
-            results.result(entry["point"]),
-            None if evaluator is None else results.score(evaluator.name(entry["point"])),
-        )
-        for entry in study["points"]
+    try:
+        evaluator = None if study["evaluator"] is None else Evaluator(**study["evaluator"])
+        rows = tuple(_row(entry, results, evaluator) for entry in study["points"])
+        about = {name: value for name, value in study.items() if name not in ("format", "points")}
+        return Summary({"source": study["source"], **about}, rows)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{results.directory}: its study.json is malformed ({error}); run the sweep again") from error
+
+
+def _row(entry: Mapping[str, Any], results: Results, evaluator: Evaluator | None) -> Row:
+    return Row(
+        entry["point"],
+        entry["compensation"],
+        tuple(entry["settings"]),
+        entry["mask"],
+        entry["heads_pruned"],
+        entry["rate"],
+        results.result(entry["point"]),
+        None if evaluator is None else results.score(evaluator.name(entry["point"])),
     )
-    return Summary({name: value for name, value in study.items() if name not in ("format", "points")}, rows)
 
 
 def as_json_text(summary: Summary) -> str:

@@ -357,3 +357,6 @@ def test_arguments_that_do_not_go_together_are_refused(arguments: tuple[str, ...
 def test_summaries_come_of_results_only(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"holds no study\.json"):
         summarise_results(tmp_path)
+    (tmp_path / STUDY_FILE).write_text(json.dumps({"format": "s4convert-study/1", "points": [{}]}))
+    with pytest.raises(UsageError, match=r"study\.json is malformed"):
+        summarise_results(tmp_path)
