@@ -1,10 +1,9 @@
 """Rewrite a LLaVA checkpoint on disk so that pruned attention heads stay pruned.
 
 The jobs are what the command line does: :func:`convert` (and :func:`plan_conversion`, its dry run),
-:func:`verify_conversion`, :func:`reproduce`, :func:`evaluate`, :func:`sweep`
-(and :func:`summarise_results`), :func:`inspect`, :func:`make_mask`, :func:`push` (and
-:func:`plan_push`), :func:`convert_and_push`, :func:`demonstrate`. Each takes its options as keywords or as a frozen
-object.
+:func:`verify_conversion`, :func:`reproduce`, :func:`evaluate`, :func:`compare`, :func:`sweep` (and
+:func:`summarise_results`), :func:`inspect`, :func:`make_mask`, :func:`push` (and :func:`plan_push`),
+:func:`convert_and_push`, :func:`demonstrate`. Each takes its options as keywords or as a frozen object.
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from .errors import VerificationError as VerificationError
     from .hub.push import plan_push as plan_push
     from .hub.push import push as push
+    from .jobs.compare import compare as compare
     from .jobs.convert import ConvertOptions as ConvertOptions
     from .jobs.convert import convert as convert
     from .jobs.convert import plan_conversion as plan_conversion
@@ -64,6 +64,7 @@ _HOMES = {
         "VerificationError",
     ),
     ".hub.push": ("plan_push", "push"),
+    ".jobs.compare": ("compare",),
     ".jobs.convert": ("ConvertOptions", "convert", "plan_conversion"),
     ".jobs.demo": ("demonstrate",),
     ".jobs.evaluate": ("EvaluateOptions", "evaluate"),

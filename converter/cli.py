@@ -147,6 +147,11 @@ _VISION_TOWER = click.option(
     metavar="DIR|ORG/NAME",
     help="The CLIP for images.  [default: mm_vision_tower of the config]",
 )
+_CONVERSATION = click.option(
+    "--conversation",
+    type=click.Choice((*CONVERSATIONS, CHAT_TEMPLATE)),
+    help="The prompt it was trained with, where its files do not say it.",
+)
 _MASK_FILE = (
     click.option("--mask-polarity", type=click.Choice(POLARITIES), help="For bare 0/1 flags: what a 1 does to a head."),
     click.option("--schedule", metavar=SCHEDULES, help="For a file of scores: how many heads each layer loses."),
@@ -211,6 +216,12 @@ def cli() -> None:
     click.option("--save-statistics", type=FILE, metavar="DIR", help="Keep what was measured, for --statistics."),
     click.option("--statistics", type=FILE, metavar="DIR", help="Use what --save-statistics kept."),
     _FOREIGN_STATISTICS,
+)
+@options(
+    "Evaluation: what IN and OUT answer, before OUT appears",
+    click.option("--evaluate", type=FILE, metavar="FILE", help="Questions with right answers, as evaluate takes them."),
+    click.option("--evaluate-images", type=FILE, metavar="DIR", help="The directory of their images."),
+    _CONVERSATION,
 )
 @options(
     "Output",
@@ -348,11 +359,7 @@ def verify(original: str, converted: str, as_json: bool, verbose: int, **setting
 )
 @options(
     "Model",
-    click.option(
-        "--conversation",
-        type=click.Choice((*CONVERSATIONS, CHAT_TEMPLATE)),
-        help="The prompt it was trained with, where its files do not say it.",
-    ),
+    _CONVERSATION,
     _VISION_TOWER,
     click.option("--device", default="cpu", show_default=True, help="Where the model runs: cpu or cuda."),
     click.option("--dtype", type=click.Choice(DTYPES), help="[default: as stored on cuda, float32 on cpu]"),
@@ -383,6 +390,23 @@ def evaluate(checkpoints: tuple[str, ...], as_json: bool, verbose: int, **settin
 
     evaluated = evaluate(checkpoints, **settings, progress=True)
     click.echo(json.dumps(evaluated.to_json(), indent=1) if as_json else evaluated.to_text())
+
+
+@cli.command()
+@click.argument("run_a", metavar="RUN_A", type=FILE)
+@click.argument("run_b", metavar="RUN_B", type=FILE)
+@click.option("--checkpoint", metavar="NAME", help="The one to compare, of a file that holds several.")
+@options("Messages", *_SHARED)
+def compare(run_a: Path, run_b: Path, checkpoint: str | None, as_json: bool, verbose: int) -> None:
+    """Compare the answers of two evaluations, question by question.
+
+    RUN_A and RUN_B are files that evaluate kept with --samples.
+    """
+    process.set_up(cli, verbose, quiet=False)
+    from .jobs.compare import compare
+
+    compared = compare(run_a, run_b, checkpoint=checkpoint)
+    click.echo(json.dumps(compared.to_json(), indent=1) if as_json else compared.to_text())
 
 
 @cli.command()

@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -17,6 +16,7 @@ import pytest
 
 from s4convert.cli import cli
 from tests.support.command_line import ROOT
+from tests.support.environments import in_the_newest_environment
 
 README = ROOT / "README.md"
 PAGES = (README, *sorted((ROOT / "docs").glob("*.md")))
@@ -94,10 +94,6 @@ def run_blocks(page: Path, directory: Path) -> None:
             printed = map(without_figures, done.stdout.splitlines())
             for line in block.shown:
                 assert without_figures(line) in printed, f"{line!r} is not printed there: {said}"
-
-
-# What is shown was printed with the newest libraries, and a command line is the same with others.
-in_the_newest_environment = pytest.mark.skipif(find_spec("llava") is not None, reason="the other environment runs it")
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from ..choices import COMPENSATIONS, HOLDOUT
 from ..compensation import MomentsSource, fit
 from ..compensation.fitting import check_mode, known_before_fitting, scratch_bytes
 from ..disk import free_bytes
-from ..errors import CheckpointError, S4ConvertError, UsageError, VerificationError, shown, text_of
+from ..errors import CalibrationError, CheckpointError, S4ConvertError, UsageError, VerificationError, shown, text_of
 from ..mask import HeadMask
 from ..model.decoder import check_device, require_stock_code
 from ..output.card import CARD_FILES, BaseCard, draw_picture, public_command, read_base_card, write_card
@@ -41,9 +41,11 @@ from ..rewrite.staging import (
 )
 from ..rewrite.writer import DiskFlusher, disk_flusher, stage
 from ..sources import locate_tower, open_checkpoint
+from ..study.evaluation import Tasks
 from ..verify.checks import check_claim, default_jobs
 from ..verify.claim import Claim
 from ..verify.report import Report
+from .evaluate import Asked, Evaluated, EvaluateOptions, answers_of, embedded, read_asked
 from .notes import notes_on
 from .options import ConversionOptions, as_path, options_of
 
@@ -61,6 +63,10 @@ class ConvertOptions(ConversionOptions):
     *num_samples* (all) are used, and the share *holdout* (0.2) of them judges the fit. *device* runs the model, too.
     *save_statistics* keeps what was measured in a directory, which *statistics* takes instead of data.
 
+    Evaluation: *evaluate* is a file of questions (docs/evaluate.md) that IN and OUT are asked on *device* before OUT
+    appears, with *evaluate_images*, the directory of its images, and *conversation*, the prompt that the model was
+    trained with, where its files do not say it.
+
     Output: *shard_size* (bytes, or ``"5GB"``) bounds the shards that are built from ``.bin`` files. *force* replaces
     the conversion that stands at OUT; *allow_converted* accepts an IN that was converted before; *allow_name* an OUT
     that stock LLaVA loads as another class. *card* writes a model card, README.md; without it, README.md is IN's.
@@ -75,6 +81,9 @@ class ConvertOptions(ConversionOptions):
     num_samples: int | None = None
     holdout: float | None = None
     save_statistics: str | Path | None = None
+    evaluate: str | Path | None = None
+    evaluate_images: str | Path | None = None
+    conversation: str | None = None
     shard_size: int | str | None = None
     force: bool = False
     allow_converted: bool = False
@@ -84,10 +93,16 @@ class ConvertOptions(ConversionOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         _ = self.shard_bytes
-        if self.vision_tower is not None and self.calibration is None and not self.check_behaviour:
-            raise UsageError("`vision_tower` is for calibration and hidden states, and here is neither; leave it out")
+        if self.evaluate is None:
+            for name in ("evaluate_images", "conversation"):
+                if getattr(self, name) is not None:
+                    raise UsageError(f"`{name}` is about questions to ask; give them with `evaluate`")
+            if self.vision_tower is not None and self.calibration is None and not self.check_behaviour:
+                raise UsageError(
+                    "`vision_tower` is for calibration and hidden states, and here is neither; leave it out"
+                )
         about_data = ("images", "num_samples", "holdout", "save_statistics")
-        about_fits = ("image_weight", "device")
+        about_fits = ("image_weight", "device") if self.evaluate is None else ("image_weight",)
         if self.calibration is None:
             of_no_use = about_data if self.statistics is not None else (*about_data, *about_fits)
             for name in of_no_use:
@@ -108,6 +123,20 @@ class ConvertOptions(ConversionOptions):
         return num_bytes
 
     @cached_property
+    def evaluation(self) -> EvaluateOptions | None:
+        """How IN and OUT are asked, if they are."""
+        if self.evaluate is None:
+            return None
+        return EvaluateOptions(
+            questions=self.evaluate,
+            images=self.evaluate_images,
+            conversation=self.conversation,
+            vision_tower=self.vision_tower,
+            device=self.device or "cpu",
+            progress=self.progress,
+        )
+
+    @cached_property
     def calibration_data(self) -> CalibrationData | None:
         """The data to calibrate on, if any."""
         if self.calibration is None:
@@ -123,7 +152,7 @@ class PlannedConversion:
 
     *tower* is the directory of a vision tower that was given or is on the Hub, where one is needed. *base_card* is the
     model card that OUT's is built on; None where IN's README.md is to stay as it is. *own_files* are those that OUT
-    says itself: its card.
+    says itself: its card. *asked* are the questions of an evaluation, if there is one.
     """
 
     checkpoint: Checkpoint
@@ -134,6 +163,7 @@ class PlannedConversion:
     tower: Path | None
     base_card: BaseCard | None
     own_files: frozenset[str]
+    asked: Asked | None = None
 
     @property
     def plan(self) -> Plan:
@@ -244,7 +274,7 @@ def prepare(
         check_loader_name(checkpoint.family, checkpoint.known_as, out)
     if not options.allow_converted:
         refuse_converted(checkpoint)
-    planned = replace(planned, tower=_check_data(planned))
+    planned = replace(planned, tower=_check_data(planned), asked=_read_asked(checkpoint, options))
     for note in planned.notes:
         _log.warning("%s", note)
     for name in checkpoint.left_behind:
@@ -277,6 +307,16 @@ def _check_data(planned: PlannedConversion) -> Path | None:
     return locate_tower(planned.checkpoint, options.vision_tower, needed=has_images, progress=options.progress)
 
 
+def _read_asked(checkpoint: Checkpoint, options: ConvertOptions) -> Asked | None:
+    """The questions of an evaluation, read; refuses, before any work, what is seen to be wrong with them."""
+    if options.evaluation is None:
+        return None
+    try:
+        return read_asked(checkpoint, options.evaluation)
+    except (CalibrationError, UsageError) as error:  # which names the parameters of the job evaluate
+        raise type(error)(str(error).replace("`images`", "`evaluate_images`")) from error
+
+
 @dataclass(frozen=True)
 class Staged:
     """A conversion that stands in the staging directory and was checked there.
@@ -291,9 +331,10 @@ class Staged:
 
 def _carry_out(planned: PlannedConversion, made_by: str) -> Report:
     """Fit, stage, verify and commit."""
-    checkpoint, options = planned.checkpoint, planned.options
-    if options.check_behaviour:
+    checkpoint, options, asked = planned.checkpoint, planned.options, planned.asked
+    if options.check_behaviour or asked is not None:
         require_stock_code(checkpoint)
+    tasks = None if asked is None else embedded(checkpoint, asked)
     picture = None if planned.base_card is None else draw_picture(planned.mask)
     with open_staging(planned.out) as staging, disk_flusher() as flusher:
         check_replaceable(planned.out, force=options.force)
@@ -302,13 +343,26 @@ def _carry_out(planned: PlannedConversion, made_by: str) -> Report:
         if report.advice is not None:
             _log.warning("%s", report.advice)
         origin = Origin(made_by, staged.calibration, options.shard_bytes)
+        evaluation = told = figures = None
+        if asked is not None and tasks is not None:
+            evaluation = _evaluate(checkpoint, _open_staged(staging.checkpoint), asked, tasks)
+            kept = evaluation.to_keep()
+            told = f"{asked}, by the prompt of {kept.conversation}:\n\n```\n{kept.to_text()}\n```"
+            figures = {"questions": asked.to_json()} | kept.to_json()
         card = {}
         if planned.base_card is not None:
-            card = write_card(checkpoint, plan, report, planned.base_card, picture, origin, staging.checkpoint)
-        write_manifest(manifest(checkpoint, plan, report, origin, card), staging.checkpoint)
+            card = write_card(checkpoint, plan, report, planned.base_card, picture, origin, told, staging.checkpoint)
+        write_manifest(manifest(checkpoint, plan, report, origin, card, figures), staging.checkpoint)
         flusher.wait()
         commit(staging, replace=options.force)
-    return report
+    return replace(report, evaluation=evaluation)
+
+
+def _evaluate(original: Checkpoint, converted: Checkpoint, asked: Asked, tasks: Tasks) -> Evaluated:
+    """What both answer to the same embeddings, which a conversion leaves as they are."""
+    sides = {"original": original, "converted": converted}
+    answers = {name: answers_of(checkpoint, tasks, asked.options) for name, checkpoint in sides.items()}
+    return Evaluated(answers, tasks.conversation, tasks.shown)
 
 
 def stage_and_check(planned: PlannedConversion, staging: Staging, flusher: DiskFlusher) -> Staged:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,12 @@ from ..calibration.samples import Sample, read_samples
 from ..checkpoint import Checkpoint
 from ..choices import BATCH_SIZE, MAX_NEW_TOKENS
 from ..disk import check_output, write_output
-from ..errors import UsageError
+from ..errors import UsageError, text_of
+from ..model.decoder import check_device
 from ..model.resident import ResidentModel
 from ..sources import locate_tower, open_checkpoint
 from ..study.evaluation import Evaluation, Tasks, evaluate_model, prepare
-from ..study.prompts import prompts_of
+from ..study.prompts import Prompts, prompts_of
 from ..study.questions import Question, read_questions
 from .options import Options, as_path, options_of
 
@@ -83,6 +84,11 @@ class Evaluated:
         """The checkpoint that the others are compared with."""
         return next(iter(self.evaluations))
 
+    def to_keep(self) -> Evaluated:
+        """The same without what another run or reader would not have: speed, and the words of a question."""
+        slow = {name: replace(found, speed=None) for name, found in self.evaluations.items()}
+        return replace(self, evaluations=slow, prompt="")
+
     def to_json(self) -> dict[str, Any]:
         """The figures of each checkpoint, and what changed, for a script to read."""
         first = self.evaluations[self.baseline]
@@ -112,7 +118,7 @@ class Evaluated:
                 lines += ["", f"{name}, against {self.baseline}:"]
                 changes = ((kind, found.difference(first, image=image)) for kind, image in KINDS)
                 lines += [f"  {kind:<9} {change}" for kind, change in changes if change is not None]
-        return "\n".join(lines)
+        return text_of(lines)
 
 
 def evaluate(checkpoints: Sequence[Path | str], options: EvaluateOptions | None = None, **settings: Any) -> Evaluated:
@@ -134,45 +140,96 @@ def evaluate(checkpoints: Sequence[Path | str], options: EvaluateOptions | None 
     opened = [open_checkpoint(given, progress=options.progress) for given in checkpoints]
     if len(opened) == 1:
         opened = [*_original_of(opened[0]), *opened]
+    names = [str(checkpoint.known_as) for checkpoint in opened]
+    if len(set(names)) < len(names):
+        raise UsageError(f"{names[-1]}: is given twice; give each checkpoint once")
     evaluations: dict[str, Evaluation] = {}
+    lines: list[str] = []
     tasks: Tasks | None = None
-    for checkpoint in opened:
+    for name, checkpoint in zip(names, opened, strict=True):
         tasks = tasks_for(checkpoint, options)
-        name = str(checkpoint.known_as)
-        model = ResidentModel(checkpoint, device=options.device, dtype=options.dtype, progress=options.progress)
-        evaluations[name] = evaluate_model(
-            model,
-            tasks,
-            batch_size=options.batch_size,
-            max_new_tokens=options.max_new_tokens,
-            progress=options.progress,
-        )
-        del model  # before the next one is loaded
+        evaluations[name] = answers_of(checkpoint, tasks, options)
+        of_all = {"checkpoint": name, "fingerprint": checkpoint.fingerprint, "conversation": tasks.conversation}
+        lines += [json.dumps(of_all | one.to_json()) + "\n" for one in evaluations[name].answers]
     assert tasks is not None
     if samples is not None:
-        lines = ({"checkpoint": name} | one.to_json() for name, found in evaluations.items() for one in found.answers)
-        write_output(samples, "".join(f"{json.dumps(line)}\n" for line in lines), force=options.force)
+        write_output(samples, "".join(lines), force=options.force)
     return Evaluated(evaluations, tasks.conversation, tasks.shown)
+
+
+def answers_of(checkpoint: Checkpoint, tasks: Tasks, options: EvaluateOptions) -> Evaluation:
+    """Load *checkpoint*, put *tasks* to it, and let it go again."""
+    model = ResidentModel(checkpoint, device=options.device, dtype=options.dtype, progress=options.progress)
+    return evaluate_model(
+        model,
+        tasks,
+        batch_size=options.batch_size,
+        max_new_tokens=options.max_new_tokens,
+        progress=options.progress,
+    )
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked of a checkpoint, read and found to be there; *sha256* is that of the file of questions."""
+
+    options: EvaluateOptions
+    questions: tuple[Question, ...]
+    sha256: str
+    texts: tuple[Sample, ...]
+    prompts: Prompts | None
+    tower: Path | None
+
+    def __str__(self) -> str:
+        said = self.to_json()
+        return f"{said['count']} questions of `{said['file']}` (sha256 `{said['sha256']}`)"
+
+    def to_json(self) -> dict[str, Any]:
+        """The file of the questions, without its path, and how many were asked."""
+        name = "" if self.options.questions is None else Path(self.options.questions).name
+        return {"file": name, "sha256": self.sha256, "count": len(self.questions)}
 
 
 def tasks_for(checkpoint: Checkpoint, options: EvaluateOptions) -> Tasks:
     """What *options* ask, as *checkpoint*'s language model gets it.
 
     Raises:
-        UsageError: the prompt cannot be told from the checkpoint.
+        UsageError, CheckpointError, CalibrationError, HubError, StorageError: as :func:`read_asked` says, or an image
+            or the front end cannot be used.
+    """
+    return embedded(checkpoint, read_asked(checkpoint, options))
+
+
+def embedded(checkpoint: Checkpoint, asked: Asked) -> Tasks:
+    """What is *asked*, through *checkpoint*'s front end."""
+    return prepare(
+        *(checkpoint, asked.questions, asked.texts, asked.prompts),
+        tower=asked.tower,
+        device=asked.options.device,
+        progress=asked.options.progress,
+    )
+
+
+def read_asked(checkpoint: Checkpoint, options: EvaluateOptions) -> Asked:
+    """What *options* ask of *checkpoint*; refuses, before any work, what is seen to be wrong with it.
+
+    Raises:
+        UsageError: the prompt cannot be told from the checkpoint, or there is no such device.
         CheckpointError, CalibrationError, StorageError: as the class says.
     """
+    check_device(options.device)
     questions: tuple[Question, ...] = ()
     texts: tuple[Sample, ...] = ()
+    sha256 = ""
     prompts = tower = None
     if options.questions is not None:
         read = read_questions(options.questions, options.images, num_samples=options.num_samples, split=options.split)
-        questions, prompts = read.questions, prompts_of(checkpoint, options.conversation)
+        questions, sha256, prompts = read.questions, read.sha256, prompts_of(checkpoint, options.conversation)
         needed = any(question.image is not None for question in questions)
         tower = locate_tower(checkpoint, options.vision_tower, needed=needed, progress=options.progress)
     if options.text is not None:
         texts = read_samples(options.text, None, options.num_samples).samples
-    return prepare(checkpoint, questions, texts, prompts, tower=tower, device=options.device, progress=options.progress)
+    return Asked(options, questions, sha256, texts, prompts, tower)
 
 
 def _original_of(converted: Checkpoint) -> list[Checkpoint]:

@@ -13,9 +13,11 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..checkpoint import CONFIG_FILE, Checkpoint, StoredTensor
+from ..checkpoint.torch_file import torch_dtype
 from ..errors import CheckpointError, OutOfMemoryError, UsageError, enough_memory, shown
 
 if TYPE_CHECKING:
@@ -35,6 +37,9 @@ _COMPUTATION = (
 )
 _NUMBERS = ("rms_norm_eps", "rope_theta", "partial_rotary_factor")
 _MAX_TABLE_BYTES = 2 << 30  # of tables that stock code computes: old versions have the rotary ones for every position
+
+# (tensor, first row, number of rows) -> these rows.
+RowReader: TypeAlias = "Callable[[StoredTensor, int, int], torch.Tensor]"
 
 AttentionHook: TypeAlias = "Callable[[AttentionInput], object]"
 
@@ -101,7 +106,7 @@ class LayerDecoder:
         """Load the weights of *checkpoint*'s decoder layer *layer*; CheckpointError where they do not fit."""
         _check_shapes(self._model, checkpoint, layer)
         for name, parameter in self._layer.named_parameters():
-            load_tensor(parameter, checkpoint, checkpoint.layers[layer][name])
+            load_tensor(parameter, checkpoint.layers[layer][name], partial(_float_rows, checkpoint))
 
     @property
     def output_weight(self) -> torch.Tensor:
@@ -133,15 +138,31 @@ class LayerDecoder:
         return output
 
 
-def load_tensor(into: torch.Tensor, checkpoint: Checkpoint, tensor: StoredTensor) -> None:
-    """Copy *tensor* of *checkpoint*, block by block, *into* one of the same shape, of any dtype and on any device."""
+def load_tensor(into: torch.Tensor, tensor: StoredTensor, read: RowReader) -> None:
+    """Copy *tensor*, a block of rows that *read* gives at a time, *into* one of any dtype and on any device."""
     import torch
 
     block = max(1, _LOAD_BYTES // tensor.row_bytes) if tensor.is_contiguous else tensor.num_rows
     with torch.no_grad():
         for first in range(0, tensor.shape[0], block):
             count = min(block, tensor.shape[0] - first)
-            into[first : first + count] = torch.from_numpy(checkpoint.read_rows(tensor, first, count))
+            into[first : first + count] = read(tensor, first, count)
+
+
+def stored_rows(checkpoint: Checkpoint, tensor: StoredTensor, first: int = 0, count: int | None = None) -> torch.Tensor:
+    """Rows [first, first + count) of *tensor* in its stored dtype; all from *first* on where *count* is None."""
+    import torch
+
+    data = bytearray(checkpoint.read_bytes(tensor, first, count))
+    count = tensor.num_rows - first if count is None else count
+    shape = (count, *tensor.shape[1:]) if tensor.shape else ()
+    return torch.frombuffer(data, dtype=torch_dtype(tensor.dtype)).reshape(shape)
+
+
+def _float_rows(checkpoint: Checkpoint, tensor: StoredTensor, first: int, count: int) -> torch.Tensor:
+    import torch
+
+    return torch.from_numpy(checkpoint.read_rows(tensor, first, count))
 
 
 @contextlib.contextmanager

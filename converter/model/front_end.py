@@ -22,9 +22,8 @@ from ..checkpoint.families import HUGGING_FACE, ORIGINAL
 from ..checkpoint.shards import open_shards
 from ..checkpoint.sidecars import list_files
 from ..checkpoint.tensors import TensorEntry
-from ..checkpoint.torch_file import torch_dtype
 from ..errors import CheckpointError, S4ConvertError, StorageError, enough_memory, shown
-from .decoder import full_float32, language_model_config, stock_code
+from .decoder import full_float32, language_model_config, stock_code, stored_rows
 
 if TYPE_CHECKING:
     import torch
@@ -351,7 +350,7 @@ def _without_decoder(checkpoint: Checkpoint) -> Any:
     weights = {}
     for tensor in stored:
         is_vocabulary = tensor is checkpoint.embedding or tensor.name.endswith("lm_head.weight")
-        weights[tensor.name] = _read(checkpoint, tensor, 1 if is_vocabulary else None)
+        weights[tensor.name] = stored_rows(checkpoint, tensor, 0, 1 if is_vocabulary else None)
     model, loading = model_class.from_pretrained(None, config=config, state_dict=weights, output_loading_info=True)
     if loading["missing_keys"]:
         raise ValueError(f"no weights for {sorted(loading['missing_keys'])[0]}")
@@ -469,15 +468,6 @@ def _read_tower(directory: Path) -> Any:
     if absent:  # stock code makes them up
         raise CheckpointError(f"{directory}: the vision tower has no weights for {absent[0]}; restore its files")
     return tower
-
-
-def _read(checkpoint: Checkpoint, tensor: StoredTensor, rows: int | None) -> torch.Tensor:
-    """The first *rows* of *tensor*, or all of it, in its stored dtype."""
-    import torch
-
-    data = bytearray(checkpoint.read_bytes(tensor, 0, rows))
-    shape = tensor.shape if rows is None else (rows, *tensor.shape[1:])
-    return torch.frombuffer(data, dtype=torch_dtype(tensor.dtype)).reshape(shape)
 
 
 def _embedding_module(checkpoint: Checkpoint, device: str) -> torch.nn.Module:

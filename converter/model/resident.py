@@ -7,8 +7,11 @@ a front end makes them; so every family and layout is run the same way.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoint import Checkpoint, StoredTensor
@@ -16,11 +19,12 @@ from ..checkpoint.torch_file import torch_dtype
 from ..choices import DTYPES
 from ..errors import CheckpointError, UsageError, VerificationError
 from ..progress import byte_bar
-from .decoder import building, check_device, language_model_config, load_tensor, stock_code
+from .decoder import building, check_device, language_model_config, load_tensor, stock_code, stored_rows
 
 if TYPE_CHECKING:
     import torch
 
+_LOADERS = 8  # threads, with some 30 MB each
 GENERATION_CONFIG_FILE = "generation_config.json"
 
 
@@ -62,10 +66,13 @@ class ResidentModel:
         self._parameters: dict[str, torch.nn.Parameter] = {}
         pairs = list(self._stored_parameters())
         with byte_bar("load", sum(tensor.entry.num_bytes for tensor, _ in pairs), shown=progress) as bar:
-            for tensor, parameter in pairs:
-                load_tensor(parameter, checkpoint, tensor)
-                self._parameters[tensor.name] = parameter
-                bar.update(tensor.entry.num_bytes)
+            read = partial(stored_rows, checkpoint)
+            with ThreadPoolExecutor(min(_LOADERS, os.cpu_count() or 1)) as pool:
+                loads = [pool.submit(load_tensor, parameter, tensor, read) for tensor, parameter in pairs]
+                for (tensor, parameter), load in zip(pairs, loads, strict=True):
+                    load.result()
+                    self._parameters[tensor.name] = parameter
+                    bar.update(tensor.entry.num_bytes)
 
     def _stored_parameters(self) -> Iterator[tuple[StoredTensor, torch.nn.Parameter]]:
         """Every parameter, and the stored tensor that it gets."""
@@ -123,7 +130,7 @@ class ResidentModel:
 
         for tensor, parameter in self._stored_parameters():
             again = torch.empty_like(parameter)
-            load_tensor(again, self._checkpoint, tensor)
+            load_tensor(again, tensor, partial(stored_rows, self._checkpoint))
             if not torch.equal(again, parameter):
                 raise VerificationError(f"{tensor.name}: is not as it was loaded; this is a fault in s4convert")
 
@@ -140,6 +147,9 @@ class ResidentModel:
         stops = set(ends) if isinstance(ends, list) else {ends}
         with stock_code(), torch.inference_mode():
             output = self._model.generate(
+                input_ids=attention[
+                    :, :0
+                ],  # or transformers before 4.38 would begin the answer with a token of its own
                 inputs_embeds=hidden,
                 attention_mask=attention,
                 generation_config=settings,
@@ -147,9 +157,7 @@ class ResidentModel:
                 max_new_tokens=max_new_tokens,
             )
         answers = []
-        start = self._model.config.bos_token_id
         for row in output.tolist():
-            row = row[1:] if row[:1] == [start] else row  # transformers before 4.38 begins with it
             end = next((place for place, token in enumerate(row) if token in stops), len(row))
             answers.append(row[:end])
         return answers
@@ -193,10 +201,12 @@ class ResidentModel:
             if (self._checkpoint.path / GENERATION_CONFIG_FILE).is_file():
                 settings = GenerationConfig.from_pretrained(self._checkpoint.path)
             else:
-                settings = GenerationConfig.from_model_config(self._model.config)
+                settings = GenerationConfig()
         settings.max_length, settings.temperature, settings.top_p = None, None, None
         if settings.eos_token_id is None:
-            settings.eos_token_id = self._model.config.eos_token_id
+            stated = (self._checkpoint.text_config, self._checkpoint.config)
+            ends = (one["eos_token_id"] for one in stated if one.get("eos_token_id") is not None)
+            settings.eos_token_id = next(ends, self._model.config.eos_token_id)
         if settings.pad_token_id is None:
             ends = settings.eos_token_id
             settings.pad_token_id = ends[0] if isinstance(ends, list) else ends

@@ -144,9 +144,12 @@ def write_card(
     base: BaseCard,
     picture: bytes | None,
     origin: Origin,
+    evaluation: str | None,
     directory: Path,
 ) -> dict[str, tuple[int, str]]:
     """Write the card of *checkpoint*'s conversion into *directory*, with its *picture* if there is one.
+
+    *evaluation* says what is left of the original's answers, where both were asked.
 
     There is no time, path or host in the card, so the same inputs and libraries give the same bytes. The result maps
     the files' names to their (size, sha256).
@@ -156,7 +159,7 @@ def write_card(
     """
     if base_model(checkpoint) is None:
         _log.debug("%s: is a local directory, so the model card names no base_model", checkpoint.path)
-    body = _body(checkpoint, plan, report, origin, has_picture=picture is not None)
+    body = _body(checkpoint, plan, report, origin, evaluation, has_picture=picture is not None)
     below = f"\n\n# The card of the original\n\n{base.text}" if base.text else ""
     card = f"---\n{base.metadata}---\n\n{BEGIN}\n{body}\n{END}{below}\n"
     files = {CARD_FILE: card.encode("utf-8", "backslashreplace")}
@@ -170,7 +173,9 @@ def write_card(
     return {name: (len(content), sha256(content).hexdigest()) for name, content in files.items()}
 
 
-def _body(checkpoint: Checkpoint, plan: Plan, report: Report, origin: Origin, *, has_picture: bool) -> str:
+def _body(
+    checkpoint: Checkpoint, plan: Plan, report: Report, origin: Origin, evaluation: str | None, *, has_picture: bool
+) -> str:
     mask, name = plan.mask, checkpoint.known_as.name
     heads = mask.num_layers * mask.num_heads
     return "\n\n".join(
@@ -189,6 +194,7 @@ def _body(checkpoint: Checkpoint, plan: Plan, report: Report, origin: Origin, *,
             f"{plan.fits.description.change}.{_fitted_to(origin)}",
             "## Verification",
             _verification(report),
+            *([] if evaluation is None else ["## What is left", evaluation]),
             "## Loading it",
             _loading(checkpoint),
             "## How it was made",

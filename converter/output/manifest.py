@@ -32,9 +32,14 @@ Digest: TypeAlias = "tuple[int, str]"
 
 
 def manifest(
-    checkpoint: Checkpoint, plan: Plan, report: Report, origin: Origin, card: Mapping[str, Digest]
+    checkpoint: Checkpoint,
+    plan: Plan,
+    report: Report,
+    origin: Origin,
+    card: Mapping[str, Digest],
+    evaluation: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """The manifest of a conversion, with the files of its *card*.
+    """The manifest of a conversion, with the files of its *card* and the figures of an *evaluation*, if any.
 
     It holds no time and no path, so the same inputs and libraries give the same bytes.
     """
@@ -54,6 +59,7 @@ def manifest(
         "shard_bytes": origin.shard_bytes,
         "plan": {"edits": len(plan.edits), "rewritten_bytes": plan.num_bytes},
         "verification": report.to_json(),
+        **({} if evaluation is None else {"evaluation": dict(evaluation)}),
         "card": sorted(CARD_FILES) if card else [],
         "files": {name: {"size": size, "sha256": sha256} for name, (size, sha256) in files.items()},
     }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import string
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -83,7 +82,8 @@ def difference(first: Sequence[float], second: Sequence[float]) -> Difference:
     """The paired difference of scores, question by question.
 
     The interval is that of a mean of paired differences, with one question added on each side that only the one and
-    only the other answers right, so that it has a width where all answers agree (Agresti and Min, Stat. Med. 24, 2005).
+    only the other answers right, so that it has a width where all answers agree (Bonett and Price, J. Educ. Behav.
+    Stat. 37, 2012).
     """
     changes = [after - before for before, after in zip(first, second, strict=True)]
     gained, lost = sum(change > 0 for change in changes), sum(change < 0 for change in changes)
@@ -124,11 +124,18 @@ def vqa_accuracy(answer: str, references: Sequence[str]) -> float:
 _ARTICLES = {"a", "an", "the"}
 _WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _NUMBERS = {word: str(number) for number, word in enumerate(_WORDS)} | {"none": "0"}
-_PUNCTUATION = str.maketrans({mark: " " for mark in string.punctuation if mark not in "'.:"})
+_MARKS = ';/[]"{}()=+\\_-><@`!'
 
 
 def normalised(answer: str) -> str:
-    """*answer* in lower case, without articles and punctuation, numbers as digits: the VQA metric's normal form."""
-    text = re.sub(r"(?<!\d)[.](?!\d)", " ", answer.lower().translate(_PUNCTUATION))
+    """*answer* in lower case, without articles, punctuation and apostrophes, numbers as digits.
+
+    It is what LLaVA's ``m4c_evaluator`` compares; its list of contractions (dont, don't) is apostrophes left out here.
+    """
+    text = answer.lower().replace(",", "").replace("?", "").replace("'s", " 's")
+    text = " ".join(text.split())
+    for mark in _MARKS:
+        text = text.replace(mark, "" if f"{mark} " in text or f" {mark}" in text else " ")
+    text = re.sub(r"[.](?!\d)", "", text).replace("'", "")
     words = (_NUMBERS.get(word, word) for word in text.split())
     return " ".join(word for word in words if word not in _ARTICLES)

@@ -86,11 +86,18 @@ def _template(checkpoint: Checkpoint) -> Writer | None:
             tokenizer = TextFrontEnd(checkpoint).tokenizer if processor is None else processor.tokenizer
     except UnusableFrontEndError as error:
         raise CheckpointError(f"{error}; restore its files") from error
+    start = tokenizer.bos_token if _begins(tokenizer) else ""
     if getattr(processor, "chat_template", None) is not None:
-        return lambda turns: _applied(processor, turns, in_parts=True)
+        return lambda turns: _applied(processor, turns, in_parts=True).removeprefix(start)
     if getattr(tokenizer, "chat_template", None) is not None:
-        return lambda turns: _applied(tokenizer, turns, in_parts=False)
+        return lambda turns: _applied(tokenizer, turns, in_parts=False).removeprefix(start)
     return None
+
+
+def _begins(tokenizer: Any) -> bool:
+    """Whether *tokenizer* puts its first token in front of a text by itself, where a template's would be a second."""
+    with stock_code():
+        return list(tokenizer("a")["input_ids"])[:1] == [tokenizer.bos_token_id]
 
 
 def _applied(template: Any, turns: Sequence[tuple[str, str | None]], *, in_parts: bool) -> str:

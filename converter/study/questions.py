@@ -21,7 +21,7 @@ from ..model.front_end import IMAGE_PLACEHOLDER, LETTER_INSTRUCTION
 
 LETTERS = "ABCDE"
 PROBLEMS_FILE, SPLITS_FILE = "problems.json", "pid_splits.json"
-_SAID = re.compile(r"The answer is ([A-Z])\.")
+_SAID = re.compile(r"The answer is ([A-Z]).")  # whatever follows: as eval_science_qa has it
 _OPTION = re.compile(r"(?:^|[\s(])([A-E])[.)]\s")
 
 
@@ -117,15 +117,24 @@ def _question(entry: Any, images: Path | None, where: str) -> Question:
     choice = _letter_in(right[0])
     options = 0
     if choice is not None and len(right) == 1:
-        named = _OPTION.findall(text)
-        options = max((LETTERS.index(letter) + 1 for letter in named), default=len(LETTERS))
+        named = set(_OPTION.findall(text))  # only A, B, C... are options: "E. coli" is none
+        options = next((number for number, letter in enumerate(LETTERS) if letter not in named), 0) or len(LETTERS)
         right = (choice,)
         if LETTERS.index(choice) >= options:
             raise CalibrationError(f"{where}: its answer {choice} is beyond its {options} options; mend the file")
+    if image is None and IMAGE_PLACEHOLDER in text:
+        raise CalibrationError(f"{where}: has {IMAGE_PLACEHOLDER} but names no image; add it, or take it out")
+    return _asked(str(name), text, image, right, options, where)
+
+
+def _asked(name: str, text: str, image: Path | None, answers: tuple[str, ...], options: int, where: str) -> Question:
+    """The question as ``model_vqa_science`` puts it: the image first, and what kind of answer is wanted last."""
+    if any("\ud800" <= letter <= "\udfff" for part in (text, *answers) for letter in part):
+        raise CalibrationError(f"{where}: has half a character (a lone surrogate) in its text; mend it")
     text = text.replace(IMAGE_PLACEHOLDER, "").strip()
     if options and LETTER_INSTRUCTION not in text:
         text = f"{text}\n{LETTER_INSTRUCTION}"
-    return Question(str(name), text if image is None else f"{IMAGE_PLACEHOLDER}\n{text}", image, right, options, where)
+    return Question(name, text if image is None else f"{IMAGE_PLACEHOLDER}\n{text}", image, answers, options, where)
 
 
 def _said(entry: Mapping[str, Any], where: str) -> tuple[str, tuple[str, ...]]:
@@ -159,23 +168,22 @@ def _problems(problems: Mapping[str, Any], path: Path, images: Path | None, spli
         names = [str(name) for name in splits[split]]
     except (ValueError, KeyError, TypeError) as error:
         raise CalibrationError(f"{splits_path}: names no questions of split {split!r}; mend it, or `split`") from error
-    questions = []
-    for name in names:
-        where = f"{path}: problem {name}"
-        problem = problems.get(name)
-        try:
-            choices, answer = problem["choices"], problem["answer"]  # type: ignore[index]
-            options = " ".join(f"({letter}) {choice}" for letter, choice in zip(LETTERS, choices, strict=False))
-            hint = problem.get("hint") or "N/A"  # type: ignore[union-attr]
-            text = f"Context: {hint}\nQuestion: {problem['question']}\nOptions: {options}"  # type: ignore[index]
-            right = LETTERS[: len(choices)][answer]
-        except (KeyError, TypeError, IndexError) as error:
-            raise CalibrationError(
-                f"{where}: lacks question, choices or answer, as ScienceQA's own file has them; mend it"
-            ) from error
-        stored = problem.get("image")  # type: ignore[union-attr]
-        image = None if stored is None else image_of(f"{name}/{stored}", images, where)
-        text = f"{text.replace('  ', ' ').strip()}\n{LETTER_INSTRUCTION}"
-        prompt = text if image is None else f"{IMAGE_PLACEHOLDER}\n{text}"
-        questions.append(Question(name, prompt, image, (right,), min(len(choices), len(LETTERS)), where))
-    return questions
+    return [_problem(name, problems.get(name), images, f"{path}: problem {name}") for name in names]
+
+
+def _problem(name: str, problem: Any, images: Path | None, where: str) -> Question:
+    try:
+        choices, answer = list(problem["choices"]), problem["answer"]
+        lettered = [(LETTERS[number], choice) for number, choice in enumerate(choices)]
+        options = " ".join(f"({letter}) {choice}" for letter, choice in lettered)
+        hint = problem["hint"].strip() or "N/A"
+        text = f"Context: {hint}\nQuestion: {problem['question']}\nOptions: {options}\n".replace("  ", " ")
+        right = LETTERS[range(len(choices)).index(answer)]
+    except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
+        raise CalibrationError(
+            f"{where}: lacks question, hint, choices (5 at most) or the number of the right one, as ScienceQA's own "
+            "file has them; mend it"
+        ) from error
+    stored = problem.get("image")
+    image = None if stored is None else image_of(f"{name}/{stored}", images, where)
+    return _asked(name, text, image, (right,), len(choices), where)

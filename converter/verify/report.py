@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..compensation.figures import FIT_COLUMNS, LayerFigures, advice, advice_against, rounded
 from ..errors import UsageError, text_of
@@ -17,6 +17,14 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 
+class Told(Protocol):
+    """What stands beside the checks: figures for a script, text for a person."""
+
+    def to_json(self) -> dict[str, Any]: ...
+
+    def to_text(self) -> str: ...
+
+
 @dataclass(frozen=True)
 class Report:
     """The outcome of a verification that passed; *behaviour* is None where that check was skipped.
@@ -24,7 +32,7 @@ class Report:
     *compensation* is its mode. *figures* are those of its fit in each layer that loses heads, where there was
     calibration data, and *stored_errors* the errors of the same weights as they were stored, rounded.
     *notes* are sentences that a reader of the verdict must know. *unproven_layers* are those whose fit was not checked
-    against the data that it was made of.
+    against the data that it was made of. *evaluation* is what original and converted answered, where they were asked.
     """
 
     mask: HeadMask
@@ -35,6 +43,7 @@ class Report:
     stored_errors: Mapping[int, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     unproven_layers: tuple[int, ...] = ()
+    evaluation: Told | None = None
 
     def __str__(self) -> str:
         return self.to_text()
@@ -89,6 +98,7 @@ class Report:
             **({"notes": list(self.notes)} if self.notes else {}),
             **({"unproven_layers": list(self.unproven_layers)} if self.unproven_layers else {}),
             "verdict": self.verdict,
+            **({"evaluation": self.evaluation.to_json()} if self.evaluation is not None else {}),
         }
 
     def _compensation_json(self) -> dict[str, Any]:
@@ -164,6 +174,8 @@ class Report:
             *(f"note: {note}" for note in self.notes),
             f"verdict: {self.verdict}",
         ]
+        if self.evaluation is not None:
+            lines += ["", *self.evaluation.to_text().split("\n")]
         return text_of(lines)
 
 

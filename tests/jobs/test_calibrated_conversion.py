@@ -24,6 +24,7 @@ from tests.conftest import MINI_LLAVA
 from tests.support import seams
 from tests.support.command_line import Outcome, run_here
 from tests.support.disk import digests
+from tests.support.environments import in_llavas_environment
 from tests.support.forks import assert_all_was_left, assert_nothing_or_all_was_left, in_forked_children
 
 
@@ -154,6 +155,7 @@ def test_the_map_of_each_layer_is_fitted_once(
     assert fitted == list(mini_mask.touched_layers)
 
 
+@in_llavas_environment
 def test_a_kill_of_a_calibrated_conversion_leaves_nothing_beside_out(
     tmp_path: Path, mini_mask_file: Path, questions: Path
 ) -> None:

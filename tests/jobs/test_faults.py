@@ -29,6 +29,7 @@ from s4convert.rewrite.staging import open_staging
 from tests.support import seams
 from tests.support.command_line import COMMAND, ERROR, ROOT, outcome_of, run, run_here, start
 from tests.support.disk import digests, hidden_siblings, snapshot
+from tests.support.environments import in_llavas_environment
 from tests.support.forks import DONE, assert_all_was_left, assert_nothing_or_all_was_left, in_forked_children
 from tests.support.synthetic import Spec, write_checkpoint
 
@@ -101,6 +102,7 @@ def killed_at_every_step(*paths: Path, old: Path | None = None, **options: Any) 
     return entries
 
 
+@in_llavas_environment
 def test_a_kill_at_any_step_leaves_nothing_or_a_whole_checkpoint(source: Path, out: Path, mask: Path) -> None:
     convert_bytes(source, out, mask)
     expected = digests(out)
@@ -116,6 +118,7 @@ def test_a_kill_at_any_step_leaves_nothing_or_a_whole_checkpoint(source: Path, o
         assert entry["left_again"] == {"out": expected, "siblings": {}}
 
 
+@in_llavas_environment
 def test_a_kill_at_any_step_of_a_replacement_loses_neither_the_old_nor_the_new(
     source: Path, out: Path, mask: Path, tmp_path: Path
 ) -> None:
@@ -136,6 +139,7 @@ def test_a_kill_at_any_step_of_a_replacement_loses_neither_the_old_nor_the_new(
         assert entry["left_again"] == {"out": new_files, "siblings": {}}
 
 
+@in_llavas_environment
 def test_what_a_kill_leaves_of_a_replaced_conversion_is_never_put_back_in_part(
     source: Path, out: Path, mask: Path, tmp_path: Path
 ) -> None:
@@ -156,6 +160,7 @@ def test_what_a_kill_leaves_of_a_replaced_conversion_is_never_put_back_in_part(
     assert entries[-1]["again"] == DONE
 
 
+@in_llavas_environment
 def test_a_kill_at_any_moment_leaves_nothing_or_a_whole_checkpoint(large: Path, out: Path) -> None:
     paths = (large / "in", out, large / "mask.json")
     convert_bytes(*paths, card=False)
@@ -165,6 +170,7 @@ def test_a_kill_at_any_moment_leaves_nothing_or_a_whole_checkpoint(large: Path, 
     assert_nothing_or_all_was_left(entries, expected)
 
 
+@in_llavas_environment
 def test_a_kill_behind_the_commit_leaves_a_whole_checkpoint(source: Path, out: Path, mask: Path) -> None:
     convert_bytes(source, out, mask, card=False)
     expected = digests(out)

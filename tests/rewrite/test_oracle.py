@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 import s4convert
 from s4convert.output.card import CARD_FILES
+from tests.support.environments import in_the_newest_environment
 from tests.support.synthetic import HUGGING_FACE, ORIGINAL, Spec, read_safetensors, write_checkpoint, write_safetensors
 
 MANIFEST = "s4convert.json"
@@ -240,6 +241,7 @@ def cases(draw: st.DrawFn) -> Case:
     )
 
 
+@in_the_newest_environment
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(cases())
 def test_every_byte_is_what_the_mask_asks_for(case: Case) -> None:

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pytest
 
 ANSWERING_SCRIPT = "llava.eval.model_vqa_science"
 SCORING_SCRIPT = "llava.eval.eval_science_qa"
@@ -51,9 +57,20 @@ def texts(answers: Path) -> dict[str, str]:
 
 def score(questions: Path, answers: Path) -> Accuracy:
     """Have the file *answers* scored; the scoring script's own files are left beside it."""
+    _run(SCORING_SCRIPT, *scoring_arguments(questions, answers))
+    return read_accuracy(answers)
+
+
+def scoring_arguments(questions: Path, answers: Path) -> list[str]:
+    """What the scoring script is given: its own files go beside *answers*."""
     judged, summary = answers.with_suffix(".judged.json"), answers.with_suffix(".summary.json")
-    outputs = ("--output-file", str(judged), "--output-result", str(summary))
-    _run(SCORING_SCRIPT, "--base-dir", str(questions), "--result-file", str(answers), *outputs)
+    outputs = ["--output-file", str(judged), "--output-result", str(summary)]
+    return ["--base-dir", str(questions), "--result-file", str(answers), *outputs]
+
+
+def read_accuracy(answers: Path) -> Accuracy:
+    """What the scoring script wrote of *answers*."""
+    judged, summary = answers.with_suffix(".judged.json"), answers.with_suffix(".summary.json")
     verdicts = [
         (verdict == "correct", entry["is_multimodal"])
         for verdict, entries in json.loads(judged.read_text()).items()
@@ -62,6 +79,28 @@ def score(questions: Path, answers: Path) -> Accuracy:
     kinds = ([right for right, image in verdicts if image is wanted] for wanted in (True, False))
     shares = [sum(kind) / len(kind) for kind in kinds]
     return Accuracy(json.loads(summary.read_text())["acc"] / 100, *shares)
+
+
+def run_here(script: str, arguments: Sequence[str], patch: pytest.MonkeyPatch, after_loading: Any = None) -> None:
+    """Run *script* in this process, which has no GPU; *after_loading* is called with the model that it loads."""
+    import llava.model.builder
+    import llava.utils
+    import torch
+
+    load = llava.model.builder.load_pretrained_model
+
+    def load_here(*given: Any) -> Any:
+        tokenizer, model, *others = load(*given, device="cpu")
+        if after_loading is not None:
+            after_loading(model)
+        return tokenizer, model, *others
+
+    with patch.context() as patched:
+        patched.setattr(llava.model.builder, "load_pretrained_model", load_here)
+        patched.setattr(llava.utils, "disable_torch_init", lambda: None)  # it changes torch for the tests that follow
+        patched.setattr(torch.Tensor, "cuda", lambda tensor: tensor)
+        patched.setattr(sys, "argv", [script, *arguments])
+        runpy.run_module(script, run_name="__main__", alter_sys=True)
 
 
 def _run(script: str, *arguments: str) -> None:

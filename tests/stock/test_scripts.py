@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import runpy
-import sys
 from pathlib import Path
-from typing import Any
 
-import llava.model.builder
-import llava.utils
 import pytest
-import torch
 
 from benchmarks.mini.questions import HELD_OUT_SEED, write_scienceqa
 from s4convert.mask import HeadMask
-from tests.stock.scripts import ANSWERING_SCRIPT, answering_arguments, ask, score, texts
+from tests.stock.scripts import ANSWERING_SCRIPT, answering_arguments, ask, run_here, score, texts
 from tests.support.run_time_hooks import hook_heads
 
 
@@ -31,24 +25,6 @@ def answers_of_the_original(original: Path, questions: Path, tmp_path_factory: p
     answers = tmp_path_factory.mktemp("answers") / "original.jsonl"
     ask(original, questions, answers)
     return answers
-
-
-def ask_with_hooks(
-    checkpoint: Path, questions: Path, answers: Path, mask: HeadMask, *, scaled: bool, patch: pytest.MonkeyPatch
-) -> None:
-    """Run the answering script in this process, where its loader can be made to hook the model that it returns."""
-    load = llava.model.builder.load_pretrained_model
-
-    def load_and_hook(*arguments: Any) -> Any:
-        tokenizer, model, *others = load(*arguments, device="cpu")
-        hook_heads(model, mask, scaled=scaled)
-        return tokenizer, model, *others
-
-    patch.setattr(llava.model.builder, "load_pretrained_model", load_and_hook)
-    patch.setattr(llava.utils, "disable_torch_init", lambda: None)  # it changes torch for the tests that follow
-    patch.setattr(torch.Tensor, "cuda", lambda tensor: tensor)
-    patch.setattr(sys, "argv", [ANSWERING_SCRIPT, *answering_arguments(checkpoint, questions, answers)])
-    runpy.run_module(ANSWERING_SCRIPT, run_name="__main__", alter_sys=True)
 
 
 def test_the_original_answers_right(questions: Path, answers_of_the_original: Path) -> None:
@@ -71,7 +47,12 @@ def test_the_converted_says_what_the_hooked_original_says(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     hooked, found = tmp_path / "hooked.jsonl", tmp_path / "converted.jsonl"
-    ask_with_hooks(original, questions, hooked, mini_mask, scaled=compensation == "scale", patch=monkeypatch)
+    run_here(
+        ANSWERING_SCRIPT,
+        answering_arguments(original, questions, hooked),
+        monkeypatch,
+        lambda model: hook_heads(model, mini_mask, scaled=compensation == "scale"),
+    )
     ask(converted, questions, found)
     assert texts(found) == texts(hooked)
     assert texts(found) != texts(answers_of_the_original)
