@@ -18,7 +18,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..calibration.samples import Samples, read_samples
 from ..calibration.statistics import CalibrationData, Statistics
 from ..checkpoint import MANIFEST_FILE, Checkpoint
 from ..checkpoint.loader_names import check_loader_name
@@ -30,7 +29,6 @@ from ..errors import S4ConvertError, StorageError, UsageError, VerificationError
 from ..mask import HeadMask, HeadScores, Schedule, parse_schedule
 from ..mask.files import load_scores
 from ..mask.schedules import Rate
-from ..model.decoder import check_device
 from ..model.resident import ResidentModel
 from ..progress import sample_bar
 from ..rewrite.staging import check_replaceable
@@ -39,15 +37,13 @@ from ..study.evaluation import Evaluation, Task, Tasks, evaluate_model
 from ..study.outside import Evaluator
 from ..study.plots import HOW_TO_GET_PLOTS, can_plot, plot
 from ..study.points import NAME_DIGITS, Grid, Point, distinct, make_grid
-from ..study.prompts import prompts_of
-from ..study.questions import read_questions
 from ..study.results import Measured, Result, Results, Score, open_results
 from ..study.summary import Summary, as_json_text, summarise
 from ..study.swap import relative_change, swapped
 from ..verify.report import Report
 from ..version import __version__
 from .convert import convert, refuse_converted
-from .evaluate import EvaluateOptions, tasks_for
+from .evaluate import Asked, EvaluateOptions, embedded, read_asked
 from .options import as_path
 
 if TYPE_CHECKING:
@@ -186,14 +182,14 @@ def sweep(
         raise UsageError("give `options`, or a `study` and settings, one of the two")
     out = as_path(out)
     checkpoint = open_checkpoint(source, progress=options.progress)
-    asked = _check(checkpoint, options)
+    decided = _check(checkpoint, options)
     with open_results(out) as results:
         data = _Data(checkpoint, options, results)
-        grid = make_grid(data.scores, options.parsed_schedules, _texts(options.compensations), asked.decided_by)
+        grid = make_grid(data.scores, options.parsed_schedules, _texts(options.compensations), decided.decided_by)
         evaluator = options.evaluator
         stated = {"source": checkpoint.source, "evaluator": None if evaluator is None else asdict(evaluator)}
-        results.keep_study(grid, {**stated, **asked.about})
-        _run(grid, data)
+        results.keep_study(grid, {**stated, **decided.about})
+        _run(grid, data, decided.asked)
         if evaluator is not None:
             _ask_outside(grid, data, evaluator)
         swept = _written(results, out, options.best_by)
@@ -262,9 +258,10 @@ def _check_names(option: str, names: Sequence[Any], known: Sequence[str]) -> Non
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """What decides the answers of every point, beside its mask and compensation: *of_all*, and the *calibration*."""
+class _Decided:
+    """What is *asked*; and what decides the answers beside mask and compensation: *of_all*, and the *calibration*."""
 
+    asked: Asked
     of_all: Mapping[str, Any]
     calibration: str | None
 
@@ -282,11 +279,11 @@ class _Asked:
         return {**self.of_all, **own}
 
 
-def _check(checkpoint: Checkpoint, options: SweepOptions) -> _Asked:
+def _check(checkpoint: Checkpoint, options: SweepOptions) -> _Decided:
     """Refuse what can be seen to be wrong, before anything is written; and what decides the answers."""
     from ..saliency.metrics import METRICS as TABLE
 
-    check_device(options.device)
+    asked = read_asked(checkpoint, options)
     refuse_converted(checkpoint)
     geometry = checkpoint.geometry
     even = [[Fraction(0)] * geometry.num_heads] * geometry.num_layers
@@ -307,10 +304,10 @@ def _check(checkpoint: Checkpoint, options: SweepOptions) -> _Asked:
     calibration = None
     if data is not None:
         calibration = _digest([(sample.text, sample.image) for sample in data.check().samples], [HOLDOUT])
-    return _Asked(_decided_by(checkpoint, options), calibration)
+    return _Decided(asked, _decided_by(checkpoint, asked, options), calibration)
 
 
-def _decided_by(checkpoint: Checkpoint, options: SweepOptions) -> dict[str, Any]:
+def _decided_by(checkpoint: Checkpoint, asked: Asked, options: SweepOptions) -> dict[str, Any]:
     said: dict[str, Any] = {
         "versions": {"s4convert": __version__, **{name: version(name) for name in ("torch", "transformers")}},
         "fingerprint": checkpoint.fingerprint,
@@ -323,19 +320,14 @@ def _decided_by(checkpoint: Checkpoint, options: SweepOptions) -> dict[str, Any]
         "conversation": None,
         "prompt": None,
     }
-    if options.questions is not None:
-        read = read_questions(options.questions, options.images, num_samples=options.num_samples, split=options.split)
-        prompts = prompts_of(checkpoint, options.conversation)
-        answers = [question.answers for question in read.questions]
-        said["questions"] = _digest([(question.text, question.image) for question in read.questions], answers)
-        said["conversation"], said["prompt"] = prompts.name, prompts.write([(read.questions[0].text, None)])
-    if options.text is not None:
-        said["text"] = _text_digest(read_samples(options.text, None, options.num_samples))
+    if asked.prompts is not None:
+        answers = [question.answers for question in asked.questions]
+        said["questions"] = _digest([(question.text, question.image) for question in asked.questions], answers)
+        said["conversation"] = asked.prompts.name
+        said["prompt"] = asked.prompts.write([(asked.questions[0].text, None)])
+    if asked.texts:
+        said["text"] = _digest([(sample.text, None) for sample in asked.texts], [])
     return said
-
-
-def _text_digest(read: Samples) -> str:
-    return _digest([(sample.text, None) for sample in read.samples], [])
 
 
 def _digest(samples: Iterable[tuple[str, Path | None]], more: Sequence[Any]) -> str:
@@ -422,14 +414,14 @@ class _Data:
         return fit(point.compensation, self.checkpoint, point.mask, self.results.scratch, moments=statistics)
 
 
-def _run(grid: Grid, data: _Data) -> None:
+def _run(grid: Grid, data: _Data, asked: Asked) -> None:
     """Measure the points that have no result yet."""
     options, results = data.options, data.results
     pending = [point for point in grid.points if _is_to_run(results.result(point.name), options)]
     if not pending:
         return
     _ = data.directory  # what takes memory of its own comes before the model
-    tasks = tasks_for(data.checkpoint, options)
+    tasks = embedded(data.checkpoint, asked)
     model = ResidentModel(data.checkpoint, device=options.device, dtype=options.dtype, progress=options.progress)
     bench = _Bench(model, tasks, data)
     with sample_bar("points", len(pending), shown=options.progress) as bar:

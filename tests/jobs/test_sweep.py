@@ -26,6 +26,7 @@ from s4convert.mask import HeadMask
 from s4convert.study.results import STUDY_FILE, Results, open_results
 from s4convert.study.summary import TIMINGS
 from tests.support.command_line import ROOT, run_here
+from tests.support.environments import in_the_newest_environment
 
 NUM_KILLS = 5
 
@@ -199,6 +200,7 @@ def test_a_failed_point_is_kept_with_its_reason_and_retried_on_request(
     assert len(evaluations) == before + 2
 
 
+@in_the_newest_environment
 def test_a_sweep_that_is_killed_again_and_again_ends_as_an_undisturbed_one(
     tmp_path: Path, texts: dict[str, Any]
 ) -> None:
@@ -328,6 +330,7 @@ print(sys.argv[1], "lost", sum(map(len, pruned.values())))
 """
 
 
+@in_the_newest_environment
 def test_an_outside_evaluator_scores_every_point_once_at_a_path_of_its_own(
     tmp_path: Path, texts: dict[str, Any]
 ) -> None:
