@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .errors import CalibrationError as CalibrationError
     from .errors import CheckpointError as CheckpointError
     from .errors import CompensationError as CompensationError
+    from .errors import EvaluatorError as EvaluatorError
     from .errors import HubError as HubError
     from .errors import MaskError as MaskError
     from .errors import S4ConvertError as S4ConvertError
@@ -54,6 +55,7 @@ _HOMES = {
         "CalibrationError",
         "CheckpointError",
         "CompensationError",
+        "EvaluatorError",
         "HubError",
         "MaskError",
         "S4ConvertError",

@@ -432,6 +432,13 @@ def compare(run_a: Path, run_b: Path, checkpoint: str | None, as_json: bool, ver
 @options_of(evaluate, "questions", "images", "split", "text", "num_samples")
 @options_of(evaluate, "conversation", "vision_tower", "device", "dtype", "batch_size", "max_new_tokens")
 @options(
+    "Outside evaluator",
+    click.option("--eval-command", metavar="COMMAND", help="Run it on each point, with {checkpoint} and {out} in it."),
+    click.option("--score-json", metavar="FILE:KEY", help="Where its score is below {out}; keys are apart by /."),
+    click.option("--score-pattern", metavar="REGEX", help="Or what its score is in what it prints; one group."),
+    click.option("--keep", is_flag=True, help="Leave the points' checkpoints in DIR/checkpoints."),
+)
+@options(
     "Results",
     click.option("--summarise", type=FILE, metavar="DIR", help="Make summary and plots of results again; no IN."),
     click.option("--convert-best", type=FILE, metavar="OUT", help="Write the best point as a checkpoint."),

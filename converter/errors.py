@@ -69,6 +69,10 @@ class CompensationError(S4ConvertError):
     """A compensation cannot be fitted: its statistics are missing, malformed or do not determine it."""
 
 
+class EvaluatorError(S4ConvertError):
+    """An outside evaluator failed, or its score is not where it was to be."""
+
+
 class VerificationError(S4ConvertError):
     """The written checkpoint failed a check; it was not committed."""
 

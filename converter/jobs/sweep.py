@@ -7,45 +7,43 @@ import hashlib
 import logging
 import math
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..calibration.samples import Samples, read_samples
 from ..calibration.statistics import CalibrationData, Statistics
-from ..checkpoint import Checkpoint
+from ..checkpoint import MANIFEST_FILE, Checkpoint
 from ..checkpoint.loader_names import check_loader_name
 from ..choices import COMPENSATIONS, HOLDOUT, METRICS
 from ..compensation import Fits, fit
 from ..compensation.fitting import check_mode
 from ..disk import read_file, sha256_of, write_output
-from ..errors import S4ConvertError, UsageError, VerificationError, enough_memory, reading, shown
+from ..errors import S4ConvertError, StorageError, UsageError, VerificationError, enough_memory, reading, shown
 from ..mask import HeadMask, HeadScores, Schedule, parse_schedule
 from ..mask.files import load_scores
 from ..mask.schedules import Rate
-from ..model.decoder import check_device
 from ..model.resident import ResidentModel
 from ..progress import sample_bar
 from ..rewrite.staging import check_replaceable
 from ..sources import locate_tower, open_checkpoint
 from ..study.evaluation import Evaluation, Task, Tasks, evaluate_model
+from ..study.outside import Evaluator
 from ..study.plots import HOW_TO_GET_PLOTS, can_plot, plot
 from ..study.points import NAME_DIGITS, Grid, Point, distinct, make_grid
-from ..study.prompts import prompts_of
-from ..study.questions import read_questions
-from ..study.results import Measured, Result, Results, open_results
+from ..study.results import Measured, Result, Results, Score, open_results
 from ..study.summary import Summary, as_json_text, summarise
 from ..study.swap import relative_change, swapped
 from ..verify.report import Report
 from ..version import __version__
 from .convert import convert, refuse_converted
-from .evaluate import EvaluateOptions, tasks_for
+from .evaluate import Asked, EvaluateOptions, embedded, read_asked
 from .options import as_path
 
 if TYPE_CHECKING:
@@ -72,6 +70,10 @@ class SweepOptions(EvaluateOptions):
     again that failed before. *convert_best* is where the best point is written as a checkpoint; *best_by* says what
     makes it the best, see :meth:`~s4convert.study.summary.Summary.ranked`.
 
+    *eval_command* is an outside evaluator, with *score_json* or *score_pattern*, see
+    :class:`~s4convert.study.outside.Evaluator`: it runs on every point as a checkpoint of its own, which is removed
+    afterwards unless *keep* is on.
+
     Raises:
         UsageError: an option is of the wrong type, names nothing there is, or means nothing without another.
     """
@@ -84,6 +86,10 @@ class SweepOptions(EvaluateOptions):
     calibration_images: str | Path | None = None
     calibration_samples: int | None = None
     retry_failed: bool = False
+    eval_command: str | None = None
+    score_json: str | None = None
+    score_pattern: str | None = None
+    keep: bool = False
     convert_best: str | Path | None = None
     best_by: str | None = None
 
@@ -96,7 +102,17 @@ class SweepOptions(EvaluateOptions):
         for name in ("calibration_images", "calibration_samples"):
             if self.calibration is None and getattr(self, name) is not None:
                 raise UsageError(f"`{name}` is about calibration data; give it with `calibration`")
-        _ = self.parsed_schedules
+        for name in ("score_json", "score_pattern", "keep"):
+            if self.eval_command is None and getattr(self, name):
+                raise UsageError(f"`{name}` is about an outside evaluator; give it with `eval_command`")
+        _ = self.parsed_schedules, self.evaluator
+
+    @property
+    def evaluator(self) -> Evaluator | None:
+        """The outside evaluator, if any."""
+        if self.eval_command is None:
+            return None
+        return Evaluator(self.eval_command, self.score_json, self.score_pattern)
 
     @cached_property
     def parsed_schedules(self) -> tuple[Schedule, ...]:
@@ -166,28 +182,23 @@ def sweep(
         raise UsageError("give `options`, or a `study` and settings, one of the two")
     out = as_path(out)
     checkpoint = open_checkpoint(source, progress=options.progress)
-    asked = _check(checkpoint, options)
+    decided = _check(checkpoint, options)
     with open_results(out) as results:
         data = _Data(checkpoint, options, results)
-        grid = make_grid(data.scores, options.parsed_schedules, _texts(options.compensations), asked.decided_by)
-        results.keep_study(grid, {"source": checkpoint.source, **asked.about})
-        _run(grid, data)
+        grid = make_grid(data.scores, options.parsed_schedules, _texts(options.compensations), decided.decided_by)
+        evaluator = options.evaluator
+        stated = {"source": checkpoint.source, "evaluator": None if evaluator is None else asdict(evaluator)}
+        results.keep_study(grid, {**stated, **decided.about})
+        _run(grid, data, decided.asked)
+        if evaluator is not None:
+            _ask_outside(grid, data, evaluator)
         swept = _written(results, out, options.best_by)
         if options.convert_best is None:
             return swept
         best = swept.summary.best(options.best_by)
         mask = next(point.mask for point in grid.points if point.name == best.point)
         assert mask is not None
-        report = convert(
-            source,
-            options.convert_best,
-            mask,
-            compensation=best.compensation,
-            statistics=data.directory,
-            device=None if data.directory is None else options.device,
-            vision_tower=options.vision_tower,
-            progress=options.progress,
-        )
+        report = _convert(data, as_path(options.convert_best), mask, best.compensation)
     return Swept(swept.summary, out, options.best_by, report)
 
 
@@ -247,9 +258,10 @@ def _check_names(option: str, names: Sequence[Any], known: Sequence[str]) -> Non
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """What decides the answers of every point, beside its mask and compensation: *of_all*, and the *calibration*."""
+class _Decided:
+    """What is *asked*; and what decides the answers beside mask and compensation: *of_all*, and the *calibration*."""
 
+    asked: Asked
     of_all: Mapping[str, Any]
     calibration: str | None
 
@@ -267,11 +279,11 @@ class _Asked:
         return {**self.of_all, **own}
 
 
-def _check(checkpoint: Checkpoint, options: SweepOptions) -> _Asked:
+def _check(checkpoint: Checkpoint, options: SweepOptions) -> _Decided:
     """Refuse what can be seen to be wrong, before anything is written; and what decides the answers."""
     from ..saliency.metrics import METRICS as TABLE
 
-    check_device(options.device)
+    asked = read_asked(checkpoint, options)
     refuse_converted(checkpoint)
     geometry = checkpoint.geometry
     even = [[Fraction(0)] * geometry.num_heads] * geometry.num_layers
@@ -287,13 +299,15 @@ def _check(checkpoint: Checkpoint, options: SweepOptions) -> _Asked:
         best = as_path(options.convert_best)
         check_replaceable(best, force=False)
         check_loader_name(checkpoint.family, checkpoint.known_as, best)
+    if options.evaluator is not None:
+        check_loader_name(checkpoint.family, checkpoint.known_as, _outside_path(checkpoint, Path(), "0" * NAME_DIGITS))
     calibration = None
     if data is not None:
         calibration = _digest([(sample.text, sample.image) for sample in data.check().samples], [HOLDOUT])
-    return _Asked(_decided_by(checkpoint, options), calibration)
+    return _Decided(asked, _decided_by(checkpoint, asked, options), calibration)
 
 
-def _decided_by(checkpoint: Checkpoint, options: SweepOptions) -> dict[str, Any]:
+def _decided_by(checkpoint: Checkpoint, asked: Asked, options: SweepOptions) -> dict[str, Any]:
     said: dict[str, Any] = {
         "versions": {"s4convert": __version__, **{name: version(name) for name in ("torch", "transformers")}},
         "fingerprint": checkpoint.fingerprint,
@@ -306,19 +320,14 @@ def _decided_by(checkpoint: Checkpoint, options: SweepOptions) -> dict[str, Any]
         "conversation": None,
         "prompt": None,
     }
-    if options.questions is not None:
-        read = read_questions(options.questions, options.images, num_samples=options.num_samples, split=options.split)
-        prompts = prompts_of(checkpoint, options.conversation)
-        answers = [question.answers for question in read.questions]
-        said["questions"] = _digest([(question.text, question.image) for question in read.questions], answers)
-        said["conversation"], said["prompt"] = prompts.name, prompts.write([(read.questions[0].text, None)])
-    if options.text is not None:
-        said["text"] = _text_digest(read_samples(options.text, None, options.num_samples))
+    if asked.prompts is not None:
+        answers = [question.answers for question in asked.questions]
+        said["questions"] = _digest([(question.text, question.image) for question in asked.questions], answers)
+        said["conversation"] = asked.prompts.name
+        said["prompt"] = asked.prompts.write([(asked.questions[0].text, None)])
+    if asked.texts:
+        said["text"] = _digest([(sample.text, None) for sample in asked.texts], [])
     return said
-
-
-def _text_digest(read: Samples) -> str:
-    return _digest([(sample.text, None) for sample in read.samples], [])
 
 
 def _digest(samples: Iterable[tuple[str, Path | None]], more: Sequence[Any]) -> str:
@@ -405,14 +414,14 @@ class _Data:
         return fit(point.compensation, self.checkpoint, point.mask, self.results.scratch, moments=statistics)
 
 
-def _run(grid: Grid, data: _Data) -> None:
+def _run(grid: Grid, data: _Data, asked: Asked) -> None:
     """Measure the points that have no result yet."""
     options, results = data.options, data.results
     pending = [point for point in grid.points if _is_to_run(results.result(point.name), options)]
     if not pending:
         return
     _ = data.directory  # what takes memory of its own comes before the model
-    tasks = tasks_for(data.checkpoint, options)
+    tasks = embedded(data.checkpoint, asked)
     model = ResidentModel(data.checkpoint, device=options.device, dtype=options.dtype, progress=options.progress)
     bench = _Bench(model, tasks, data)
     with sample_bar("points", len(pending), shown=options.progress) as bar:
@@ -420,14 +429,67 @@ def _run(grid: Grid, data: _Data) -> None:
             try:
                 result = bench.measure(point)
             except S4ConvertError as error:
-                if point.mask is None:
-                    raise
+                if point.mask is None or isinstance(error, StorageError):
+                    raise  # that is no fault of the point
                 said = "; ".join(map(str, point.settings))
                 _log.warning("%s, %s: failed: %s", said, point.compensation, error)
                 result = Result(None, failure=str(error))
             results.keep(point, result)
             bar.update(1)
     model.check_unchanged()
+
+
+def _convert(data: _Data, out: Path, mask: HeadMask, compensation: str | None) -> Report:
+    """Write a point as a checkpoint: its compensation is fitted to the same statistics."""
+    assert compensation is not None
+    repository = data.checkpoint.repository
+    return convert(
+        data.checkpoint.path if repository is None else str(repository),
+        out,
+        mask,
+        compensation=compensation,
+        statistics=data.directory,
+        device=None if data.directory is None else data.options.device,
+        vision_tower=data.options.vision_tower,
+        progress=data.options.progress,
+    )
+
+
+def _ask_outside(grid: Grid, data: _Data, evaluator: Evaluator) -> None:
+    """Let *evaluator* score the points that it has not scored yet, each as a checkpoint of its own path.
+
+    Evaluators cache answers by the path of a model, not by its weights; so the path holds the point's name.
+    """
+    options, results = data.options, data.results
+    pending = [point for point in grid.points if _is_to_score(results.score(evaluator.name(point.name)), options)]
+    with sample_bar("outside", len(pending), shown=options.progress) as bar:
+        for point in pending:
+            name, path = evaluator.name(point.name), data.checkpoint.path
+            try:
+                if point.mask is not None:
+                    path = _outside_path(data.checkpoint, results.directory, point.name)
+                    path.parent.mkdir(exist_ok=True)
+                    if not (path / MANIFEST_FILE).is_file():
+                        _convert(data, path, point.mask, point.compensation)
+                score = Score(evaluator.score(path, results.directory / "outside" / name))
+            except S4ConvertError as error:
+                if point.mask is None or isinstance(error, StorageError):
+                    raise  # that is no fault of the point
+                _log.warning("%s, %s: failed: %s", "; ".join(map(str, point.settings)), point.compensation, error)
+                score = Score(None, str(error))
+            results.keep_score(name, point.name, score)
+            if point.mask is not None and not options.keep:
+                shutil.rmtree(path, ignore_errors=True)
+            bar.update(1)
+
+
+def _outside_path(checkpoint: Checkpoint, directory: Path, point: str) -> Path:
+    """Where a point is written for an outside evaluator: stock LLaVA goes by the name, so it begins with IN's."""
+    return directory / "checkpoints" / f"{checkpoint.known_as.absolute().name}-{point}"
+
+
+def _is_to_score(score: Score | None, options: SweepOptions) -> bool:
+    return score is None or (score.failure is not None and options.retry_failed)
 
 
 def _is_to_run(result: Result | None, options: SweepOptions) -> bool:

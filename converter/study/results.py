@@ -4,6 +4,7 @@
 
     study.json               the study: its points and all that decides their answers
     points/NAME.json         what a point answered, or why it failed; each is written whole, and on the disk
+    outside/NAME.json        what an outside evaluator said of a point; its own files are in outside/NAME
     scores-*.json            the heads' scores by each metric, named by the hash of what they were measured on
     statistics-*/            the moments that compensations are fitted to, likewise
     summary.csv, .json, .md  and plots: made again from the above at any time
@@ -28,7 +29,7 @@ from .evaluation import Answer, Evaluation, Speed
 from .points import Grid, Point
 from .questions import Question
 
-STUDY_FORMAT, RESULT_FORMAT = "s4convert-study/1", "s4convert-point/1"
+STUDY_FORMAT, RESULT_FORMAT, SCORE_FORMAT = "s4convert-study/1", "s4convert-point/1", "s4convert-score/1"
 STUDY_FILE = "study.json"
 LOCK_FILE = ".lock"
 
@@ -101,6 +102,14 @@ def _answer(line: Mapping[str, Any]) -> Answer:
 
 
 @dataclass(frozen=True)
+class Score:
+    """What an outside evaluator said of a point: its *score*, or the *failure*."""
+
+    score: float | None
+    failure: str | None = None
+
+
+@dataclass(frozen=True)
 class Results:
     """A results *directory*."""
 
@@ -132,6 +141,20 @@ class Results:
         content = {"format": RESULT_FORMAT, "point": point.name, "decided_by": point.decided_by} | result.to_json()
         _write(self._file(point.name), content)
 
+    def score(self, name: str) -> Score | None:
+        """What an outside evaluator said, see :meth:`~s4convert.study.outside.Evaluator.name`; None if not yet."""
+        path = self._outside(name)
+        if not path.exists():
+            return None
+        content = _parsed(path, SCORE_FORMAT)
+        return Score(content.get("score"), content.get("failure"))
+
+    def keep_score(self, name: str, point: str, score: Score) -> None:
+        """Write what an outside evaluator said of *point*, and bring it to the disk."""
+        path = self._outside(name)
+        path.parent.mkdir(exist_ok=True)
+        _write(path, {"format": SCORE_FORMAT, "point": point} | asdict(score))
+
     def keep_study(self, grid: Grid, about: Mapping[str, Any]) -> None:
         """Write the study: its *grid*, and what is said *about* all of its points."""
         _write(self.directory / STUDY_FILE, {"format": STUDY_FORMAT, **about} | grid.to_json())
@@ -154,6 +177,9 @@ class Results:
             except OSError as error:
                 raise StorageError(f"{path}: cannot be written: {error.strerror or error}") from error
         return path
+
+    def _outside(self, name: str) -> Path:
+        return self.directory / "outside" / f"{name}.json"
 
     def _file(self, point: str) -> Path:
         return self.directory / "points" / f"{point}.json"
@@ -178,7 +204,7 @@ def open_results(directory: Path) -> Iterator[Results]:
         lock = os.open(directory / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             _take(lock, directory)  # the file stays, so nobody can lock another in its place
-            for folder in (directory, directory / "points"):
+            for folder in (directory, directory / "points", directory / "outside"):
                 for left in folder.glob(".s4convert-*"):  # of a sweep that was killed
                     left.unlink(missing_ok=True)
             _clear(results.scratch)

@@ -14,7 +14,8 @@ from ..choices import BEST_BY
 from ..errors import UsageError
 from .evaluation import Evaluation
 from .figures import Difference, Share
-from .results import Measured, Result, Results
+from .outside import Evaluator
+from .results import Measured, Result, Results, Score
 
 KINDS: Mapping[str, bool | None] = {"accuracy": None, "image_accuracy": True, "text_accuracy": False}
 # What a row says that depends on the machine and the hour; the rest is the same in every run.
@@ -24,7 +25,10 @@ _SHOWN = 10
 
 @dataclass(frozen=True)
 class Row:
-    """A point and what came of it; *settings* say in words which came to it, *result* is None where it is to be run."""
+    """A point and what came of it; *settings* say which came to it, *result* is None where it is to be run.
+
+    *outside* is what an outside evaluator said of it, if there is one.
+    """
 
     point: str
     compensation: str | None
@@ -33,6 +37,7 @@ class Row:
     heads_pruned: int
     rate: float
     result: Result | None
+    outside: Score | None = None
 
     @property
     def evaluation(self) -> Evaluation | None:
@@ -186,6 +191,8 @@ class Summary:
         for name in ("unparsable", "cut", "answer_perplexity", "text_perplexity"):
             flat[name] = stated.get(name)
         flat["reason"] = None if row.result is None else row.result.failure
+        flat["outside_score"] = None if row.outside is None else row.outside.score
+        flat["outside_reason"] = None if row.outside is None else row.outside.failure
         speed = stated.get("speed") or {}
         return (
             flat
@@ -263,19 +270,26 @@ class Summary:
 def summarise(results: Results) -> Summary:
     """The study in *results* as far as it has come; UsageError or StorageError where a file cannot be used."""
     study = results.study()
-    rows = tuple(
-        Row(
-            entry["point"],
-            entry["compensation"],
-            tuple(entry["settings"]),
-            entry["mask"],
-            entry["heads_pruned"],
-            entry["rate"],
-            results.result(entry["point"]),
-        )
-        for entry in study["points"]
+    try:
+        evaluator = None if study["evaluator"] is None else Evaluator(**study["evaluator"])
+        rows = tuple(_row(entry, results, evaluator) for entry in study["points"])
+        about = {name: value for name, value in study.items() if name not in ("format", "points")}
+        return Summary({"source": study["source"], **about}, rows)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{results.directory}: its study.json is malformed ({error}); run the sweep again") from error
+
+
+def _row(entry: Mapping[str, Any], results: Results, evaluator: Evaluator | None) -> Row:
+    return Row(
+        entry["point"],
+        entry["compensation"],
+        tuple(entry["settings"]),
+        entry["mask"],
+        entry["heads_pruned"],
+        entry["rate"],
+        results.result(entry["point"]),
+        None if evaluator is None else results.score(evaluator.name(entry["point"])),
     )
-    return Summary({name: value for name, value in study.items() if name not in ("format", "points")}, rows)
 
 
 def as_json_text(summary: Summary) -> str:
@@ -315,6 +329,8 @@ def _cells(summary: Summary, row: Row) -> dict[str, str]:
     perplexity = stated.get("answer_perplexity") or stated.get("text_perplexity")
     cells["perplexity"] = "" if perplexity is None else f"{perplexity:#.4g}"
     cells["E left"] = "" if measured is None or measured.error_left is None else f"{measured.error_left:.3f}"
+    scored = row.outside
+    cells["outside"] = "" if scored is None else "failed" if scored.score is None else f"{scored.score:g}"
     cells["speed"] = "" if measured is None else f"{measured.speed:.2f}x"
     return {name: _ascii(text) for name, text in cells.items()}
 

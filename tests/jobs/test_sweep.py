@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -25,6 +26,7 @@ from s4convert.mask import HeadMask
 from s4convert.study.results import STUDY_FILE, Results, open_results
 from s4convert.study.summary import TIMINGS
 from tests.support.command_line import ROOT, run_here
+from tests.support.environments import in_the_newest_environment
 
 NUM_KILLS = 5
 
@@ -198,6 +200,7 @@ def test_a_failed_point_is_kept_with_its_reason_and_retried_on_request(
     assert len(evaluations) == before + 2
 
 
+@in_the_newest_environment
 def test_a_sweep_that_is_killed_again_and_again_ends_as_an_undisturbed_one(
     tmp_path: Path, texts: dict[str, Any]
 ) -> None:
@@ -318,6 +321,35 @@ def test_without_matplotlib_the_rest_is_there_and_it_says_how_to_get_plots(
     assert not list((tmp_path / "results").glob("*.svg"))
 
 
+# Counts the heads that a manifest says are gone; there is none beside the original.
+COUNTS_HEADS = """
+import json, pathlib, sys
+manifest = pathlib.Path(sys.argv[1], "s4convert.json")
+pruned = json.loads(manifest.read_text())["mask"]["pruned"] if manifest.exists() else {}
+print(sys.argv[1], "lost", sum(map(len, pruned.values())))
+"""
+
+
+@in_the_newest_environment
+def test_an_outside_evaluator_scores_every_point_once_at_a_path_of_its_own(
+    tmp_path: Path, texts: dict[str, Any]
+) -> None:
+    outside = {"eval_command": shlex.join([sys.executable, "-c", COUNTS_HEADS, "{checkpoint}"])}
+    outside |= {"score_pattern": r"lost (\d+)"}
+    swept = sweep(MINI_LLAVA, tmp_path / "results", **texts, **outside)
+    scores = [None if row.outside is None else row.outside.score for row in swept.summary.rows]
+    assert scores == [row.heads_pruned for row in swept.summary.rows] == [0, 8, 8, 16, 16]
+    logs = {path: path.read_text() for path in (tmp_path / "results" / "outside").glob("*/log.txt")}
+    assert len({text.split()[0] for text in logs.values()}) == 5
+    assert sum("/mini-llava-" in text for text in logs.values()) == 4
+    assert not list((tmp_path / "results" / "checkpoints").iterdir())
+    stamps = {path: path.stat().st_mtime_ns for path in logs}
+    sweep(MINI_LLAVA, tmp_path / "results", **texts, **outside, keep=True)
+    assert {path: path.stat().st_mtime_ns for path in logs} == stamps
+    with pytest.raises(UsageError, match="`keep` is about an outside evaluator"):
+        sweep(MINI_LLAVA, tmp_path / "results", **texts, keep=True)
+
+
 @pytest.mark.parametrize(
     "arguments", [("--summarise", "results", "in"), ("--summarise", "results", "--rates", "0.1"), ("in",), ()]
 )
@@ -327,4 +359,7 @@ def test_arguments_that_do_not_go_together_are_refused(arguments: tuple[str, ...
 
 def test_summaries_come_of_results_only(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"holds no study\.json"):
+        summarise_results(tmp_path)
+    (tmp_path / STUDY_FILE).write_text(json.dumps({"format": "s4convert-study/1", "points": [{}]}))
+    with pytest.raises(UsageError, match=r"study\.json is malformed"):
         summarise_results(tmp_path)
