@@ -422,6 +422,10 @@ def compare(run_a: Path, run_b: Path, checkpoint: str | None, as_json: bool, ver
         "--compensations", metavar="NAME,...", help=f"{'|'.join(COMPENSATIONS)}  [default: {COMPENSATIONS[0]}]"
     ),
     click.option("--retry-failed", is_flag=True, help="Run points again that failed before."),
+    click.option("--ray", metavar="ADDRESS", help="Measure on a Ray cluster; local is this machine alone."),
+    click.option(
+        "--ray-cpus", type=click.IntRange(min=1), metavar="N", help="Of a worker without a GPU.  [default: 1]"
+    ),
 )
 @options(
     "Calibration: what metrics and compensations are measured on",

@@ -8,20 +8,21 @@ import logging
 import math
 import re
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from fractions import Fraction
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..calibration.statistics import CalibrationData, Statistics
-from ..checkpoint import MANIFEST_FILE, Checkpoint
+from ..checkpoint import MANIFEST_FILE, Checkpoint, Repository
 from ..checkpoint.loader_names import check_loader_name
-from ..choices import COMPENSATIONS, HOLDOUT, METRICS
+from ..choices import COMPENSATIONS, HOLDOUT, METRICS, RAY_CPUS
 from ..compensation import Fits, fit
 from ..compensation.fitting import check_mode
 from ..disk import read_file, sha256_of, write_output
@@ -67,8 +68,9 @@ class SweepOptions(EvaluateOptions):
 
     *calibration*, a file of questions or plain text with *calibration_images*, of which the first
     *calibration_samples* (all) are used, is what metrics and compensations are measured on. *retry_failed* runs points
-    again that failed before. *convert_best* is where the best point is written as a checkpoint; *best_by* says what
-    makes it the best, see :meth:`~s4convert.study.summary.Summary.ranked`.
+    again that failed before. *ray* measures points on the workers of a Ray cluster at that address, or of this machine
+    (``local``); each has a GPU or *ray_cpus* (1) processors. *convert_best* is where the best point is written as a
+    checkpoint; *best_by* says what makes it the best, see :meth:`~s4convert.study.summary.Summary.ranked`.
 
     *eval_command* is an outside evaluator, with *score_json* or *score_pattern*, see
     :class:`~s4convert.study.outside.Evaluator`: it runs on every point as a checkpoint of its own, which is removed
@@ -86,6 +88,8 @@ class SweepOptions(EvaluateOptions):
     calibration_images: str | Path | None = None
     calibration_samples: int | None = None
     retry_failed: bool = False
+    ray: str | None = None
+    ray_cpus: int | None = None
     eval_command: str | None = None
     score_json: str | None = None
     score_pattern: str | None = None
@@ -105,6 +109,8 @@ class SweepOptions(EvaluateOptions):
         for name in ("score_json", "score_pattern", "keep"):
             if self.eval_command is None and getattr(self, name):
                 raise UsageError(f"`{name}` is about an outside evaluator; give it with `eval_command`")
+        if self.ray_cpus is not None and (self.ray is None or self.ray_cpus < 1):
+            raise UsageError("`ray_cpus` is how many processors, one or more, a worker of `ray` has")
         _ = self.parsed_schedules, self.evaluator
 
     @property
@@ -189,7 +195,7 @@ def sweep(
         evaluator = options.evaluator
         stated = {"source": checkpoint.source, "evaluator": None if evaluator is None else asdict(evaluator)}
         results.keep_study(grid, {**stated, **decided.about})
-        _run(grid, data, decided.asked)
+        _run(grid, data)
         if evaluator is not None:
             _ask_outside(grid, data, evaluator)
         swept = _written(results, out, options.best_by)
@@ -259,9 +265,8 @@ def _check_names(option: str, names: Sequence[Any], known: Sequence[str]) -> Non
 
 @dataclass(frozen=True)
 class _Decided:
-    """What is *asked*; and what decides the answers beside mask and compensation: *of_all*, and the *calibration*."""
+    """What decides the answers beside mask and compensation: *of_all*, and the *calibration*."""
 
-    asked: Asked
     of_all: Mapping[str, Any]
     calibration: str | None
 
@@ -304,7 +309,7 @@ def _check(checkpoint: Checkpoint, options: SweepOptions) -> _Decided:
     calibration = None
     if data is not None:
         calibration = _digest([(sample.text, sample.image) for sample in data.check().samples], [HOLDOUT])
-    return _Decided(asked, _decided_by(checkpoint, asked, options), calibration)
+    return _Decided(_decided_by(checkpoint, asked, options), calibration)
 
 
 def _decided_by(checkpoint: Checkpoint, asked: Asked, options: SweepOptions) -> dict[str, Any]:
@@ -411,32 +416,57 @@ class _Data:
         """The compensation of *point*."""
         assert point.mask is not None and point.compensation is not None
         statistics = None if self.directory is None else Statistics(self.directory, device=self.options.device)
-        return fit(point.compensation, self.checkpoint, point.mask, self.results.scratch, moments=statistics)
+        # What is mapped into memory from there stays after the files are gone.
+        with tempfile.TemporaryDirectory(dir=self.results.scratch) as scratch:
+            return fit(point.compensation, self.checkpoint, point.mask, Path(scratch), moments=statistics)
 
 
-def _run(grid: Grid, data: _Data, asked: Asked) -> None:
+def _run(grid: Grid, data: _Data) -> None:
     """Measure the points that have no result yet."""
     options, results = data.options, data.results
     pending = [point for point in grid.points if _is_to_run(results.result(point.name), options)]
     if not pending:
         return
     _ = data.directory  # what takes memory of its own comes before the model
-    tasks = embedded(data.checkpoint, asked)
-    model = ResidentModel(data.checkpoint, device=options.device, dtype=options.dtype, progress=options.progress)
-    bench = _Bench(model, tasks, data)
+    checkpoint = data.checkpoint
+    bench = partial(_open_bench, checkpoint.path, checkpoint.repository, _anywhere(options), results.directory)
     with sample_bar("points", len(pending), shown=options.progress) as bar:
-        for point in pending:
-            try:
-                result = bench.measure(point)
-            except S4ConvertError as error:
-                if point.mask is None or isinstance(error, StorageError):
-                    raise  # that is no fault of the point
+        for point, result in _measured(pending, bench, options):
+            if result.failure is not None:
                 said = "; ".join(map(str, point.settings))
-                _log.warning("%s, %s: failed: %s", said, point.compensation, error)
-                result = Result(None, failure=str(error))
+                _log.warning("%s, %s: failed: %s", said, point.compensation, result.failure)
             results.keep(point, result)
             bar.update(1)
-    model.check_unchanged()
+
+
+def _measured(
+    points: Sequence[Point], open_bench: Callable[[], _Bench], options: SweepOptions
+) -> Iterator[tuple[Point, Result]]:
+    """Every one of *points* with its result, here or on the workers of a Ray cluster."""
+    if options.ray is not None:
+        from ..study.cluster import measured_by_workers
+
+        cpus = options.ray_cpus or RAY_CPUS
+        yield from measured_by_workers(options.ray, points, open_bench, device=options.device, cpus=cpus)
+        return
+    bench = open_bench()
+    for point in points:
+        yield point, bench.measured(point)
+    bench.check_unchanged()
+
+
+def _anywhere(options: SweepOptions) -> SweepOptions:
+    """*options* whose paths do not depend on the working directory."""
+    given = ((name, getattr(options, name)) for name in _PATHS)
+    paths: dict[str, Any] = {name: Path(path).absolute() for name, path in given if path is not None}
+    return replace(options, **paths)
+
+
+def _open_bench(path: Path, repository: Repository | None, options: SweepOptions, directory: Path) -> _Bench:
+    """The model of the checkpoint *path*, and what is asked of it, in this process."""
+    data = _Data(Checkpoint.open(path, repository), options, Results(directory.absolute()))
+    model = ResidentModel(data.checkpoint, device=options.device, dtype=options.dtype, progress=options.progress)
+    return _Bench(model, embedded(data.checkpoint, read_asked(data.checkpoint, options)), data)
 
 
 def _convert(data: _Data, out: Path, mask: HeadMask, compensation: str | None) -> Report:
@@ -504,7 +534,24 @@ class _Bench:
     tasks: Tasks
     data: _Data
 
-    def measure(self, point: Point) -> Result:
+    def measured(self, point: Point) -> Result:
+        """What *point* answers, and the proof that it was in effect; or why it failed.
+
+        Raises:
+            S4ConvertError: what is no fault of the point: the unpruned model fails, or the disk.
+        """
+        try:
+            return self._measure(point)
+        except S4ConvertError as error:
+            if point.mask is None or isinstance(error, StorageError):
+                raise
+            return Result(None, failure=str(error))
+
+    def check_unchanged(self) -> None:
+        """Raise VerificationError where the model is not as it was loaded."""
+        self.model.check_unchanged()
+
+    def _measure(self, point: Point) -> Result:
         """What *point* answers, and the proof that it was in effect.
 
         Raises:

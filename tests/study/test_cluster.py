@@ -1,0 +1,58 @@
+"""Workers of a Ray cluster measure what one process measures, and none of it is lost with a worker."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from s4convert.demo import MINI_LLAVA, QUESTIONS
+from tests.support.command_line import outcome_of, run_here, start
+
+pytest.importorskip("ray")
+
+OF_TIME = {"samples_per_second", "tokens_per_second", "speed", "host_peak_bytes", "device_peak_bytes"}
+
+
+def options(out: Path) -> tuple[object, ...]:
+    data = ("--questions", QUESTIONS / "questions.json", "--images", QUESTIONS, "--conversation", "vicuna_v1")
+    study = ("--rates", "0.125,0.25,0.375,0.5", "--compensations", "scale,none", "--max-new-tokens", "2")
+    return ("sweep", MINI_LLAVA, "-o", out, *study, *data)
+
+
+def rows(out: Path) -> list[dict[str, str]]:
+    """The summary, without what depends on the moment."""
+    with (out / "summary.csv").open(encoding="utf-8") as file:
+        return [{name: value for name, value in row.items() if name not in OF_TIME} for row in csv.DictReader(file)]
+
+
+def workers() -> list[int]:
+    """The processes that hold a model now."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            line = (process / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if line.startswith(b"ray::_Worker"):
+            found.append(int(process.name))
+    return found
+
+
+def test_two_workers_one_of_them_killed_find_what_one_process_finds(tmp_path: Path) -> None:
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    assert run_here(*options(alone)).exit_code == 0
+    process = start(*options(together), "--ray", "local")
+    deadline = time.monotonic() + 60
+    while not list((together / "points").glob("*.json")) or not workers():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(workers()[0], signal.SIGKILL)
+    outcome = outcome_of(process)
+    assert outcome.exit_code == 0, outcome.stderr
+    assert rows(together) == rows(alone)
+    assert len(rows(together)) == 9
