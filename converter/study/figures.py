@@ -42,7 +42,8 @@ def share(scores: Collection[float]) -> Share | None:
     value = total / count
     centre = (value + _Z**2 / (2 * count)) / (1 + _Z**2 / count)
     half = _Z / (1 + _Z**2 / count) * math.sqrt(value * (1 - value) / count + _Z**2 / (4 * count**2))
-    return Share(value, max(0.0, centre - half), min(1.0, centre + half), count)
+    # At 0 and 1 the interval ends there, where rounding would leave it short.
+    return Share(value, min(value, max(0.0, centre - half)), max(value, min(1.0, centre + half)), count)
 
 
 @dataclass(frozen=True)

@@ -93,3 +93,11 @@ def test_one_reference_is_an_exact_match() -> None:
 def test_the_normal_form(answer: str, normal: str) -> None:
     assert normalised(answer) == normal
     assert math.isclose(exact_match(answer, [normal]), 1.0)
+
+
+def test_an_interval_holds_its_share_however_it_rounds() -> None:
+    for count in range(1, 400):
+        for right in {0, 1, count // 2, count - 1, count}:
+            found = share([1.0] * right + [0.0] * (count - right))
+            assert found is not None
+            assert 0 <= found.low <= found.value <= found.high <= 1
