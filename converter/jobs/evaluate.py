@@ -150,7 +150,7 @@ def evaluate(checkpoints: Sequence[Path | str], options: EvaluateOptions | None 
     lines: list[str] = []
     tasks: Tasks | None = None
     for name, checkpoint in zip(names, opened, strict=True):
-        tasks = tasks_for(checkpoint, options)
+        tasks = embedded(checkpoint, read_asked(checkpoint, options))
         evaluations[name] = answers_of(checkpoint, tasks, options)
         of_all = {"checkpoint": name, "fingerprint": checkpoint.fingerprint, "conversation": tasks.conversation}
         lines += [json.dumps(of_all | one.to_json()) + "\n" for one in evaluations[name].answers]
@@ -191,16 +191,6 @@ class Asked:
         """The file of the questions, without its path, and how many were asked."""
         name = "" if self.options.questions is None else Path(self.options.questions).name
         return {"file": name, "sha256": self.sha256, "count": len(self.questions)}
-
-
-def tasks_for(checkpoint: Checkpoint, options: EvaluateOptions) -> Tasks:
-    """What *options* ask, as *checkpoint*'s language model gets it.
-
-    Raises:
-        UsageError, CheckpointError, CalibrationError, HubError, StorageError: as :func:`read_asked` says, or an image
-            or the front end cannot be used.
-    """
-    return embedded(checkpoint, read_asked(checkpoint, options))
 
 
 def embedded(checkpoint: Checkpoint, asked: Asked) -> Tasks:

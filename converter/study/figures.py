@@ -8,8 +8,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-CONFIDENCE = 0.95
-_Z = 1.959963984540054  # the normal quantile of CONFIDENCE
+_Z = 1.959963984540054  # the normal quantile of a 95 % interval
 
 
 @dataclass(frozen=True)
