@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import logging
-import math
 import re
 import shutil
-import tempfile
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from fractions import Fraction
 from functools import cached_property, partial
@@ -19,41 +14,35 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..calibration.statistics import CalibrationData, Statistics
-from ..checkpoint import MANIFEST_FILE, Checkpoint, Repository
+from ..calibration.statistics import CalibrationData
+from ..checkpoint import MANIFEST_FILE, Checkpoint
 from ..checkpoint.loader_names import check_loader_name
 from ..choices import COMPENSATIONS, HOLDOUT, METRICS, RAY_CPUS
-from ..compensation import Fits, fit
 from ..compensation.fitting import check_mode
-from ..disk import read_file, sha256_of, write_output
-from ..errors import S4ConvertError, StorageError, UsageError, VerificationError, enough_memory, reading, shown
-from ..mask import HeadMask, HeadScores, Schedule, parse_schedule
-from ..mask.files import load_scores
+from ..disk import read_file, write_output
+from ..errors import S4ConvertError, StorageError, UsageError, shown
+from ..mask import HeadMask, Schedule, parse_schedule
 from ..mask.schedules import Rate
-from ..model.resident import ResidentModel
 from ..progress import sample_bar
 from ..rewrite.staging import check_replaceable
-from ..sources import locate_tower, open_checkpoint
-from ..study.evaluation import Evaluation, Task, Tasks, evaluate_model
+from ..sources import open_checkpoint
 from ..study.outside import Evaluator
 from ..study.plots import HOW_TO_GET_PLOTS, can_plot, plot
 from ..study.points import NAME_DIGITS, Grid, Point, distinct, make_grid
-from ..study.results import Measured, Result, Results, Score, open_results
+from ..study.results import Result, Results, Score, open_results
 from ..study.summary import Summary, as_json_text, summarise
-from ..study.swap import relative_change, swapped
 from ..verify.report import Report
 from ..version import __version__
+from .bench import SweepBench, SweepData, digest_of, open_bench
 from .convert import convert, refuse_converted
-from .evaluate import Asked, EvaluateOptions, embedded, read_asked
+from .evaluate import Asked, EvaluateOptions, read_asked
 from .options import as_path
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 _log = logging.getLogger(__name__)
 
-_PROBED = 4  # questions whose logits show that a point is in effect, and how fast it is
-_TIMED = 3  # times that they are timed; the shortest counts
 _PATHS = ("questions", "images", "text", "calibration", "calibration_images")
 _NOT_OF_A_SWEEP = ("samples", "force")
 
@@ -137,6 +126,11 @@ class SweepOptions(EvaluateOptions):
         return distinct(parsed)
 
     @property
+    def metric_names(self) -> tuple[str, ...]:
+        """The metrics, each once."""
+        return _texts(self.metrics)
+
+    @property
     def calibration_data(self) -> CalibrationData | None:
         """The data to calibrate on, if any."""
         if self.calibration is None:
@@ -190,7 +184,7 @@ def sweep(
     checkpoint = open_checkpoint(source, progress=options.progress)
     decided = _check(checkpoint, options)
     with open_results(out) as results:
-        data = _Data(checkpoint, options, results)
+        data = SweepData(checkpoint, options, results)
         grid = make_grid(data.scores, options.parsed_schedules, _texts(options.compensations), decided.decided_by)
         evaluator = options.evaluator
         stated = {"source": checkpoint.source, "evaluator": None if evaluator is None else asdict(evaluator)}
@@ -297,7 +291,7 @@ def _check(checkpoint: Checkpoint, options: SweepOptions) -> _Decided:
     data, any_mask = options.calibration_data, HeadMask(geometry.num_heads, ((0,), *[()] * (geometry.num_layers - 1)))
     for mode in _texts(options.compensations):
         check_mode(mode, checkpoint, any_mask, has_moments=data is not None)
-    for metric in _texts(options.metrics):
+    for metric in options.metric_names:
         if TABLE[metric].needs_data and data is None:
             raise UsageError(f"the metric {metric} is measured on calibration data; give it with `calibration`")
     if options.convert_best is not None:
@@ -308,7 +302,7 @@ def _check(checkpoint: Checkpoint, options: SweepOptions) -> _Decided:
         check_loader_name(checkpoint.family, checkpoint.known_as, _outside_path(checkpoint, Path(), "0" * NAME_DIGITS))
     calibration = None
     if data is not None:
-        calibration = _digest([(sample.text, sample.image) for sample in data.check().samples], [HOLDOUT])
+        calibration = digest_of([(sample.text, sample.image) for sample in data.check().samples], [HOLDOUT])
     return _Decided(_decided_by(checkpoint, asked, options), calibration)
 
 
@@ -327,101 +321,15 @@ def _decided_by(checkpoint: Checkpoint, asked: Asked, options: SweepOptions) -> 
     }
     if asked.prompts is not None:
         answers = [question.answers for question in asked.questions]
-        said["questions"] = _digest([(question.text, question.image) for question in asked.questions], answers)
+        said["questions"] = digest_of([(question.text, question.image) for question in asked.questions], answers)
         said["conversation"] = asked.prompts.name
         said["prompt"] = asked.prompts.write([(asked.questions[0].text, None)])
     if asked.texts:
-        said["text"] = _digest([(sample.text, None) for sample in asked.texts], [])
+        said["text"] = digest_of([(sample.text, None) for sample in asked.texts], [])
     return said
 
 
-def _digest(samples: Iterable[tuple[str, Path | None]], more: Sequence[Any]) -> str:
-    """The sha256 of texts and images."""
-    digest = hashlib.sha256(repr(more).encode())
-    for text, image in samples:
-        if image is None:
-            digest.update(repr((text, None)).encode())
-        else:
-            with reading(image):
-                digest.update(repr((text, sha256_of(image))).encode())
-    return digest.hexdigest()
-
-
-@dataclass(frozen=True)
-class _Data:
-    """What is measured once for all points, and kept in *results*."""
-
-    checkpoint: Checkpoint
-    options: SweepOptions
-    results: Results
-
-    @cached_property
-    def scores(self) -> dict[str, HeadScores]:
-        """The scores of the heads by each metric."""
-        return {metric: self._scores(metric) for metric in _texts(self.options.metrics)}
-
-    def _scores(self, metric: str) -> HeadScores:
-        from ..saliency import score_heads
-
-        def make(path: Path) -> None:
-            scores = score_heads(
-                self.checkpoint,
-                metric,
-                samples=None if self._calibration is None else self._calibration.read,
-                device=self.options.device,
-                tower=self._tower,
-                progress=self.options.progress,
-            )
-            scores.save(path)
-
-        return load_scores(self.results.made_once(f"scores-{metric}-{self._name}.json", make))
-
-    @cached_property
-    def directory(self) -> Path | None:
-        """The statistics that compensations are fitted to; None without calibration data."""
-        data = self._calibration
-        if data is None:
-            return None
-
-        def make(path: Path) -> None:
-            layers = range(self.checkpoint.geometry.num_layers)
-            progress = self.options.progress
-            Statistics(path, device=self.options.device).gather(
-                self.checkpoint, data, layers, tower=self._tower, progress=progress
-            )
-
-        return self.results.made_once(f"statistics-{self._name}", make)
-
-    @cached_property
-    def _calibration(self) -> CalibrationData | None:
-        return self.options.calibration_data
-
-    @cached_property
-    def _tower(self) -> Path | None:
-        if self._calibration is None:
-            return None
-        needed = self._calibration.read.has_images
-        return locate_tower(self.checkpoint, self.options.vision_tower, needed=needed, progress=self.options.progress)
-
-    @cached_property
-    def _name(self) -> str:
-        """The hash of what scores and statistics are measured on."""
-        data = self._calibration
-        samples = () if data is None else data.read.samples
-        tower = self.options.vision_tower
-        decided = [__version__, self.checkpoint.fingerprint, HOLDOUT, self.options.device, tower and Path(tower).name]
-        return _digest([(sample.text, sample.image) for sample in samples], decided)[:NAME_DIGITS]
-
-    def fit(self, point: Point) -> Fits:
-        """The compensation of *point*."""
-        assert point.mask is not None and point.compensation is not None
-        statistics = None if self.directory is None else Statistics(self.directory, device=self.options.device)
-        # What is mapped into memory from there stays after the files are gone.
-        with tempfile.TemporaryDirectory(dir=self.results.scratch) as scratch:
-            return fit(point.compensation, self.checkpoint, point.mask, Path(scratch), moments=statistics)
-
-
-def _run(grid: Grid, data: _Data) -> None:
+def _run(grid: Grid, data: SweepData) -> None:
     """Measure the points that have no result yet."""
     options, results = data.options, data.results
     pending = [point for point in grid.points if _is_to_run(results.result(point.name), options)]
@@ -429,7 +337,7 @@ def _run(grid: Grid, data: _Data) -> None:
         return
     _ = data.directory  # what takes memory of its own comes before the model
     checkpoint = data.checkpoint
-    bench = partial(_open_bench, checkpoint.path, checkpoint.repository, _anywhere(options), results.directory)
+    bench = partial(open_bench, checkpoint.path, checkpoint.repository, _anywhere(options), results.directory)
     with sample_bar("points", len(pending), shown=options.progress) as bar:
         for point, result in _measured(pending, bench, options):
             if result.failure is not None:
@@ -440,16 +348,16 @@ def _run(grid: Grid, data: _Data) -> None:
 
 
 def _measured(
-    points: Sequence[Point], open_bench: Callable[[], _Bench], options: SweepOptions
+    points: Sequence[Point], make_bench: Callable[[], SweepBench], options: SweepOptions
 ) -> Iterator[tuple[Point, Result]]:
     """Every one of *points* with its result, here or on the workers of a Ray cluster."""
     if options.ray is not None:
         from ..study.cluster import measured_by_workers
 
         cpus = options.ray_cpus or RAY_CPUS
-        yield from measured_by_workers(options.ray, points, open_bench, device=options.device, cpus=cpus)
+        yield from measured_by_workers(options.ray, points, make_bench, device=options.device, cpus=cpus)
         return
-    bench = open_bench()
+    bench = make_bench()
     for point in points:
         yield point, bench.measured(point)
     bench.check_unchanged()
@@ -462,14 +370,7 @@ def _anywhere(options: SweepOptions) -> SweepOptions:
     return replace(options, **paths)
 
 
-def _open_bench(path: Path, repository: Repository | None, options: SweepOptions, directory: Path) -> _Bench:
-    """The model of the checkpoint *path*, and what is asked of it, in this process."""
-    data = _Data(Checkpoint.open(path, repository), options, Results(directory.absolute()))
-    model = ResidentModel(data.checkpoint, device=options.device, dtype=options.dtype, progress=options.progress)
-    return _Bench(model, embedded(data.checkpoint, read_asked(data.checkpoint, options)), data)
-
-
-def _convert(data: _Data, out: Path, mask: HeadMask, compensation: str | None) -> Report:
+def _convert(data: SweepData, out: Path, mask: HeadMask, compensation: str | None) -> Report:
     """Write a point as a checkpoint: its compensation is fitted to the same statistics."""
     assert compensation is not None
     repository = data.checkpoint.repository
@@ -485,7 +386,7 @@ def _convert(data: _Data, out: Path, mask: HeadMask, compensation: str | None) -
     )
 
 
-def _ask_outside(grid: Grid, data: _Data, evaluator: Evaluator) -> None:
+def _ask_outside(grid: Grid, data: SweepData, evaluator: Evaluator) -> None:
     """Let *evaluator* score the points that it has not scored yet, each as a checkpoint of its own path.
 
     Evaluators cache answers by the path of a model, not by its weights; so the path holds the point's name.
@@ -524,99 +425,6 @@ def _is_to_score(score: Score | None, options: SweepOptions) -> bool:
 
 def _is_to_run(result: Result | None, options: SweepOptions) -> bool:
     return result is None or (result.failure is not None and options.retry_failed)
-
-
-@dataclass(frozen=True)
-class _Bench:
-    """A resident *model*, and what is asked of it."""
-
-    model: ResidentModel
-    tasks: Tasks
-    data: _Data
-
-    def measured(self, point: Point) -> Result:
-        """What *point* answers, and the proof that it was in effect; or why it failed.
-
-        Raises:
-            S4ConvertError: what is no fault of the point: the unpruned model fails, or the disk.
-        """
-        try:
-            return self._measure(point)
-        except S4ConvertError as error:
-            if point.mask is None or isinstance(error, StorageError):
-                raise
-            return Result(None, failure=str(error))
-
-    def check_unchanged(self) -> None:
-        """Raise VerificationError where the model is not as it was loaded."""
-        self.model.check_unchanged()
-
-    def _measure(self, point: Point) -> Result:
-        """What *point* answers, and the proof that it was in effect.
-
-        Raises:
-            S4ConvertError: it cannot be fitted or swapped in, is not in effect, or its answers are not numbers.
-        """
-        with enough_memory(f"point {point.name}"):
-            if point.mask is None:
-                return Result(self._evaluate())
-            with _noted() as notes:
-                fits = self.data.fit(point)
-            before, unpruned_seconds = self._probe()
-            with swapped(self.model, self.data.checkpoint, point.mask, fits):
-                after, seconds = self._probe()
-                change, speed = relative_change(before, after), unpruned_seconds / seconds
-                silent = sum(len(self.model.silent_heads(layer)) for layer in range(point.mask.num_layers))
-                measured = Measured(change, silent, *_errors(fits), speed, tuple(notes))
-                return Result(self._evaluate(), measured)
-
-    def _probe(self) -> tuple[list[torch.Tensor], float]:
-        """What the model makes of some of the tasks, spread evenly, and the seconds that it takes for them."""
-        every: tuple[Task, ...] = (*self.tasks.questions, *self.tasks.texts)
-        count = min(_PROBED, len(every))
-        probed = [every[number * (len(every) - 1) // max(1, count - 1)] for number in range(count)]
-        times = []
-        for _ in range(_TIMED):
-            start = time.perf_counter()
-            logits = self.model.logits([task.whole for task in probed], [task.tail for task in probed])
-            logits[-1].sum().item()  # waits for a GPU
-            times.append(time.perf_counter() - start)
-        return logits, min(times)
-
-    def _evaluate(self) -> Evaluation:
-        options = self.data.options
-        found = evaluate_model(
-            self.model, self.tasks, batch_size=options.batch_size, max_new_tokens=options.max_new_tokens
-        )
-        if not math.isfinite(found.text_loss + math.fsum(one.loss for one in found.answers)):
-            raise VerificationError("the model's probabilities are not finite numbers; try another `dtype`")
-        return found
-
-
-@contextmanager
-def _noted() -> Iterator[list[str]]:
-    """What fits say inside the block: on stderr, the same would stand for every layer of every point."""
-    notes: list[str] = []
-    logger = logging.getLogger(check_mode.__module__)
-
-    def note(record: logging.LogRecord) -> bool:
-        notes.append(record.getMessage())
-        return False
-
-    logger.addFilter(note)
-    try:
-        yield notes
-    finally:
-        logger.removeFilter(note)
-
-
-def _errors(fits: Fits) -> tuple[float | None, float | None]:
-    """(E summed over layers, its share of the E of no compensation), on held-out tokens if there are any."""
-    figures = [layer.held_out or layer.train for layer in fits.figures.values()]
-    if not figures:
-        return None, None
-    error, none = math.fsum(one.fit for one in figures), math.fsum(one.none for one in figures)
-    return error, error / none if none else None
 
 
 def _written(results: Results, directory: Path, best_by: str | None) -> Swept:

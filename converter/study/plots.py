@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,7 +79,7 @@ def _accuracy(summary: Summary) -> Figure | None:
         assert base is not None
         ax.axhline(100 * base.value, color="black", linewidth=1, label="unpruned")
         ax.axhspan(100 * base.low, 100 * base.high, color="black", alpha=0.08)
-        by_compensation = _lines(summary, lambda row, k=image: _accuracy_of(row, k))  # type: ignore[misc]
+        by_compensation = _lines(summary, partial(_accuracy_of, image=image))
         for number, (compensation, rows) in enumerate(by_compensation.items()):
             shares = [row.evaluation.accuracy(image=image) for row in rows if row.evaluation is not None]
             values = [100 * one.value for one in shares if one is not None]

@@ -20,6 +20,7 @@ import s4convert
 from benchmarks.mini.questions import write_scienceqa
 from s4convert.demo import MINI_LLAVA
 from s4convert.errors import CheckpointError, StorageError, UsageError
+from s4convert.jobs import bench
 from s4convert.jobs import sweep as job
 from s4convert.jobs.sweep import Swept, read_study, summarise_results, sweep
 from s4convert.mask import HeadMask
@@ -71,13 +72,13 @@ def swept(tmp_path_factory: pytest.TempPathFactory, asked: dict[str, Any]) -> Sw
 def evaluations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """As many entries as evaluations were started."""
     seen: list[int] = []
-    evaluate_model = job.evaluate_model
+    evaluate_model = bench.evaluate_model
 
     def counted(*args: Any, **kwargs: Any) -> Any:
         seen.append(len(seen))
         return evaluate_model(*args, **kwargs)
 
-    monkeypatch.setattr(job, "evaluate_model", counted)
+    monkeypatch.setattr(bench, "evaluate_model", counted)
     return seen
 
 
@@ -181,18 +182,18 @@ def test_what_decides_the_answers_makes_other_points(
 def test_a_failed_point_is_kept_with_its_reason_and_retried_on_request(
     tmp_path: Path, texts: dict[str, Any], evaluations: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fit = job.fit
+    fit = bench.fit
 
     def broken(mode: str, *args: Any, **kwargs: Any) -> Any:
         if mode == "scale":
             raise CheckpointError("o_proj would overflow F16")
         return fit(mode, *args, **kwargs)
 
-    monkeypatch.setattr(job, "fit", broken)
+    monkeypatch.setattr(bench, "fit", broken)
     swept = sweep(MINI_LLAVA, tmp_path / "results", **texts)
     assert [row.compensation for row in swept.summary.failed] == ["scale", "scale"]
     assert "o_proj would overflow F16" in (tmp_path / "results" / "summary.md").read_text()
-    monkeypatch.setattr(job, "fit", fit)
+    monkeypatch.setattr(bench, "fit", fit)
     before = len(evaluations)
     assert len(sweep(MINI_LLAVA, tmp_path / "results", **texts).summary.failed) == 2
     assert len(evaluations) == before
