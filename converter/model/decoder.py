@@ -235,10 +235,7 @@ def require_stock_code(
 
 def _check_size(checkpoint: Checkpoint) -> None:
     """Raise CheckpointError where the stock model cannot be built from the config, or is not what is stored."""
-    import torch
-
-    with torch.device("meta"):  # takes no memory and no time
-        model = _build(checkpoint, "meta")
+    model = meta_model(checkpoint)
     _check_shapes(model, checkpoint, 0)
     tables = sum(buffer.nbytes for buffer in model.buffers())
     if tables > _MAX_TABLE_BYTES:
@@ -248,16 +245,26 @@ def _check_size(checkpoint: Checkpoint) -> None:
         )
 
 
+def meta_model(checkpoint: Checkpoint) -> Any:
+    """The stock model with one decoder layer and without weights, which takes no memory and no time."""
+    import torch
+
+    with torch.device("meta"):
+        return _build(checkpoint, "meta")
+
+
+def fitting(checkpoint: Checkpoint, tensor: StoredTensor | None, parameter: torch.Tensor, what: str) -> StoredTensor:
+    """*tensor*; CheckpointError where it is missing or not of *parameter*'s shape."""
+    if tensor is None or tensor.shape != tuple(parameter.shape):
+        state = "is missing" if tensor is None else f"has shape {list(tensor.shape)}"
+        raise CheckpointError(f"{checkpoint.path}: {what} {state}; stock code wants {list(parameter.shape)}")
+    return tensor
+
+
 def _check_shapes(model: Any, checkpoint: Checkpoint, layer: int) -> None:
     """Raise CheckpointError where the one layer of *model* has other parameters than *checkpoint*'s *layer*."""
     for name, parameter in model.layers[0].named_parameters():
-        tensor = checkpoint.layers[layer].get(name)
-        if tensor is None or tensor.shape != tuple(parameter.shape):
-            state = "is missing" if tensor is None else f"has shape {list(tensor.shape)}"
-            raise CheckpointError(
-                f"{checkpoint.path}: layer {layer}: {name} {state}; "
-                f"stock {type(model).__name__} wants {list(parameter.shape)}"
-            )
+        fitting(checkpoint, checkpoint.layers[layer].get(name), parameter, f"layer {layer}: {name}")
 
 
 def language_model_config(checkpoint: Checkpoint, *, num_layers: int) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from ..checkpoint.torch_file import torch_dtype
 from ..choices import DTYPES
 from ..errors import CheckpointError, UsageError, VerificationError
 from ..progress import byte_bar
-from .decoder import building, check_device, language_model_config, load_tensor, stock_code, stored_rows
+from .decoder import building, check_device, fitting, language_model_config, load_tensor, stock_code, stored_rows
 
 if TYPE_CHECKING:
     import torch
@@ -78,7 +78,7 @@ class ResidentModel:
         """Every parameter, and the stored tensor that it gets."""
         checkpoint, model = self._checkpoint, self._model
         yield from (
-            (_fitting(checkpoint, tensor, parameter, name), parameter)
+            (fitting(checkpoint, tensor, parameter, name), parameter)
             for name, tensor, parameter in (
                 ("the token embeddings", checkpoint.embedding, model.model.embed_tokens.weight),
                 ("the final norm", checkpoint.final_norm, model.model.norm.weight),
@@ -87,7 +87,7 @@ class ResidentModel:
         )
         for layer, (module, stored) in enumerate(zip(model.model.layers, checkpoint.layers, strict=True)):
             for name, parameter in module.named_parameters():
-                yield _fitting(checkpoint, stored.get(name), parameter, f"layer {layer}: {name}"), parameter
+                yield fitting(checkpoint, stored.get(name), parameter, f"layer {layer}: {name}"), parameter
 
     @contextlib.contextmanager
     def changed(self, changes: Iterable[Change]) -> Iterator[None]:
@@ -209,16 +209,6 @@ class ResidentModel:
             ends = settings.eos_token_id
             settings.pad_token_id = ends[0] if isinstance(ends, list) else ends
         return settings
-
-
-def _fitting(
-    checkpoint: Checkpoint, tensor: StoredTensor | None, parameter: torch.nn.Parameter, what: str
-) -> StoredTensor:
-    """*tensor*; CheckpointError where it is missing or not of *parameter*'s shape."""
-    if tensor is None or tensor.shape != tuple(parameter.shape):
-        state = "is missing" if tensor is None else f"has shape {list(tensor.shape)}"
-        raise CheckpointError(f"{checkpoint.path}: {what} {state}; stock code wants {list(parameter.shape)}")
-    return tensor
 
 
 def _build(checkpoint: Checkpoint, device: str, dtype: torch.dtype) -> Any:
