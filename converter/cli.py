@@ -383,7 +383,7 @@ def evaluate(checkpoints: tuple[str, ...], as_json: bool, verbose: int, **settin
     """Ask checkpoints the same questions, and say what is left of the first one's answers.
 
     CKPT is a directory, or org/name[@revision] on the Hub. A single conversion is compared with its original where
-    that stands beside it.
+    that stands beside it or in the cache of the Hub.
     """
     process.set_up(cli, verbose, quiet=False)
     from .jobs.evaluate import evaluate
@@ -485,6 +485,8 @@ def sweep(
     written = printable(str(swept.directory))
     text = json.dumps(swept.to_json(), indent=1) if as_json else f"{swept.to_text()}\nwritten: {written}"
     process.print_result(text, written=swept.directory)
+    if swept.summary.failed:
+        context.exit(1)
 
 
 @cli.command()

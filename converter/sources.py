@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .checkpoint import Checkpoint, Geometry, Repository
 from .checkpoint.families import ORIGINAL
-from .errors import UsageError, shown
+from .errors import CheckpointError, HubError, UsageError, shown
 from .hub.names import checkpoint_name, file_name
 from .mask import HeadMask, Schedule
 from .mask.files import load_mask
@@ -41,6 +41,24 @@ def locate_checkpoint(given: Path | str, *, progress: bool = False) -> tuple[Pat
     from .hub.download import fetch_checkpoint
 
     return fetch_checkpoint(name, progress=progress)
+
+
+def original_at_hand(source: str, directory: Path) -> Checkpoint | None:
+    """The checkpoint that a manifest calls *source*, if it can be used without a download; else None.
+
+    That is a directory of this name in *directory*, or a repository in the Hub client's cache.
+    """
+    try:
+        if Path(source).name == source:
+            return Checkpoint.open(directory / source)
+        name = checkpoint_name(source)
+        if name is None:
+            return None
+        from .hub.download import cached_checkpoint
+
+        return Checkpoint.open(*cached_checkpoint(name))
+    except (CheckpointError, HubError, UsageError):
+        return None
 
 
 def locate_tower(

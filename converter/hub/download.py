@@ -49,14 +49,23 @@ def fetch_checkpoint(name: HubName, *, progress: bool = False) -> tuple[Path, Re
     """
     from huggingface_hub import constants
 
+    if constants.HF_HUB_OFFLINE:
+        path, repository = cached_checkpoint(name)
+        _log.info("%s@%s: taken from the cache as it stands there", name.repo_id, repository.commit)
+        return path, repository
     with hub_client(progress=progress, then=_INTERRUPTED) as hub:
-        is_offline = constants.HF_HUB_OFFLINE
-        snapshot = _Cached(hub, name) if is_offline else _Remote(hub, name)
-        chosen = _choose(name, snapshot)
-        path = snapshot.get_all(chosen)
-        if is_offline:
-            _log.info("%s@%s: taken from the cache as it stands there", name.repo_id, snapshot.commit)
-    return path, Repository(name.repo_id, snapshot.commit, chosen)
+        return _snapshot(name, _Remote(hub, name))
+
+
+def cached_checkpoint(name: HubName) -> tuple[Path, Repository]:
+    """As :func:`fetch_checkpoint`, from the cache alone; HubError where it lacks a file."""
+    with hub_client(progress=False, then=_INTERRUPTED) as hub:
+        return _snapshot(name, _Cached(hub, name))
+
+
+def _snapshot(name: HubName, snapshot: _Remote | _Cached) -> tuple[Path, Repository]:
+    chosen = _choose(name, snapshot)
+    return snapshot.get_all(chosen), Repository(name.repo_id, snapshot.commit, chosen)
 
 
 def fetch_tower(name: HubName, *, progress: bool = False) -> Path:

@@ -16,7 +16,7 @@ from ..disk import check_output, write_output
 from ..errors import UsageError, text_of
 from ..model.decoder import check_device
 from ..model.resident import ResidentModel
-from ..sources import locate_tower, open_checkpoint
+from ..sources import locate_tower, open_checkpoint, original_at_hand
 from ..study.evaluation import Evaluation, Tasks, evaluate_model, prepare
 from ..study.prompts import Prompts, prompts_of
 from ..study.questions import Question, read_questions
@@ -119,8 +119,8 @@ class Evaluated:
                 changes = ((kind, found.difference(first, image=image)) for kind, image in KINDS)
                 lines += [f"  {kind:<9} {change}" for kind, change in changes if change is not None]
                 if found.speed is not None and first.speed is not None:
-                    ratio = found.speed.samples / found.speed.seconds / (first.speed.samples / first.speed.seconds)
-                    lines.append(f"  speed     {ratio:.2f} times; zeroed heads keep their shapes, so none is gained")
+                    times = found.speed.against(first.speed)
+                    lines.append(f"  speed     {times}; zeroed heads keep their shapes, so none is gained")
         return text_of(lines)
 
 
@@ -128,7 +128,8 @@ def evaluate(checkpoints: Sequence[Path | str], options: EvaluateOptions | None 
     """Put the same questions and texts to every one of *checkpoints*, and compare the others with the first.
 
     They are directories, or ``org/name[@revision]`` on the Hub. Where there is only one, a conversion whose original
-    stands beside it, that original comes first. *settings* are fields of :class:`EvaluateOptions`.
+    stands beside it or in the Hub client's cache, that original comes first. *settings* are fields of
+    :class:`EvaluateOptions`.
 
     Raises:
         UsageError: an option means nothing, or the prompt cannot be told from a checkpoint.
@@ -149,8 +150,9 @@ def evaluate(checkpoints: Sequence[Path | str], options: EvaluateOptions | None 
     evaluations: dict[str, Evaluation] = {}
     lines: list[str] = []
     tasks: Tasks | None = None
-    for name, checkpoint in zip(names, opened, strict=True):
-        tasks = embedded(checkpoint, read_asked(checkpoint, options))
+    asked = [read_asked(checkpoint, options) for checkpoint in opened]  # what is wrong with one is seen before any work
+    for name, checkpoint, of_checkpoint in zip(names, opened, asked, strict=True):
+        tasks = embedded(checkpoint, of_checkpoint)
         evaluations[name] = answers_of(checkpoint, tasks, options)
         of_all = {"checkpoint": name, "fingerprint": checkpoint.fingerprint, "conversation": tasks.conversation}
         lines += [json.dumps(of_all | one.to_json()) + "\n" for one in evaluations[name].answers]
@@ -226,17 +228,14 @@ def read_asked(checkpoint: Checkpoint, options: EvaluateOptions) -> Asked:
 
 
 def _original_of(converted: Checkpoint) -> list[Checkpoint]:
-    """The original that *converted*'s manifest names, where it stands beside it; else nothing."""
+    """The original that *converted*'s manifest names: beside it, or in the Hub client's cache; else nothing."""
     stated = converted.manifest or {}
-    name = stated.get("source")
-    if not isinstance(name, str) or Path(name).name != name:
+    source = stated.get("source")
+    original = original_at_hand(source, converted.path.resolve().parent) if isinstance(source, str) else None
+    if original is None:
         return []
-    beside = converted.path.resolve().parent / name
-    if not beside.is_dir():
-        return []
-    original = Checkpoint.open(beside)
     if original.fingerprint != stated.get("fingerprint"):
-        _log.warning("%s: is another model than %s was made from; give the original", beside, converted.known_as)
+        _log.warning("%s: is another model than %s was made from; give the original", original.path, converted.known_as)
         return []
     return [original]
 

@@ -135,9 +135,23 @@ def _made_from(manifest: Mapping[str, Any]) -> dict[str, Any]:
         "scored_on": provenance.get("calibration") if isinstance(provenance, Mapping) else None,
         "compensation": manifest.get("compensation"),
         "fitted_to": manifest.get("calibration"),
+        "evaluated": _accuracies(manifest.get("evaluation")),
         "versions": manifest.get("versions"),
     }
     return {name: value for name, value in said.items() if value is not None}
+
+
+def _accuracies(evaluation: Any) -> dict[str, str] | None:
+    """What an *evaluation* found of each checkpoint, by its name; None where there is none."""
+    found = evaluation.get("checkpoints") if isinstance(evaluation, Mapping) else None
+    if not isinstance(found, Mapping):
+        return None
+    shares = {name: one.get("accuracy") for name, one in found.items() if isinstance(one, Mapping)}
+    return {
+        name: f"{share.get('percent')}% of {share.get('count')} questions"
+        for name, share in shares.items()
+        if isinstance(share, Mapping)
+    }
 
 
 def _inspect_file(

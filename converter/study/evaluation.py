@@ -26,6 +26,8 @@ from .questions import LETTERS, Question, parse_choice
 if TYPE_CHECKING:
     import torch
 
+_TIMINGS = 3  # of answers, at the least, so that their speed has a spread
+
 
 @dataclass(frozen=True)
 class Task:
@@ -91,24 +93,41 @@ class Answer:
 
 @dataclass(frozen=True)
 class Speed:
-    """How fast answers came after a warm-up, and the peaks of memory, in bytes."""
+    """How fast answers came after a warm-up, and the peaks of memory, in bytes.
+
+    *rates* are the answers a second of each batch that was timed, in the order of the batches; few batches are timed
+    more than once.
+    """
 
     seconds: float
     samples: int
     new_tokens: int
+    rates: tuple[float, ...]
     host_peak: int
     device_peak: int | None
 
     def __str__(self) -> str:
         device = "" if self.device_peak is None else f", on the device {self.device_peak / 1e6:,.0f} MB"
         return (
-            f"{self.samples / self.seconds:.3g} answers/s, {self.new_tokens / self.seconds:.3g} tokens/s, peak memory "
+            f"{self.samples / self.seconds:.3g} answers/s ({min(self.rates):.3g} to {max(self.rates):.3g} in "
+            f"{len(self.rates)} timings), {self.new_tokens / self.seconds:.3g} tokens/s, peak memory "
             f"{self.host_peak / 1e6:,.0f} MB{device}"
         )
 
+    def against(self, baseline: Speed) -> str:
+        """How many times as fast as *baseline*, which answered the same questions, in words."""
+        times = self.samples / self.seconds / (baseline.samples / baseline.seconds)
+        pairs = [after / before for before, after in zip(baseline.rates, self.rates, strict=False)]
+        return f"{times:.2f} times ({min(pairs):.2f} to {max(pairs):.2f})"
+
     def to_json(self) -> dict[str, Any]:
         """Rates a second, and peaks in bytes."""
-        rates = {"samples_per_second": self.samples / self.seconds, "tokens_per_second": self.new_tokens / self.seconds}
+        rates = {
+            "samples_per_second": self.samples / self.seconds,
+            "slowest_samples_per_second": min(self.rates),
+            "fastest_samples_per_second": max(self.rates),
+            "tokens_per_second": self.new_tokens / self.seconds,
+        }
         peaks = {"host_peak_bytes": self.host_peak, "device_peak_bytes": self.device_peak}
         return {name: float(f"{rate:.4g}") for name, rate in rates.items()} | peaks
 
@@ -233,6 +252,7 @@ def evaluate_model(
 ) -> Evaluation:
     """Put *tasks* to *model*: greedy answers, and what it thinks of the right ones and of the texts."""
     answers: list[Answer | None] = [None] * len(tasks.questions)
+    rates: list[float] = []
     seconds, new_tokens, text_loss, text_tokens = 0.0, 0, 0.0, 0
     _restart_peak(model.device)
     with sample_bar("answer", len(tasks.questions) + len(tasks.texts), shown=progress) as bar:
@@ -242,9 +262,12 @@ def evaluate_model(
             prompts = [task.prompt for task in asked if task.prompt is not None]
             if number == 0:
                 model.generate(prompts[:1], max_new_tokens=1)  # the first call of a kernel is slow
-            start = time.perf_counter()
-            said = model.generate(prompts, max_new_tokens=max_new_tokens)
-            seconds += time.perf_counter() - start
+            for _ in range(-(-_TIMINGS // len(batches))):
+                start = time.perf_counter()
+                said = model.generate(prompts, max_new_tokens=max_new_tokens)
+                took = time.perf_counter() - start
+                rates.append(len(batch) / took)
+            seconds += took
             new_tokens += sum(len(tokens) + (len(tokens) < max_new_tokens) for tokens in said)
             losses = _losses(model, asked)
             for place, task, tokens, loss in zip(batch, asked, said, losses, strict=True):
@@ -257,7 +280,7 @@ def evaluate_model(
             text_loss += math.fsum(_losses(model, read))
             text_tokens += sum(task.tail for task in read)
             bar.update(len(batch))
-    speed = Speed(seconds, len(answers), new_tokens, *_peaks(model.device)) if answers else None
+    speed = Speed(seconds, len(answers), new_tokens, tuple(rates), *_peaks(model.device)) if answers else None
     return Evaluation(tuple(one for one in answers if one is not None), text_loss, text_tokens, speed)
 
 

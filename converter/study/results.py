@@ -85,7 +85,7 @@ class Result:
             tuple(_answer(line) for line in content["answers"]),
             content["text_loss"],
             content["text_tokens"],
-            None if speed is None else Speed(**speed),
+            None if speed is None else Speed(**speed | {"rates": tuple(speed["rates"])}),
         )
         return Result(evaluation, None if measured is None else _measured(measured))
 

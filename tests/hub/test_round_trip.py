@@ -34,6 +34,11 @@ print(snapshot_download("lab/mini-llava-pruned"))
 """
 
 
+def write_text(path: Path) -> Path:
+    path.write_text("The box has two.\n")
+    return path
+
+
 def test_from_the_hub_and_to_the_hub(
     hub: LoopbackHub, client: ClientProcess, s4convert: CommandLine, mini_mask_file: Path, tmp_path: Path
 ) -> None:
@@ -48,6 +53,11 @@ def test_from_the_hub_and_to_the_hub(
     manifest = json.loads((out / "s4convert.json").read_text())
     assert manifest["source"] == f"lab/mini-llava@{original}"
     assert manifest["verification"]["behaviour"] is not None
+
+    requests = len(hub.requests)
+    asked = s4convert("evaluate", out, "--text", write_text(tmp_path / "text.txt"), "--json")
+    assert json.loads(asked.stdout)["baseline"] == "lab/mini-llava", asked.stderr  # out of the cache
+    assert len(hub.requests) == requests
 
     up = s4convert("push", out, "lab/mini-llava-pruned")
     assert up.exit_code == 0, up.stderr

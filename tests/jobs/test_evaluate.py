@@ -47,7 +47,9 @@ def test_a_conversion_is_compared_with_its_original_where_that_stands_beside_it(
     said = run_here("evaluate", converted, *FLAGS, "--samples", samples)
     assert (said.exit_code, said.stderr) == (0, "")
     assert f"{converted}, against {original}:\n  accuracy  " in said.stdout
-    assert re.search(r"  speed     \d+\.\d\d times; zeroed heads keep their shapes", said.stdout)
+    assert re.search(
+        r"  speed     \d+\.\d\d times \(\d+\.\d\d to \d+\.\d\d\); zeroed heads keep their shapes", said.stdout
+    )
     assert "prompt (vicuna_v1):\n  A chat between" in said.stdout
     lines = [json.loads(line) for line in samples.read_text().splitlines()]
     assert [line["checkpoint"] for line in lines] == [str(original)] * 8 + [str(converted)] * 8

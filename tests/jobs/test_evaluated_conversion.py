@@ -38,6 +38,8 @@ def test_the_figures_are_those_of_evaluate_wherever_they_are_told(mini_mask_file
     before, after = evaluated.evaluations.values()
 
     stated = json.loads((out / "s4convert.json").read_text())["evaluation"]
+    share = stated["checkpoints"]["converted"]["accuracy"]
+    assert f"converted {share['percent']}% of {share['count']} questions" in s4convert.inspect(out).to_text()
     assert stated["questions"]["file"] == "questions.json"
     assert stated["questions"]["count"] == 8
     assert stated["conversation"] == "vicuna_v1"

@@ -193,12 +193,18 @@ def test_a_failed_point_is_kept_with_its_reason_and_retried_on_request(
     swept = sweep(MINI_LLAVA, tmp_path / "results", **texts)
     assert [row.compensation for row in swept.summary.failed] == ["scale", "scale"]
     assert "o_proj would overflow F16" in (tmp_path / "results" / "summary.md").read_text()
+    said = run_here("sweep", MINI_LLAVA, "--output", tmp_path / "results", *flags_of(texts))
+    assert said.exit_code == 1 and "2 points, 2 failed" in said.stdout
     monkeypatch.setattr(bench, "fit", fit)
     before = len(evaluations)
     assert len(sweep(MINI_LLAVA, tmp_path / "results", **texts).summary.failed) == 2
     assert len(evaluations) == before
     assert not sweep(MINI_LLAVA, tmp_path / "results", **texts, retry_failed=True).summary.failed
     assert len(evaluations) == before + 2
+
+
+def flags_of(settings: dict[str, Any]) -> list[object]:
+    return [part for name, value in settings.items() for part in (f"--{name}", value)]
 
 
 @in_the_newest_environment

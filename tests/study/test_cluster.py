@@ -11,11 +11,10 @@ from pathlib import Path
 import pytest
 
 from s4convert.demo import MINI_LLAVA, QUESTIONS
+from s4convert.study.summary import TIMINGS
 from tests.support.command_line import outcome_of, run_here, start
 
 pytest.importorskip("ray")
-
-OF_TIME = {"samples_per_second", "tokens_per_second", "speed", "host_peak_bytes", "device_peak_bytes"}
 
 
 def options(out: Path) -> tuple[object, ...]:
@@ -27,7 +26,7 @@ def options(out: Path) -> tuple[object, ...]:
 def rows(out: Path) -> list[dict[str, str]]:
     """The summary, without what depends on the moment."""
     with (out / "summary.csv").open(encoding="utf-8") as file:
-        return [{name: value for name, value in row.items() if name not in OF_TIME} for row in csv.DictReader(file)]
+        return [{name: value for name, value in row.items() if name not in TIMINGS} for row in csv.DictReader(file)]
 
 
 def workers() -> list[int]:

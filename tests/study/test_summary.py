@@ -28,7 +28,7 @@ def result(right: int, *, loss: float = 0.1, speed: float = 1.0) -> Result:
         question = Question(str(number), "", Path() if number % 2 else None, ("A",), 4, "")
         is_right = number < right
         answers.append(Answer(question, "A" if is_right else "B", "A" if is_right else "B", is_right, loss, 1, False))
-    timed = Speed(1.0, COUNT, 2 * COUNT, 10**9, None)
+    timed = Speed(1.0, COUNT, 2 * COUNT, (COUNT,), 10**9, None)
     return Result(Evaluation(tuple(answers), 0.0, 0, timed), Measured(0.1, 2, 3.0, 0.5, speed, ("few tokens",)))
 
 

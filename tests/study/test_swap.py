@@ -58,11 +58,12 @@ def test_a_swapped_point_answers_as_its_conversion_and_leaves_no_bit_behind(
         convert(source, out, mask, compensation=mode, statistics=moments, check_behaviour=False, card=False)
         fits = fit(mode, checkpoint, mask, tmp_path, moments=moments)
         with swapped(model, checkpoint, mask, fits):
-            swapped_in = logits_of(model, prompts)
+            swapped_in, said = logits_of(model, prompts), model.generate(prompts, max_new_tokens=3)
             with pytest.raises(VerificationError, match="is not as it was loaded"):
                 model.check_unchanged()
-        converted = logits_of(ResidentModel(Checkpoint.open(out)), prompts)
-        torch.testing.assert_close(swapped_in, converted, rtol=1e-5, atol=1e-5)
+        converted = ResidentModel(Checkpoint.open(out))
+        torch.testing.assert_close(swapped_in, logits_of(converted, prompts), rtol=1e-5, atol=1e-5)
+        assert said == converted.generate(prompts, max_new_tokens=3)
         assert relative_change([before], [swapped_in]) > 1e-3
     assert torch.equal(logits_of(model, prompts), before)
     model.check_unchanged()
