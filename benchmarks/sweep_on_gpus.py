@@ -53,7 +53,9 @@ def main() -> None:
             out = Path(scratch) / f"results-{workers}"
             seconds[workers], rows[workers] = swept(command, out, workers, on_gpus=gpus > 0)
             print(f"{workers} worker(s): {len(rows[workers]) - 1} points and the baseline in {seconds[workers]:.1f} s")
-        print(f"{seconds[1] / seconds[arguments.workers]:.2f} times as fast; equal: {rows[1] == rows[arguments.workers]}")
+        print(
+            f"{seconds[1] / seconds[arguments.workers]:.2f} times as fast; equal: {rows[1] == rows[arguments.workers]}"
+        )
 
 
 def write_larger(path: Path, layers: int, hidden_size: int) -> Path:
@@ -66,7 +68,8 @@ def write_larger(path: Path, layers: int, hidden_size: int) -> Path:
     config["text_config"] |= {"num_hidden_layers": layers, "head_dim": hidden_size // 8}
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
-    LlavaForConditionalGeneration(LlavaConfig.from_dict(config)).save_pretrained(path)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        LlavaForConditionalGeneration(LlavaConfig.from_dict(config)).save_pretrained(path)
     torch.set_default_dtype(torch.float32)
     for file in MINI_LLAVA.iterdir():
         if "safetensors" not in file.name and file.name not in ("config.json", "generation_config.json"):

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from fractions import Fraction
 from functools import cached_property, partial
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,6 +99,8 @@ class SweepOptions(EvaluateOptions):
         for name in ("score_json", "score_pattern", "keep"):
             if self.eval_command is None and getattr(self, name):
                 raise UsageError(f"`{name}` is about an outside evaluator; give it with `eval_command`")
+        if self.ray is not None and find_spec("ray") is None:
+            raise UsageError("`ray` needs Ray: pip install 's4convert[ray]'")
         if self.ray_cpus is not None and (self.ray is None or self.ray_cpus < 1):
             raise UsageError("`ray_cpus` is how many processors, one or more, a worker of `ray` has")
         _ = self.parsed_schedules, self.evaluator

@@ -47,13 +47,11 @@ def measured_by_workers(
     A worker takes one GPU where *device* is one, else *cpus* processors; there are as many as the cluster has room for.
 
     Raises:
-        UsageError: Ray is not installed, cannot be reached, or has no room for one worker.
+        UsageError: Ray cannot be reached, or has no room for one worker.
     """
-    try:
-        import ray
-        from ray.util import ActorPool
-    except ImportError as error:
-        raise UsageError("`ray` needs Ray: pip install 's4convert[ray]'") from error
+    import ray
+    from ray.util import ActorPool
+
     with _connected(ray, address):
         is_gpu = device.partition(":")[0] != "cpu"
         there = ray.cluster_resources()

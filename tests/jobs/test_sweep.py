@@ -370,3 +370,12 @@ def test_summaries_come_of_results_only(tmp_path: Path) -> None:
     (tmp_path / STUDY_FILE).write_text(json.dumps({"format": "s4convert-study/1", "points": [{}]}))
     with pytest.raises(UsageError, match=r"study\.json is malformed"):
         summarise_results(tmp_path)
+
+
+def test_a_cluster_without_ray_is_refused_before_any_work(
+    tmp_path: Path, texts: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"^`ray` needs Ray: pip install 's4convert\[ray\]'$"):
+        sweep(MINI_LLAVA, tmp_path / "results", **texts, ray="local")
+    assert not (tmp_path / "results").exists()
