@@ -33,9 +33,9 @@ def main() -> None:
     gpus = torch.cuda.device_count()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workers", type=int, default=max(2, gpus))
-    parser.add_argument("--layers", type=int, default=24)
+    parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--hidden-size", type=int, default=2048)
-    parser.add_argument("--questions", type=int, default=200)
+    parser.add_argument("--questions", type=int, default=128)
     parser.add_argument("--new-tokens", type=int, default=64)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
