@@ -8,7 +8,6 @@ without a GPU, workers have a processor each.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import shutil
@@ -21,10 +20,10 @@ from typing import Any
 
 from benchmarks.mini.questions import write_scienceqa
 from s4convert.demo import MINI_LLAVA
+from tests.support.sweeps import rows_of
 
 RATES = "0.125,0.25,0.375,0.5,0.625,0.75"
 COMPENSATIONS = "none,scale"
-OF_TIME = ("second", "speed", "bytes")
 
 
 def main() -> None:
@@ -84,12 +83,7 @@ def swept(command: list[str], out: Path, workers: int, *, on_gpus: bool) -> tupl
     start = time.perf_counter()
     subprocess.run([*command, "-o", str(out), *cpus], check=True, env=os.environ | visible, stdout=subprocess.DEVNULL)
     seconds = time.perf_counter() - start
-    with (out / "summary.csv").open(newline="") as file:
-        rows = [
-            {name: value for name, value in row.items() if not any(word in name for word in OF_TIME)}
-            for row in csv.DictReader(file)
-        ]
-    return seconds, rows
+    return seconds, rows_of(out)
 
 
 if __name__ == "__main__":

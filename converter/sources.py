@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .checkpoint import Checkpoint, Geometry, Repository
 from .checkpoint.families import ORIGINAL
-from .errors import CheckpointError, HubError, UsageError, shown
+from .errors import S4ConvertError, UsageError, shown
 from .hub.names import checkpoint_name, file_name
 from .mask import HeadMask, Schedule
 from .mask.files import load_mask
@@ -57,7 +57,7 @@ def original_at_hand(source: str, directory: Path) -> Checkpoint | None:
         from .hub.download import cached_checkpoint
 
         return Checkpoint.open(*cached_checkpoint(name))
-    except (CheckpointError, HubError, UsageError):
+    except S4ConvertError:
         return None
 
 

@@ -118,6 +118,10 @@ class Evaluated:
                 lines += ["", f"{name}, against {self.baseline}:"]
                 changes = ((kind, found.difference(first, image=image)) for kind, image in KINDS)
                 lines += [f"  {kind:<9} {change}" for kind, change in changes if change is not None]
+                if found.text_perplexity is not None and first.text_perplexity is not None:
+                    lines.append(
+                        f"  text      {found.text_perplexity / first.text_perplexity:.4g} times the perplexity"
+                    )
                 if found.speed is not None and first.speed is not None:
                     times = found.speed.against(first.speed)
                     lines.append(f"  speed     {times}; zeroed heads keep their shapes, so none is gained")

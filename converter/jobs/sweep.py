@@ -13,7 +13,7 @@ from functools import cached_property, partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..calibration.statistics import CalibrationData
 from ..checkpoint import MANIFEST_FILE, Checkpoint
@@ -38,9 +38,6 @@ from .bench import SweepBench, SweepData, digest_of, open_bench
 from .convert import convert, refuse_converted
 from .evaluate import Asked, EvaluateOptions, read_asked
 from .options import as_path
-
-if TYPE_CHECKING:
-    pass
 
 _log = logging.getLogger(__name__)
 

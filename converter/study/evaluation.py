@@ -117,7 +117,7 @@ class Speed:
     def against(self, baseline: Speed) -> str:
         """How many times as fast as *baseline*, which answered the same questions, in words."""
         times = self.samples / self.seconds / (baseline.samples / baseline.seconds)
-        pairs = [after / before for before, after in zip(baseline.rates, self.rates, strict=False)]
+        pairs = [after / before for before, after in zip(baseline.rates, self.rates, strict=True)]
         return f"{times:.2f} times ({min(pairs):.2f} to {max(pairs):.2f})"
 
     def to_json(self) -> dict[str, Any]:

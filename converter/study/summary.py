@@ -60,6 +60,12 @@ class Row:
         return "done" if self.result.failure is None else "failed"
 
     @property
+    def failure(self) -> str | None:
+        """Why the point failed, itself or in the outside evaluator; None where it did not."""
+        failures = (one.failure for one in (self.result, self.outside) if one is not None)
+        return next((failure for failure in failures if failure is not None), None)
+
+    @property
     def asked(self) -> str:
         """The settings in words, or what the baseline is."""
         said = (
@@ -88,8 +94,8 @@ class Summary:
 
     @property
     def failed(self) -> tuple[Row, ...]:
-        """The points that failed."""
-        return tuple(row for row in self.rows if row.state == "failed")
+        """The points that failed, themselves or in the outside evaluator."""
+        return tuple(row for row in self.rows if row.failure is not None)
 
     def difference(self, row: Row, *, image: bool | None = None) -> Difference | None:
         """The paired difference of *row* to the baseline; None where there is nothing to compare."""
@@ -221,7 +227,7 @@ class Summary:
         lines = ["# Sweep", "", *self._said(), "", *self._table(self.rows), ""]
         if self.failed:
             lines += ["Failed (`--retry-failed` runs them again):", ""]
-            lines += [f"- {row.asked}, {row.compensation}: {row.result.failure}" for row in self.failed if row.result]
+            lines += [f"- {row.asked}, {row.compensation}: {row.failure}" for row in self.failed]
             lines.append("")
         nothing = self.about.get("prune_nothing", ())
         if nothing:

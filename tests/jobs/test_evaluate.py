@@ -103,7 +103,7 @@ def test_the_perplexity_of_a_text_is_stock_codes(pair: tuple[Path, Path], tmp_pa
 
     texts = ["The box has two. The cup has nine.", "Which has nine? The cup."]
     (tmp_path / "text.txt").write_text("\n\n".join(texts))
-    evaluated = s4convert.evaluate([pair[0]], text=tmp_path / "text.txt")
+    evaluated = s4convert.evaluate(pair, text=tmp_path / "text.txt")
     stock, tokenizer = LlavaForConditionalGeneration.from_pretrained(pair[0]), load_processor(pair[0]).tokenizer
     stock.float().eval()
     loss, count = 0.0, 0
@@ -113,11 +113,14 @@ def test_the_perplexity_of_a_text_is_stock_codes(pair: tuple[Path, Path], tmp_pa
             logits = stock(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, :-1]
         loss += float(torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum"))
         count += ids.shape[1] - 1
-    (found,) = evaluated.evaluations.values()
-    assert found.text_tokens == count
+    found, pruned = evaluated.evaluations.values()
+    assert found.text_tokens == pruned.text_tokens == count
     assert found.text_perplexity == pytest.approx(math.exp(loss / count), rel=1e-4)
     assert (evaluated.prompt, found.answers, found.speed) == ("", (), None)
     assert f"perplexity of the text {found.text_perplexity:.4g}, {count} tokens" in evaluated.to_text()
+    assert found.text_perplexity is not None and pruned.text_perplexity is not None
+    times = pruned.text_perplexity / found.text_perplexity
+    assert f"against {pair[0]}:\n  text      {times:.4g} times the perplexity" in evaluated.to_text()
 
 
 @pytest.mark.parametrize(

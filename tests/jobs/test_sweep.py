@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import random
@@ -25,9 +24,9 @@ from s4convert.jobs import sweep as job
 from s4convert.jobs.sweep import Swept, read_study, summarise_results, sweep
 from s4convert.mask import HeadMask
 from s4convert.study.results import STUDY_FILE, Results, open_results
-from s4convert.study.summary import TIMINGS
 from tests.support.command_line import ROOT, run_here
 from tests.support.environments import in_the_newest_environment
+from tests.support.sweeps import rows_of
 
 NUM_KILLS = 5
 
@@ -80,12 +79,6 @@ def evaluations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(bench, "evaluate_model", counted)
     return seen
-
-
-def rows_of(directory: Path) -> list[dict[str, str]]:
-    """The rows of summary.csv, timings aside."""
-    with (directory / "summary.csv").open(newline="") as file:
-        return [{name: value for name, value in row.items() if name not in TIMINGS} for row in csv.DictReader(file)]
 
 
 # --- what is measured ---------------------------------------------------------------------------------------

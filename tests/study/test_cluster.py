@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import signal
 import time
@@ -11,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from s4convert.demo import MINI_LLAVA, QUESTIONS
-from s4convert.study.summary import TIMINGS
 from tests.support.command_line import outcome_of, run_here, start
+from tests.support.sweeps import rows_of
 
 pytest.importorskip("ray")
 
@@ -21,12 +20,6 @@ def options(out: Path) -> tuple[object, ...]:
     data = ("--questions", QUESTIONS / "questions.json", "--images", QUESTIONS, "--conversation", "vicuna_v1")
     study = ("--rates", "0.125,0.25,0.375,0.5", "--compensations", "scale,none", "--max-new-tokens", "2")
     return ("sweep", MINI_LLAVA, "-o", out, *study, *data)
-
-
-def rows(out: Path) -> list[dict[str, str]]:
-    """The summary, without what depends on the moment."""
-    with (out / "summary.csv").open(encoding="utf-8") as file:
-        return [{name: value for name, value in row.items() if name not in TIMINGS} for row in csv.DictReader(file)]
 
 
 def workers() -> list[int]:
@@ -53,5 +46,5 @@ def test_two_workers_one_of_them_killed_find_what_one_process_finds(tmp_path: Pa
     os.kill(workers()[0], signal.SIGKILL)
     outcome = outcome_of(process)
     assert outcome.exit_code == 0, outcome.stderr
-    assert rows(together) == rows(alone)
-    assert len(rows(together)) == 9
+    assert rows_of(together) == rows_of(alone)
+    assert len(rows_of(together)) == 9

@@ -15,7 +15,7 @@ from s4convert.study.evaluation import Answer, Evaluation, Speed
 from s4convert.study.plots import front
 from s4convert.study.points import Point
 from s4convert.study.questions import Question
-from s4convert.study.results import Measured, Result, open_results
+from s4convert.study.results import Measured, Result, Score, open_results
 from s4convert.study.summary import Row, Summary
 
 COUNT = 100
@@ -112,3 +112,11 @@ def test_results_are_held_against_others_and_a_file_is_no_directory_for_them(tmp
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="is no directory"), open_results(tmp_path / "file"):
         pass
+
+
+def test_a_point_whose_outside_evaluator_failed_has_failed() -> None:
+    good, bad = row("good", 8, result(95)), replace(row("bad", 8, result(95)), outside=Score(None, "exit code 1"))
+    summary = summary_of(good, bad)
+    assert [one.point for one in summary.failed] == ["bad"]
+    assert "2 points, 1 failed" in summary.to_text()
+    assert ": exit code 1" in summary.to_markdown()
