@@ -418,6 +418,7 @@ def compare(run_a: Path, run_b: Path, checkpoint: str | None, as_json: bool, ver
     click.option("--rates", metavar="RATE,...", help="Shares of heads to prune, as 0.1,0.2."),
     click.option("--schedules", metavar="NAME,...", help=f"{SCHEDULES}  [default: uniform]"),
     click.option("--metrics", metavar="NAME,...", help=f"{'|'.join(METRICS)}  [default: magnitude]"),
+    click.option("--masks", metavar="FILE,...", help="Masks made before; without --rates, they alone."),
     click.option(
         "--compensations", metavar="NAME,...", help=f"{'|'.join(COMPENSATIONS)}  [default: {COMPENSATIONS[0]}]"
     ),

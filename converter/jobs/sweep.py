@@ -22,11 +22,12 @@ from ..choices import COMPENSATIONS, HOLDOUT, METRICS, RAY_CPUS
 from ..compensation.fitting import check_mode
 from ..disk import read_file, write_output
 from ..errors import S4ConvertError, StorageError, UsageError, shown
+from ..hub.names import file_name
 from ..mask import HeadMask, Schedule, parse_schedule
 from ..mask.schedules import Rate
 from ..progress import sample_bar
 from ..rewrite.staging import check_replaceable
-from ..sources import open_checkpoint
+from ..sources import open_checkpoint, open_mask
 from ..study.outside import Evaluator
 from ..study.plots import HOW_TO_GET_PLOTS, can_plot, plot
 from ..study.points import NAME_DIGITS, Grid, Point, distinct, make_grid
@@ -50,7 +51,8 @@ class SweepOptions(EvaluateOptions):
     """Which masks and compensations are measured; how they are, :class:`~s4convert.jobs.evaluate.EvaluateOptions` says.
 
     Every one of *metrics* scores the heads, every one of *schedules* at every one of *rates* makes a mask of them
-    (``bands:...`` have rates of their own), and every mask is measured with every one of *compensations*. Each is a
+    (``bands:...`` have rates of their own). *masks* are files made before, or ``org/name:file`` on the Hub; where there
+    are no *rates*, they alone are measured. Every mask is measured with every one of *compensations*. Each is a
     sequence, or text with commas.
 
     *calibration*, a file of questions or plain text with *calibration_images*, of which the first
@@ -70,6 +72,7 @@ class SweepOptions(EvaluateOptions):
     rates: str | Sequence[Rate] = ()
     schedules: str | Sequence[str] = ("uniform",)
     metrics: str | Sequence[str] = ("magnitude",)
+    masks: str | Sequence[str | Path] = ()
     compensations: str | Sequence[str] = (COMPENSATIONS[0],)
     calibration: str | Path | None = None
     calibration_images: str | Path | None = None
@@ -111,9 +114,11 @@ class SweepOptions(EvaluateOptions):
 
     @cached_property
     def parsed_schedules(self) -> tuple[Schedule, ...]:
-        """Every schedule at every rate, each once."""
+        """Every schedule at every rate, each once; none where there are only masks made before."""
         given = _texts(self.rates)
         parsed: list[Schedule] = []
+        if self.masks and not given and self.schedules == SweepOptions.schedules:
+            return ()
         for text in _texts(self.schedules, r",(?=\s*[a-z])"):  # bands have commas, and digits behind them
             if text.startswith("bands"):
                 parsed.append(parse_schedule(text))
@@ -127,8 +132,8 @@ class SweepOptions(EvaluateOptions):
 
     @property
     def metric_names(self) -> tuple[str, ...]:
-        """The metrics, each once."""
-        return _texts(self.metrics)
+        """The metrics, each once; none where no schedule asks for one."""
+        return _texts(self.metrics) if self.parsed_schedules else ()
 
     @property
     def calibration_data(self) -> CalibrationData | None:
@@ -185,7 +190,8 @@ def sweep(
     decided = _check(checkpoint, options)
     with open_results(out) as results:
         data = SweepData(checkpoint, options, results)
-        grid = make_grid(data.scores, options.parsed_schedules, _texts(options.compensations), decided.decided_by)
+        compensations = _texts(options.compensations)
+        grid = make_grid(data.scores, options.parsed_schedules, decided.masks, compensations, decided.decided_by)
         evaluator = options.evaluator
         stated = {"source": checkpoint.source, "evaluator": None if evaluator is None else asdict(evaluator)}
         results.keep_study(grid, {**stated, **decided.about})
@@ -239,6 +245,8 @@ def read_study(path: Path | str) -> dict[str, Any]:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"options are {', '.join(known)}"
             raise UsageError(f"{path}: {shown(given)} is no option of a sweep; {hint}")
+        if name == "masks":
+            value = [path.parent / mask if file_name(mask) is None else mask for mask in _texts(value)]
         options[name] = path.parent / value if name in _PATHS and isinstance(value, str) else value
     return options
 
@@ -259,10 +267,11 @@ def _check_names(option: str, names: Sequence[Any], known: Sequence[str]) -> Non
 
 @dataclass(frozen=True)
 class _Decided:
-    """What decides the answers beside mask and compensation: *of_all*, and the *calibration*."""
+    """What decides the answers beside mask and compensation: *of_all*, and the *calibration*; and the *masks* given."""
 
     of_all: Mapping[str, Any]
     calibration: str | None
+    masks: Mapping[str, HeadMask]
 
     @property
     def about(self) -> dict[str, Any]:
@@ -303,7 +312,18 @@ def _check(checkpoint: Checkpoint, options: SweepOptions) -> _Decided:
     calibration = None
     if data is not None:
         calibration = digest_of([(sample.text, sample.image) for sample in data.check().samples], [HOLDOUT])
-    return _Decided(_decided_by(checkpoint, asked, options), calibration)
+    return _Decided(_decided_by(checkpoint, asked, options), calibration, _given_masks(checkpoint, options))
+
+
+def _given_masks(checkpoint: Checkpoint, options: SweepOptions) -> dict[str, HeadMask]:
+    """The masks made before, by the names of their files."""
+    files: dict[str, str | Path] = {}
+    for given in _texts(options.masks):
+        name = as_path(given).name
+        if name in files:
+            raise UsageError(f"`masks`: two are called {shown(name)}; rename one")
+        files[name] = given
+    return {name: open_mask(file, checkpoint.geometry, progress=options.progress) for name, file in files.items()}
 
 
 def _decided_by(checkpoint: Checkpoint, asked: Asked, options: SweepOptions) -> dict[str, Any]:

@@ -22,7 +22,10 @@ NAME_DIGITS = 16
 
 @dataclass(frozen=True)
 class Setting:
-    """What makes a mask: a *metric* that scores heads, and a *schedule* with the *rate* asked for, if it has one."""
+    """What makes a mask: a *metric* that scores heads, and a *schedule* with the *rate* asked for, if it has one.
+
+    Of a mask that was made before, *metric* is its file's name and *schedule* ``given``.
+    """
 
     metric: str
     schedule: str
@@ -103,11 +106,13 @@ class Grid:
 def make_grid(
     scores: Mapping[str, HeadScores],
     schedules: Sequence[Schedule],
+    given: Mapping[str, HeadMask],
     compensations: Sequence[str],
     decided_by: Callable[[HeadMask | None, str | None], Mapping[str, Any]],
 ) -> Grid:
-    """Every metric of *scores* with every one of *schedules* and *compensations*; equal masks are one point.
+    """Every metric of *scores* with every one of *schedules*, and the masks *given*, with every one of *compensations*.
 
+    Equal masks are one point. *given* maps what a mask is called to the mask.
     *decided_by* says what else than mask and compensation decides the answers of a point.
 
     Raises:
@@ -124,6 +129,8 @@ def make_grid(
                 empty.append((setting, str(error)))
                 continue
             masks.setdefault(mask.pruned, (mask, []))[1].append(setting)
+    for name, mask in given.items():
+        masks.setdefault(mask.pruned, (mask, []))[1].append(Setting(name, "given", None))
     ordered = sorted(masks.values(), key=lambda entry: entry[0].num_pruned)
     points = [Point(None, None, (), decided_by(None, None))]
     points += [

@@ -21,6 +21,7 @@ from s4convert.demo import MINI_LLAVA
 from s4convert.errors import CheckpointError, StorageError, UsageError
 from s4convert.jobs import bench
 from s4convert.jobs import sweep as job
+from s4convert.jobs.mask import make_mask
 from s4convert.jobs.sweep import Swept, read_study, summarise_results, sweep
 from s4convert.mask import HeadMask
 from s4convert.study.results import STUDY_FILE, Results, open_results
@@ -247,6 +248,7 @@ def test_two_sweeps_in_one_directory_are_refused(tmp_path: Path, texts: dict[str
         ({"schedules": "bands:0-3:0.5"}, "layer 4: is in no band"),
         ({"calibration_samples": 3}, "`calibration_samples` is about calibration data"),
         ({"samples": "answers.jsonl"}, "leave `samples` and `force` out"),
+        ({"masks": ["a/mask.json", "b/mask.json"]}, "two are called 'mask.json'"),
         ({"text": "missing.txt"}, "missing.txt: cannot be read"),
     ],
 )
@@ -278,6 +280,28 @@ def test_a_study_file_says_what_the_options_say(tmp_path: Path, texts: dict[str,
     assert rows_of(tmp_path / "a") == rows_of(tmp_path / "b")
     third = run_here("sweep", MINI_LLAVA, "-o", tmp_path / "b", "--study", study, "--rates", "0.3")
     assert third.exit_code == 0 and len(rows_of(tmp_path / "b")) == 3
+
+
+def test_masks_made_before_are_measured_beside_the_others_or_alone(tmp_path: Path, texts: dict[str, Any]) -> None:
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    for rate in ("0.1", "0.3"):
+        make_mask(MINI_LLAVA, masks / f"{rate}.json", metric="random", schedule="uniform", rate=rate)
+    make_mask(MINI_LLAVA, masks / "other.json", metric="magnitude", schedule="uniform", rate="0.3")
+    (masks / "study.yaml").write_text("masks: [0.1.json, 0.3.json, other.json]\ncompensations: [none]\n")
+    alone = run_here(
+        "sweep", MINI_LLAVA, "-o", tmp_path / "a", "--study", masks / "study.yaml", "--text", texts["text"]
+    )
+    assert alone.exit_code == 0, alone.stderr
+    assert [(row["metric"], row["schedule"]) for row in rows_of(tmp_path / "a")[1:]] == [
+        ("0.1.json", "given"),
+        ("0.3.json", "given"),
+        ("other.json", "given"),
+    ]
+    given = {"masks": [masks / "0.3.json", masks / "other.json"]}
+    sweep(MINI_LLAVA, tmp_path / "b", **texts | given | {"compensations": "none"})
+    both = [row["metric"] for row in rows_of(tmp_path / "b")[1:]]
+    assert both == ["random", "random; 0.3.json", "other.json"]  # the file of 0.3 is the sweep's own mask
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ def decided_by(mask: HeadMask | None, compensation: str | None) -> Mapping[str, 
 
 
 def grid_of(scores: Mapping[str, HeadScores], *rates: str) -> Grid:
-    return make_grid(scores, [parse_schedule("uniform", rate) for rate in rates], ("none", "scale"), decided_by)
+    return make_grid(scores, [parse_schedule("uniform", rate) for rate in rates], {}, ("none", "scale"), decided_by)
 
 
 def test_rates_and_metrics_that_are_the_same_mask_are_one_point_with_all_its_settings() -> None:
@@ -53,4 +53,4 @@ def test_the_name_of_a_point_is_the_same_whatever_came_to_it() -> None:
 def test_schedules_that_are_the_same_are_taken_once_and_one_that_does_not_fit_is_refused() -> None:
     assert len(distinct([parse_schedule("uniform", rate) for rate in ("0.3", 0.3, "0.30", "0.1")])) == 2
     with pytest.raises(UsageError, match="layer 2: out of range"):
-        make_grid({"energy": RISING}, [parse_schedule("bands:0-2:0.3")], ("none",), decided_by)
+        make_grid({"energy": RISING}, [parse_schedule("bands:0-2:0.3")], {}, ("none",), decided_by)
