@@ -50,9 +50,7 @@ def main() -> None:
         statistics = Statistics(Path(scratch, "statistics"), device=device)
         inputs = synthetic_inputs(checkpoint.geometry.hidden_size, samples)
         start = time.monotonic()
-        statistics.gather_inputs(
-            checkpoint, inputs, range(layers), holdout=0.2, device=device, provenance={}, progress=True
-        )
+        statistics.gather_inputs(checkpoint, inputs, range(layers), holdout=0.2, device=device, progress=True)
         gathered = time.monotonic() - start
         del inputs
         report(f"statistics of {samples} samples of {TOKENS} tokens", gathered, layers, samples, device, own)

@@ -95,7 +95,7 @@ def measure(directory: Path, metric: str, device: str, num_samples: int) -> None
     checkpoint = Checkpoint.open(directory)
     inputs = synthetic_inputs(checkpoint.geometry.hidden_size, num_samples)
     start = time.monotonic()
-    score_inputs(checkpoint, metric, inputs, Settings(device=device), {}, progress=True)
+    score_inputs(checkpoint, metric, inputs, Settings(device=device), progress=True)
     seconds, layers = time.monotonic() - start, checkpoint.geometry.num_layers
     print(
         f"{metric:<16} {layers} layers, {num_samples} samples of {TOKENS} tokens on {device}: {seconds:6.1f} s, "

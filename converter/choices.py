@@ -26,5 +26,6 @@ MAX_NEW_TOKENS = 64  # of an answer
 BEST_BY = ("rate", "accuracy", "perplexity")  # what makes a point of a sweep the best
 
 GAMMA = 0.4  # the weight of the mean in cross-attention
+WINDOW = 640  # tokens of each window that plain text is packed into
 HOLDOUT = 0.2  # the share of calibration samples that fits are judged by
 IMAGE_WEIGHT = 0.5  # the share of the image tokens in mixed moments, however many they are

@@ -32,6 +32,7 @@ from .choices import (
     MAX_NEW_TOKENS,
     METRICS,
     POLARITIES,
+    WINDOW,
 )
 from .errors import printable
 from .version import __version__
@@ -126,6 +127,15 @@ def options_of(command: click.Command, *names: str) -> Callable[[FunctionT], Fun
     return decorate
 
 
+def several(name: str, **settings: Any) -> Callable[[FunctionT], FunctionT]:
+    """An option for a path that may be given more than once: None, one path, or a tuple of them."""
+
+    def given(context: click.Context, param: click.Parameter, value: tuple[Path, ...]) -> Any:
+        return value if len(value) > 1 else next(iter(value), None)
+
+    return click.option(name, type=FILE, multiple=True, callback=given, **settings)
+
+
 _SHARED = (
     click.option("--json", "as_json", is_flag=True, help="Print JSON."),
     click.option("-v", "--verbose", count=True, help="Say more on stderr; twice, what libraries say as well."),
@@ -152,15 +162,21 @@ _CONVERSATION = click.option(
     type=click.Choice((*CONVERSATIONS, CHAT_TEMPLATE)),
     help="The prompt it was trained with, where its files do not say it.",
 )
+_WINDOW = click.option(
+    "--window", type=click.IntRange(min=2), metavar="TOKENS", help=f"Of each sample of plain text.  [default: {WINDOW}]"
+)
 _MASK_FILE = (
     click.option("--mask-polarity", type=click.Choice(POLARITIES), help="For bare 0/1 flags: what a 1 does to a head."),
     click.option("--schedule", metavar=SCHEDULES, help="For a file of scores: how many heads each layer loses."),
     click.option("--rate", metavar="RATE", help="For a file of scores: the share of heads to prune, as 0.3."),
 )
 _DATA = (
-    click.option("--calibration", type=FILE, metavar="FILE", help="LLaVA's question file, or plain text."),
-    click.option("--images", type=FILE, metavar="DIR", help="The directory of its images."),
-    click.option("--num-samples", type=click.IntRange(min=1), metavar="N", help="Take the first N.  [default: all]"),
+    several("--calibration", metavar="FILE", help="LLaVA's question file, or plain text; may be repeated."),
+    several("--images", metavar="DIR", help="The directory of its images; one for all files, or one for each."),
+    click.option(
+        "--num-samples", type=click.IntRange(min=1), metavar="N", help="Take the first N of each.  [default: all]"
+    ),
+    _WINDOW,
     _VISION_TOWER,
 )
 
@@ -202,9 +218,8 @@ def cli() -> None:
         "--compensate",
         "compensation",
         type=click.Choice(COMPENSATIONS),
-        default=COMPENSATIONS[0],
-        show_default=True,
-        help="How kept heads make up for pruned ones.",
+        help="How kept heads make up for pruned ones.  "
+        "[default: least-squares with calibration data or statistics, else scale]",
     ),
 )
 @options(
@@ -420,7 +435,9 @@ def compare(run_a: Path, run_b: Path, checkpoint: str | None, as_json: bool, ver
     click.option("--metrics", metavar="NAME,...", help=f"{'|'.join(METRICS)}  [default: magnitude]"),
     click.option("--masks", metavar="FILE,...", help="Masks made before; without --rates, they alone."),
     click.option(
-        "--compensations", metavar="NAME,...", help=f"{'|'.join(COMPENSATIONS)}  [default: {COMPENSATIONS[0]}]"
+        "--compensations",
+        metavar="NAME,...",
+        help=f"{'|'.join(COMPENSATIONS)}  [default: least-squares with calibration data, else scale]",
     ),
     click.option("--retry-failed", is_flag=True, help="Run points again that failed before."),
     click.option("--ray", metavar="ADDRESS", help="Measure on a Ray cluster; local is this machine alone."),
@@ -430,9 +447,10 @@ def compare(run_a: Path, run_b: Path, checkpoint: str | None, as_json: bool, ver
 )
 @options(
     "Calibration: what metrics and compensations are measured on",
-    click.option("--calibration", type=FILE, metavar="FILE", help="LLaVA's question file, or plain text."),
-    click.option("--calibration-images", type=FILE, metavar="DIR", help="The directory of its images."),
-    click.option("--calibration-samples", type=click.IntRange(min=1), metavar="N", help="Take the first N of them."),
+    several("--calibration", metavar="FILE", help="LLaVA's question file, or plain text; may be repeated."),
+    several("--calibration-images", metavar="DIR", help="The directory of its images; one for all files, or for each."),
+    click.option("--calibration-samples", type=click.IntRange(min=1), metavar="N", help="Take the first N of each."),
+    _WINDOW,
 )
 @options_of(evaluate, "questions", "images", "split", "text", "num_samples")
 @options_of(evaluate, "conversation", "vision_tower", "device", "dtype", "batch_size", "max_new_tokens")
@@ -495,8 +513,8 @@ def sweep(
 @options(
     "What it was made from",
     click.option("--source", metavar="IN", help="The original.  [default: as in the manifest, if on the Hub]"),
-    click.option("--calibration", type=FILE, metavar="FILE", help="The data that its compensation was fitted to."),
-    click.option("--images", type=FILE, metavar="DIR", help="The directory of its images."),
+    several("--calibration", metavar="FILE", help="The data that its compensation was fitted to; may be repeated."),
+    several("--images", metavar="DIR", help="The directory of its images; one for all files, or one for each."),
     click.option("--statistics", type=FILE, metavar="DIR", help="What was kept of the data, in its place."),
     _VISION_TOWER,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 from ..checkpoint import Checkpoint
 from ..errors import CalibrationError, CheckpointError
-from ..model.front_end import UnusableFrontEndError, open_front_end, stock_front_end
+from ..model.decoder import stock_code
+from ..model.front_end import (
+    Embedded,
+    FrontEnd,
+    UnusableFrontEndError,
+    embed,
+    open_front_end,
+    stock_front_end,
+)
 from ..progress import sample_bar
-from .samples import Sample
+from .samples import MAX_TOKENS, DataFile, Sample
 
 if TYPE_CHECKING:
     import torch
@@ -20,17 +29,16 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-MAX_TOKENS = 2048  # LLaVA's model_max_length; as in its training, the rest is cut off
-
 
 @dataclass(frozen=True)
 class Inputs:
     """A sample: *hidden* is the residual stream [1, tokens, hidden_size] in float32 on the CPU; *is_image* [tokens],
-    whether a position is a part of an image; *num_cut* tokens behind those were cut off."""
+    whether a position is a part of an image; *num_cut* tokens behind those were cut off. *file* is where it is from."""
 
     hidden: torch.Tensor
     is_image: torch.Tensor
     num_cut: int = 0
+    file: DataFile | None = None
 
 
 def make_inputs(
@@ -42,6 +50,9 @@ def make_inputs(
     progress: bool = False,
 ) -> list[Inputs]:
     """The inputs that *checkpoint*'s stock front end makes from *samples*, at most :data:`MAX_TOKENS` tokens each.
+
+    Plain text becomes windows; in each of them the tokens begin as the tokenizer lets any text begin, and the last may
+    be shorter.
 
     *tower* is the directory of the vision tower, see :func:`~s4convert.model.front_end.open_front_end`.
 
@@ -57,26 +68,54 @@ def make_inputs(
             image = None if sample.image is None else open_image(sample.image, sample.where)
             try:
                 with stock_front_end(checkpoint, "tokenizer" if image is None else "vision tower"):
-                    hidden, is_image = front_end(sample.text, image)
+                    is_packed = sample.file is not None and sample.file.window is not None
+                    embedded = _windows(checkpoint, front_end, sample) if is_packed else [front_end(sample.text, image)]
             except UnusableFrontEndError as error:
                 raise CheckpointError(f"{sample.where}: {error}; restore its files") from error
-            num_cut = max(0, len(is_image) - MAX_TOKENS)
-            inputs.append(Inputs(hidden[:, :MAX_TOKENS].clone(), is_image[:MAX_TOKENS].clone(), num_cut))
+            for hidden, is_image in embedded:
+                num_cut = max(0, len(is_image) - MAX_TOKENS)
+                cut = hidden[:, :MAX_TOKENS].clone(), is_image[:MAX_TOKENS].clone()
+                inputs.append(Inputs(*cut, num_cut, sample.file))
             bar.update(1)
     num_cut = sum(sample.num_cut > 0 for sample in inputs)
     if num_cut:
-        _log.warning("%d of %d samples are longer than %d tokens and were cut", num_cut, len(samples), MAX_TOKENS)
+        _log.warning("%d of %d samples are longer than %d tokens and were cut", num_cut, len(inputs), MAX_TOKENS)
     return inputs
 
 
+def _windows(checkpoint: Checkpoint, front_end: FrontEnd, sample: Sample) -> list[Embedded]:
+    """The text of *sample*, embedded in the windows of its file."""
+    import torch
+
+    assert sample.file is not None and sample.file.window is not None
+    most, tokenizer = sample.file.most, front_end.tokenizer
+    with stock_code():
+        ids = [int(token) for token in tokenizer(sample.text, add_special_tokens=False)["input_ids"]]
+        first = tokenizer(sample.text[:1])["input_ids"][:1]
+    begin = [tokenizer.bos_token_id] if first == [tokenizer.bos_token_id] else []
+    step = sample.file.window - len(begin)
+    windows = [begin + ids[at : at + step] for at in range(0, len(ids), step)]
+    if most is not None and most > len(windows):
+        _log.warning("%s: holds %d windows of %d tokens, fewer than %d", sample.where, len(windows), step, most)
+    embedded = [embed(checkpoint, window) for window in windows[:most]]
+    return [(hidden, torch.zeros(hidden.shape[1], dtype=torch.bool)) for hidden in embedded]
+
+
 def describe(inputs: Sequence[Inputs]) -> dict[str, Any]:
-    """What *inputs* come to, for a provenance: samples, tokens of text and of images, and what was cut off."""
+    """What *inputs* come to, for a provenance: their files, tokens of text and of images, and what was cut off.
+
+    ``window_tokens`` of a file is how long its samples are at the most.
+    """
+    files = Counter(sample.file for sample in inputs if sample.file is not None)
     image = sum(int(sample.is_image.sum()) for sample in inputs)
     return {
+        "files": [
+            {"file": file.name, "sha256": file.sha256, "samples": count, "window_tokens": file.window or MAX_TOKENS}
+            for file, count in files.items()
+        ],
         "num_samples": len(inputs),
         "text_tokens": sum(len(sample.is_image) for sample in inputs) - image,
         "image_tokens": image,
-        "window_tokens": MAX_TOKENS,
         "cut_tokens": sum(sample.num_cut for sample in inputs),
     }
 

@@ -8,7 +8,8 @@ becomes one ``vicuna_v1`` conversation with its answers:
 - the image comes first in the first question, wherever ``<image>`` is in it;
 - where an answer is only the letter of an option, as in ScienceQA, the question asks to answer with the letter.
 
-A file whose name ends in ``.txt`` is plain text: a sample is a paragraph, or a line in a file without blank lines.
+A file whose name ends in ``.txt`` is plain text: its paragraphs (its lines, in a file without blank lines) are joined,
+and packed into windows of equal length where the tokenizer is at hand.
 """
 
 from __future__ import annotations
@@ -17,67 +18,146 @@ import hashlib
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from .. import strict_json
+from ..choices import WINDOW
 from ..disk import read_file
 from ..errors import CalibrationError, UsageError
 from ..model.front_end import IMAGE_PLACEHOLDER, LETTER_INSTRUCTION, conversation
 
 _log = logging.getLogger(__name__)
 
+MAX_TOKENS = 2048  # LLaVA's model_max_length; as in its training, the rest of a question is cut off
 _TEXT_SUFFIX = ".txt"
+_NO_SAMPLES = "holds no samples; give a file of questions or texts"
+
+Paths: TypeAlias = "Path | str | Sequence[Path | str]"
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A file of calibration data: its *name* without its path, and its *sha256*.
+
+    Plain text is packed into windows of *window* tokens, of which at most *most* are taken; None of questions.
+    """
+
+    name: str
+    sha256: str
+    window: int | None = None
+    most: int | None = None
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A text, with one ``<image>`` in it if there is an *image*; *where* names file and entry in errors."""
+    """A text, with one ``<image>`` in it if there is an *image*; *where* names file and entry in errors.
+
+    A text of a *file* with windows is all of it, and becomes as many inputs as there are windows.
+    """
 
     text: str
     image: Path | None
     where: str
+    file: DataFile | None = None
 
 
 @dataclass(frozen=True)
 class Samples:
-    """The samples taken from a *file*, which is named without its path, and its *sha256*."""
+    """The *samples* of one file or more, in their order."""
 
-    file: str
     samples: tuple[Sample, ...]
-    sha256: str
+
+    @property
+    def files(self) -> tuple[DataFile, ...]:
+        """The files, each once."""
+        return tuple(dict.fromkeys(sample.file for sample in self.samples if sample.file is not None))
 
     @property
     def has_images(self) -> bool:
         return any(sample.image is not None for sample in self.samples)
 
 
-def read_samples(path: Path | str, images: Path | str | None = None, num_samples: int | None = None) -> Samples:
-    """The first *num_samples* samples of the file *path*, or all; *images* is the directory of its images.
+def read_samples(
+    paths: Paths, images: Paths | None = None, num_samples: int | None = None, window: int | None = None
+) -> Samples:
+    """The first *num_samples* samples of each of the files *paths*, or all, in order.
+
+    *images* is the directory of their images, or one for each file. Plain text is packed into windows of *window*
+    tokens (:data:`~s4convert.choices.WINDOW`), each of which is a sample.
 
     Raises:
-        CalibrationError: the file is malformed, or an image is missing.
-        UsageError: *num_samples* is not positive, or entries name images and *images* is None.
-        StorageError: the file cannot be read.
+        CalibrationError: a file is malformed, or an image is missing.
+        UsageError: *num_samples* or *window* is out of range, a file is given twice, there are more or fewer *images*
+            than files, or entries name images and *images* is None.
+        StorageError: a file cannot be read.
     """
-    path, images = Path(path), None if images is None else Path(images)
+    files, directories = as_paths(paths), as_paths(images)
+    if not files:
+        raise UsageError("give at least one file of `calibration` data")
     if num_samples is not None and num_samples < 1:
         raise UsageError(f"`num_samples` {num_samples}: take at least one sample")
+    window = WINDOW if window is None else window
+    if not 2 <= window <= MAX_TOKENS:
+        raise UsageError(f"`window` {window}: give 2 to {MAX_TOKENS} tokens")
+    if len(directories) > 1 and len(directories) != len(files):
+        raise UsageError(
+            f"{len(directories)} `images` for {len(files)} files of `calibration` data; give one directory for all, "
+            "or one for each"
+        )
+    of_each: list[Path | None] = [None] * len(files)
+    if directories:
+        of_each = [*directories] if len(directories) == len(files) else [*directories] * len(files)
+    samples: list[Sample] = []
+    for path, directory in zip(files, of_each, strict=True):
+        samples += _read_file(path, directory, num_samples, window)
+    read = Samples(tuple(samples))
+    if len({file.sha256 for file in read.files}) < len(files):
+        raise UsageError("two files of `calibration` data are the same; give each once")
+    return read
+
+
+def as_paths(given: Paths | None) -> tuple[Path, ...]:
+    """The one path or the paths that are *given*."""
+    if given is None:
+        return ()
+    return (Path(given),) if isinstance(given, str | Path) else tuple(Path(path) for path in given)
+
+
+def read_texts(path: Path | str, num_samples: int | None = None) -> tuple[Sample, ...]:
+    """The first *num_samples* samples of the file *path*, or all; one of plain text is a paragraph, or a line.
+
+    Raises:
+        CalibrationError, UsageError, StorageError: as of :func:`read_samples`.
+    """
+    path = Path(path)
+    if not _is_text(path):
+        return read_samples(path, None, num_samples).samples
+    texts, _ = _texts(read_text(path)[0], path)
+    _tell_too_few(path, len(texts), num_samples)
+    return tuple(Sample(text, None, f"{path}: text {number}") for number, text in enumerate(texts[:num_samples], 1))
+
+
+def _read_file(path: Path, images: Path | None, num_samples: int | None, window: int) -> list[Sample]:
     text, sha256 = read_text(path)
-    if path.suffix.lower() == _TEXT_SUFFIX:
-        texts = _texts(text)
-        samples = [_text_sample(one, f"{path}: text {number}") for number, one in enumerate(texts[:num_samples], 1)]
-        available = len(texts)
-    else:
-        entries = read_entries(text, path)
-        samples = [_question_sample(entry, images, where) for entry, where in entries[:num_samples]]
-        available = len(entries)
-    if not samples:
-        raise CalibrationError(f"{path}: holds no samples; give a file of questions or texts")
+    if _is_text(path):
+        texts, separator = _texts(text, path)
+        return [Sample(separator.join(texts), None, str(path), DataFile(path.name, sha256, window, num_samples))]
+    entries, file = read_entries(text, path), DataFile(path.name, sha256)
+    if not entries:
+        raise CalibrationError(f"{path}: {_NO_SAMPLES}")
+    _tell_too_few(path, len(entries), num_samples)
+    return [replace(_question_sample(entry, images, where), file=file) for entry, where in entries[:num_samples]]
+
+
+def _is_text(path: Path) -> bool:
+    return path.suffix.lower() == _TEXT_SUFFIX
+
+
+def _tell_too_few(path: Path, available: int, num_samples: int | None) -> None:
     if num_samples is not None and num_samples > available:
         _log.warning("%s: holds %d samples, fewer than %d", path, available, num_samples)
-    return Samples(path.name, tuple(samples), sha256)
 
 
 def read_text(path: Path) -> tuple[str, str]:
@@ -89,16 +169,19 @@ def read_text(path: Path) -> tuple[str, str]:
         raise CalibrationError(f"{path}: is not UTF-8 at byte {error.start}; save it as UTF-8") from error
 
 
-def _texts(text: str) -> list[str]:
+def _texts(text: str, path: Path) -> tuple[list[str], str]:
+    """(the paragraphs of *text*, or its lines where none is blank; what stands between them)."""
     lines = text.strip().splitlines()
-    separator = r"\n\s*\n" if any(not line.strip() for line in lines) else r"\n"
-    return [part.strip() for part in re.split(separator, "\n".join(lines)) if part.strip()]
-
-
-def _text_sample(text: str, where: str) -> Sample:
-    if IMAGE_PLACEHOLDER in text:
-        raise CalibrationError(f"{where}: has {IMAGE_PLACEHOLDER} in it, but plain text has no images; take it out")
-    return Sample(text, None, where)
+    pattern, separator = (r"\n\s*\n", "\n\n") if any(not line.strip() for line in lines) else (r"\n", "\n")
+    texts = [part.strip() for part in re.split(pattern, "\n".join(lines)) if part.strip()]
+    if not texts:
+        raise CalibrationError(f"{path}: {_NO_SAMPLES}")
+    for number, one in enumerate(texts, 1):
+        if IMAGE_PLACEHOLDER in one:
+            raise CalibrationError(
+                f"{path}: text {number}: has {IMAGE_PLACEHOLDER} in it, but plain text has no images; take it out"
+            )
+    return texts, separator
 
 
 def read_entries(text: str, path: Path) -> list[tuple[Any, str]]:

@@ -27,7 +27,7 @@ from ..progress import layer_bar
 from ..version import __version__
 from .inputs import Inputs, describe, make_inputs
 from .moments import LayerMoments, Moments, SplitMoments, mix_moments
-from .samples import Samples, read_samples
+from .samples import Paths, Samples, read_samples
 from .stream import stream_layers
 
 STATISTICS_FORMAT = "s4convert-statistics/1"
@@ -40,16 +40,18 @@ _BLOCK = 256  # rows of a matrix at a time
 
 @dataclass(frozen=True)
 class CalibrationData:
-    """A file of questions or texts, the directory of its *images*, and how to use it.
+    """Files of questions or texts, the directories of their *images*, and how to use them.
 
-    Fits do not use the share *holdout* of the samples, spread evenly, but are judged by it. *device* runs the model.
+    They are read as :func:`read_samples` says. Fits do not use the share *holdout* of the samples, spread evenly, but
+    are judged by it. *device* runs the model.
     """
 
-    file: Path
-    images: Path | None = None
+    files: Paths
+    images: Paths | None = None
     num_samples: int | None = None
     holdout: float = HOLDOUT
     device: str = "cpu"
+    window: int | None = None
 
     def check(self) -> Samples:
         """The samples; UsageError, CalibrationError or StorageError where the data is wrong, before any work."""
@@ -60,7 +62,16 @@ class CalibrationData:
     @cached_property
     def read(self) -> Samples:
         """The samples, read once; errors as of :func:`read_samples`."""
-        return read_samples(self.file, self.images, self.num_samples)
+        return read_samples(self.files, self.images, self.num_samples, self.window)
+
+    def inputs(self, checkpoint: Checkpoint, *, tower: Path | None = None, progress: bool = False) -> list[Inputs]:
+        """What :func:`make_inputs` makes of them."""
+        return make_inputs(checkpoint, self.read.samples, tower=tower, device=self.device, progress=progress)
+
+
+def held_out_of(num_samples: int, holdout: float) -> list[bool]:
+    """For each of *num_samples* samples, whether it is one of the share *holdout* that is held out, spread evenly."""
+    return [int((number + 1) * holdout) > int(number * holdout) for number in range(num_samples)]
 
 
 @dataclass(frozen=True)
@@ -149,17 +160,8 @@ class Statistics:
         Raises:
             S4ConvertError: as in :func:`read_samples`, :func:`make_inputs` and :func:`stream_layers`.
         """
-        inputs = make_inputs(checkpoint, data.read.samples, tower=tower, device=data.device, progress=progress)
-        calibration = {"file": data.read.file, "sha256": data.read.sha256}
-        self.gather_inputs(
-            checkpoint,
-            inputs,
-            layers,
-            holdout=data.holdout,
-            device=data.device,
-            provenance=calibration,
-            progress=progress,
-        )
+        inputs = data.inputs(checkpoint, tower=tower, progress=progress)
+        self.gather_inputs(checkpoint, inputs, layers, holdout=data.holdout, device=data.device, progress=progress)
 
     def gather_inputs(
         self,
@@ -169,12 +171,11 @@ class Statistics:
         *,
         holdout: float,
         device: str,
-        provenance: Mapping[str, Any],
         progress: bool = False,
     ) -> None:
-        """As :meth:`gather`, for ready *inputs*, which are overwritten; *provenance* tells where they are from."""
-        calibration = {**provenance, **describe(inputs), "holdout": holdout, "device": device.partition(":")[0]}
-        held_out = [int((i + 1) * holdout) > int(i * holdout) for i in range(len(inputs))]
+        """As :meth:`gather`, for ready *inputs*, which are overwritten."""
+        calibration = {**describe(inputs), "holdout": holdout, "device": device.partition(":")[0]}
+        held_out = held_out_of(len(inputs), holdout)
         try:
             self.directory.mkdir(exist_ok=True)
             with layer_bar("calibrate", checkpoint.geometry.num_layers, shown=progress) as bar:

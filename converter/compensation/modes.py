@@ -73,3 +73,8 @@ MODES: Mapping[str, Mode] = MappingProxyType(
 
 # Each contains the ones before it as special cases, so only too little data can make one worse than those.
 FITTED_MODES = ("none", "uniform-ls", "head-ls", "least-squares")
+
+
+def default_mode(*, has_data: bool) -> str:
+    """The mode where none is asked for: the S4 scale needs no calibration data, and with data there is better."""
+    return "least-squares" if has_data else "scale"

@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..calibration.samples import Samples
 from ..calibration.statistics import CalibrationData, Statistics
 from ..checkpoint import Checkpoint, Repository
 from ..choices import HOLDOUT
@@ -53,6 +54,12 @@ def digest_of(samples: Iterable[tuple[str, Path | None]], more: Sequence[Any]) -
             with reading(image):
                 digest.update(repr((text, sha256_of(image))).encode())
     return digest.hexdigest()
+
+
+def digest_of_data(samples: Samples, more: Sequence[Any]) -> str:
+    """The sha256 of calibration data, and of how its texts are cut up."""
+    windows = [(file.window, file.most) for file in samples.files if file.window is not None]
+    return digest_of([(sample.text, sample.image) for sample in samples.samples], [*more, *windows])
 
 
 @dataclass(frozen=True)
@@ -115,10 +122,10 @@ class SweepData:
     def _name(self) -> str:
         """The hash of what scores and statistics are measured on."""
         data = self._calibration
-        samples = () if data is None else data.read.samples
+        samples = Samples(()) if data is None else data.read
         tower = self.options.vision_tower
         decided = [__version__, self.checkpoint.fingerprint, HOLDOUT, self.options.device, tower and Path(tower).name]
-        return digest_of([(sample.text, sample.image) for sample in samples], decided)[:NAME_DIGITS]
+        return digest_of_data(samples, decided)[:NAME_DIGITS]
 
     def fit(self, point: Point) -> Fits:
         """The compensation of *point*."""

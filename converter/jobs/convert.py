@@ -17,9 +17,10 @@ from ..checkpoint import Checkpoint
 from ..checkpoint.loader_names import check_loader_name
 from ..checkpoint.refusals import refuse_delta_name
 from ..checkpoint.sidecars import perhaps_private
-from ..choices import COMPENSATIONS, HOLDOUT
+from ..choices import HOLDOUT
 from ..compensation import MomentsSource, fit
 from ..compensation.fitting import check_mode, known_before_fitting, scratch_bytes
+from ..compensation.modes import default_mode
 from ..disk import free_bytes
 from ..errors import CalibrationError, CheckpointError, S4ConvertError, UsageError, VerificationError, shown, text_of
 from ..mask import HeadMask
@@ -58,10 +59,12 @@ _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 class ConvertOptions(ConversionOptions):
     """How a checkpoint is converted; further options are those of :class:`~s4convert.jobs.options.ConversionOptions`.
 
-    Compensation: *compensation* is a row of :data:`~s4convert.compensation.modes.MODES`. What is fitted to data takes
-    *calibration*, a file of questions or plain text, with *images*, the directory of its images; the first
-    *num_samples* (all) are used, and the share *holdout* (0.2) of them judges the fit. *device* runs the model, too.
-    *save_statistics* keeps what was measured in a directory, which *statistics* takes instead of data.
+    Compensation: *compensation* is a row of :data:`~s4convert.compensation.modes.MODES`; by default ``least-squares``
+    with calibration data or statistics, and ``scale`` without. What is fitted to data takes *calibration*, a file of
+    questions or plain text or several, with *images*, the directory of their images or one for each; the first
+    *num_samples* (all) of each are used, and the share *holdout* (0.2) of all judges the fit. Plain text is packed into
+    windows of *window* (640) tokens. *device* runs the model, too. *save_statistics* keeps what was measured in a
+    directory, which *statistics* takes instead of data.
 
     Evaluation: *evaluate* is a file of questions (docs/evaluate.md) that IN and OUT are asked on *device* before OUT
     appears, with *evaluate_images*, the directory of its images, and *conversation*, the prompt that the model was
@@ -75,10 +78,11 @@ class ConvertOptions(ConversionOptions):
         UsageError: an option is of the wrong type, out of range, or means nothing without another.
     """
 
-    compensation: str = COMPENSATIONS[0]
-    calibration: str | Path | None = None
-    images: str | Path | None = None
+    compensation: str | None = None
+    calibration: str | Path | Sequence[str | Path] | None = None
+    images: str | Path | Sequence[str | Path] | None = None
     num_samples: int | None = None
+    window: int | None = None
     holdout: float | None = None
     save_statistics: str | Path | None = None
     evaluate: str | Path | None = None
@@ -101,7 +105,7 @@ class ConvertOptions(ConversionOptions):
                 raise UsageError(
                     "`vision_tower` is for calibration and hidden states, and here is neither; leave it out"
                 )
-        about_data = ("images", "num_samples", "holdout", "save_statistics")
+        about_data = ("images", "num_samples", "window", "holdout", "save_statistics")
         about_fits = ("image_weight", "device") if self.evaluate is None else ("image_weight",)
         if self.calibration is None:
             of_no_use = about_data if self.statistics is not None else (*about_data, *about_fits)
@@ -110,6 +114,12 @@ class ConvertOptions(ConversionOptions):
                     raise UsageError(f"`{name}` is about calibration data; give it with `calibration`")
         elif self.statistics is not None:
             raise UsageError("give `calibration` data, or `statistics` kept before, one of the two")
+
+    @property
+    def mode(self) -> str:
+        """:attr:`compensation`, or what stands for it."""
+        has_data = self.calibration is not None or self.statistics is not None
+        return default_mode(has_data=has_data) if self.compensation is None else self.compensation
 
     @property
     def shard_bytes(self) -> int | None:
@@ -142,8 +152,8 @@ class ConvertOptions(ConversionOptions):
         if self.calibration is None:
             return None
         holdout = HOLDOUT if self.holdout is None else self.holdout
-        images = None if self.images is None else Path(self.images)
-        return CalibrationData(Path(self.calibration), images, self.num_samples, holdout, self.device or "cpu")
+        how = self.num_samples, holdout, self.device or "cpu", self.window
+        return CalibrationData(self.calibration, self.images, *how)
 
 
 @dataclass(frozen=True)
@@ -168,7 +178,7 @@ class PlannedConversion:
     @property
     def plan(self) -> Plan:
         """The edits, without the maps that are still to be fitted."""
-        fits = known_before_fitting(self.options.compensation, self.checkpoint, self.mask)
+        fits = known_before_fitting(self.options.mode, self.checkpoint, self.mask)
         return make_plan(self.checkpoint, self.mask, fits, self.files)
 
     @cached_property
@@ -180,7 +190,7 @@ class PlannedConversion:
     def bytes_needed(self) -> int:
         """Bytes that OUT, and the scratch of its fits, will take at the most."""
         options, layers = self.options, len(self.mask.touched_layers)
-        scratch = scratch_bytes(options.compensation, self.checkpoint, self.mask)
+        scratch = scratch_bytes(options.mode, self.checkpoint, self.mask)
         if options.calibration is not None and options.save_statistics is None:
             scratch += statistics_bytes(self.checkpoint, layers)
         return sum(file.size for file in self.files) + scratch + SPARE_BYTES
@@ -247,7 +257,7 @@ def convert(
         VerificationError: what was written is not what the mask asks for.
     """
     planned = prepare(source, out, mask, options_of(ConvertOptions, options, settings))
-    origin, mode = planned.checkpoint.source, planned.options.compensation
+    origin, mode = planned.checkpoint.source, planned.options.mode
     made_by = f's4convert.convert("{origin}", "OUT", mask, compensation="{mode}")'
     if command is not None:
         made_by = public_command(command, {str(source): origin, str(out): "OUT"})
@@ -263,7 +273,7 @@ def prepare(
     if options.shard_size is not None and not checkpoint.is_torch:
         raise UsageError(f"{checkpoint.path}: its shards are safetensors and stay as they are; leave `shard_size` out")
     has_moments = options.calibration is not None or options.statistics is not None
-    check_mode(options.compensation, checkpoint, mask, has_moments=has_moments)
+    check_mode(options.mode, checkpoint, mask, has_moments=has_moments)
     base_card = read_base_card(checkpoint) if options.card else None
     own_files = CARD_FILES if options.card else frozenset()
     files = assemble(checkpoint, options.shard_bytes, own_files=own_files)
@@ -375,7 +385,7 @@ def stage_and_check(planned: PlannedConversion, staging: Staging, flusher: DiskF
     checkpoint, mask, options = planned.checkpoint, planned.mask, planned.options
     jobs = options.jobs or default_jobs()
     moments = _moments(planned, staging)
-    fits = fit(options.compensation, checkpoint, mask, staging.scratch, moments=moments, progress=options.progress)
+    fits = fit(options.mode, checkpoint, mask, staging.scratch, moments=moments, progress=options.progress)
     plan = make_plan(checkpoint, mask, fits, planned.files)
     with byte_bar("write", plan.file_bytes, shown=options.progress) as bar:
         stage(checkpoint, plan, staging.checkpoint, flusher, jobs=jobs, advance=bar.update)

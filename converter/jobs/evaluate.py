@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..calibration.samples import Sample, read_samples
+from ..calibration.samples import Sample, read_texts
 from ..checkpoint import Checkpoint
 from ..choices import BATCH_SIZE, MAX_NEW_TOKENS
 from ..disk import check_output, write_output
@@ -227,7 +227,7 @@ def read_asked(checkpoint: Checkpoint, options: EvaluateOptions) -> Asked:
         needed = any(question.image is not None for question in questions)
         tower = locate_tower(checkpoint, options.vision_tower, needed=needed, progress=options.progress)
     if options.text is not None:
-        texts = read_samples(options.text, None, options.num_samples).samples
+        texts = read_texts(options.text, options.num_samples)
     return Asked(options, questions, sha256, texts, prompts, tower)
 
 

@@ -16,6 +16,7 @@ from ..hub.names import checkpoint_name, file_name
 from ..mask import HeadMask, HeadScores
 from ..mask.files import holds_scores, load_mask, load_scores, stated_size
 from ..output.heatmap import check_picture, plot_heatmap, text_heatmap
+from ..output.origin import in_words
 from ..sources import locate_file, open_checkpoint
 
 
@@ -198,9 +199,7 @@ def _provenance(provenance: Mapping[str, Any] | None) -> list[str]:
     lines = []
     for name, value in (provenance or {}).items():
         if isinstance(value, Mapping):
-            value = ", ".join(
-                f"{key} {of_key}" for key, of_key in value.items() if isinstance(of_key, str | int | float)
-            )
+            value = in_words(value)
         if isinstance(value, str | int | float):
             lines.append(f"{name.replace('_', ' '):<13} {value}")
     return lines

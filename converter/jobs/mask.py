@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,9 @@ class MaskOptions(Options):
     ``adaptive`` fewer, *protect_rate*. *granularity* ``group`` prunes whole kv groups.
 
     A checkpoint is scored by *metric*, a row of :data:`~s4convert.saliency.metrics.METRICS`, on *calibration*, a file
-    of questions or plain text, with *images*, the directory of its images, of which the first *num_samples* (all) are
-    used. *gamma* is the weight of the mean in ``cross-attention``, *seed* that of ``random``, *device* runs the model.
+    of questions or plain text or several, with *images*, the directory of their images or one for each; the first
+    *num_samples* (all) of each are used. Plain text is packed into windows of *window* (640) tokens. *gamma*
+    is the weight of the mean in ``cross-attention``, *seed* that of ``random``, *device* runs the model.
     *vision_tower*, a directory or ``org/name[@revision]`` on the Hub, is the CLIP for images in place of the one that
     the config of a checkpoint in the original layout names. Or *scores* are a file made before; for groups these need
     *num_kv_heads*.
@@ -46,9 +48,10 @@ class MaskOptions(Options):
     protect_rate: Rate | None = None
     granularity: str = GRANULARITIES[0]
     metric: str | None = None
-    calibration: str | Path | None = None
-    images: str | Path | None = None
+    calibration: str | Path | Sequence[str | Path] | None = None
+    images: str | Path | Sequence[str | Path] | None = None
     num_samples: int | None = None
+    window: int | None = None
     gamma: float = GAMMA
     seed: int = 0
     device: str = "cpu"
@@ -139,7 +142,7 @@ def _score(checkpoint: Path | str | None, options: MaskOptions) -> tuple[HeadSco
     opened = open_checkpoint(checkpoint, progress=options.progress)
     samples, tower = None, None
     if options.calibration is not None:
-        samples = read_samples(options.calibration, options.images, options.num_samples)
+        samples = read_samples(options.calibration, options.images, options.num_samples, options.window)
         tower = locate_tower(opened, options.vision_tower, needed=samples.has_images, progress=options.progress)
     scores = score_heads(
         opened,
@@ -159,12 +162,12 @@ def _check_arguments(outputs: list[Path], checkpoint: Path | str | None, options
         raise UsageError("give a checkpoint to score, or `scores` made before, one of the two")
     if checkpoint is not None and options.metric is None:
         raise UsageError("a checkpoint is scored by a metric; give it with `metric`")
-    for name in ("metric", "calibration", "images", "num_samples", "vision_tower"):
+    for name in ("metric", "calibration", "images", "num_samples", "window", "vision_tower"):
         if options.scores is not None and getattr(options, name) is not None:
             raise UsageError(f"`{name}` is for a checkpoint to score, and `scores` were made before; leave one out")
     if options.num_kv_heads is not None and options.scores is None:
         raise UsageError("`num_kv_heads` is for `scores`; a checkpoint says it itself, leave it out")
-    for name in ("images", "num_samples", "vision_tower"):
+    for name in ("images", "num_samples", "window", "vision_tower"):
         if options.calibration is None and getattr(options, name) is not None:
             raise UsageError(f"`{name}` is about calibration data; give it with `calibration`")
     if len({path.absolute() for path in outputs}) < len(outputs):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..calibration.samples import read_samples
+from ..calibration.samples import Paths, as_paths, read_samples
 from ..calibration.statistics import Statistics
 from ..checkpoint import MANIFEST_FILE, Checkpoint
 from ..compensation import MODES
@@ -50,8 +50,8 @@ def reproduce(
     converted: Path | str,
     source: Path | str | None = None,
     *,
-    calibration: Path | str | None = None,
-    images: Path | str | None = None,
+    calibration: Paths | None = None,
+    images: Paths | None = None,
     statistics: Path | str | None = None,
     vision_tower: Path | str | None = None,
     jobs: int | None = None,
@@ -102,7 +102,7 @@ def reproduce(
 
 
 def _settings(
-    stated: StatedConversion, calibration: Path | str | None, images: Path | str | None, statistics: Path | str | None
+    stated: StatedConversion, calibration: Paths | None, images: Paths | None, statistics: Path | str | None
 ) -> dict[str, Any]:
     """The options of *stated*'s compensation, with the data that it was fitted to.
 
@@ -115,26 +115,41 @@ def _settings(
         if calibration is not None or statistics is not None:
             raise UsageError(f"compensation {mode} is fitted to no data; leave `calibration` and `statistics` out")
         return {"compensation": mode}
-    if "sha256" not in fitted_to:
+    files = _files(fitted_to)
+    if not files:
         raise UsageError(f"compensation {mode} was fitted to moments whose data {MANIFEST_FILE} does not name")
+    names = ", ".join(shown(file["file"]) for file in files)
     if calibration is None and statistics is None:
-        raise UsageError(
-            f"compensation {mode} was fitted to {shown(fitted_to.get('file'))}; give it with `calibration`, or its "
-            "`statistics`"
-        )
+        raise UsageError(f"compensation {mode} was fitted to {names}; give it with `calibration`, or its `statistics`")
     settings: dict[str, Any] = {"compensation": mode, "image_weight": fitted_to.get("image_weight")}
-    sha256 = None
+    given: list[Path | str] = []
+    found: list[str] = []
     if statistics is not None:
         settings |= {"statistics": statistics, "foreign_statistics": True, "device": fitted_to.get("fit_device")}
-        sha256 = Statistics(Path(statistics)).describe().get("sha256")
+        given, found = [statistics], [file["sha256"] for file in _files(Statistics(Path(statistics)).describe())]
     elif calibration is not None:
         settings |= {"calibration": calibration, "images": images}
-        settings |= {name: fitted_to.get(name) for name in ("num_samples", "holdout", "device")}
-        sha256 = read_samples(calibration, images).sha256
-    if sha256 != fitted_to["sha256"]:
-        given, wanted = statistics or calibration, shown(fitted_to.get("file"))
-        raise UsageError(f"{given}: is not the data of the fit, {wanted}, as its sha256 tells")
+        settings |= {name: fitted_to.get(name) for name in ("holdout", "device")}
+        # Of each file so many samples are taken, or all that it has; and questions may be longer than windows.
+        settings["num_samples"] = max(file["samples"] for file in files)
+        settings["window"] = min(file["window_tokens"] for file in files)
+        given = [*as_paths(calibration)]
+        found = [file.sha256 for file in read_samples(calibration, images).files]
+    if found != [file["sha256"] for file in files]:
+        raise UsageError(f"{', '.join(map(str, given))}: is not the data of the fit, {names}, as its sha256 tells")
     return settings
+
+
+def _files(calibration: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The files that a description of *calibration* names; UsageError where it is malformed."""
+    kinds = {"file": str, "sha256": str, "samples": int, "window_tokens": int}
+    files = calibration.get("files", [])
+    if not isinstance(files, list) or any(
+        not isinstance(file, dict) or any(not isinstance(file.get(name), kind) for name, kind in kinds.items())
+        for file in files
+    ):
+        raise UsageError(f"the files of the calibration data are {shown(files)}; convert the original again")
+    return files
 
 
 def _check_files(made: Checkpoint, stated: StatedConversion, *, progress: bool) -> None:

@@ -15,11 +15,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from ..calibration.samples import as_paths
 from ..calibration.statistics import CalibrationData
 from ..checkpoint import MANIFEST_FILE, Checkpoint
 from ..checkpoint.loader_names import check_loader_name
 from ..choices import COMPENSATIONS, HOLDOUT, METRICS, RAY_CPUS
 from ..compensation.fitting import check_mode
+from ..compensation.modes import default_mode
 from ..disk import read_file, write_output
 from ..errors import S4ConvertError, StorageError, UsageError, shown
 from ..hub.names import file_name
@@ -35,7 +37,7 @@ from ..study.results import Result, Results, Score, open_results
 from ..study.summary import Summary, as_json_text, summarise
 from ..verify.report import Report
 from ..version import __version__
-from .bench import SweepBench, SweepData, digest_of, open_bench
+from .bench import SweepBench, SweepData, digest_of, digest_of_data, open_bench
 from .convert import convert, refuse_converted
 from .evaluate import Asked, EvaluateOptions, read_asked
 from .options import as_path
@@ -53,10 +55,12 @@ class SweepOptions(EvaluateOptions):
     Every one of *metrics* scores the heads, every one of *schedules* at every one of *rates* makes a mask of them
     (``bands:...`` have rates of their own). *masks* are files made before, or ``org/name:file`` on the Hub; where there
     are no *rates*, they alone are measured. Every mask is measured with every one of *compensations*. Each is a
-    sequence, or text with commas.
+    sequence, or text with commas; the compensation is by default ``least-squares`` with calibration data, and ``scale``
+    without.
 
-    *calibration*, a file of questions or plain text with *calibration_images*, of which the first
-    *calibration_samples* (all) are used, is what metrics and compensations are measured on. *retry_failed* runs points
+    *calibration*, a file of questions or plain text or several, with *calibration_images*, the directory of their
+    images or one for each, is what metrics and compensations are measured on. The first *calibration_samples* (all) of
+    each are used; plain text is packed into windows of *window* (640) tokens. *retry_failed* runs points
     again that failed before. *ray* measures points on the workers of a Ray cluster at that address, or of this machine
     (``local``); each has a GPU or *ray_cpus* (1) processors. *convert_best* is where the best point is written as a
     checkpoint; *best_by* says what makes it the best, see :meth:`~s4convert.study.summary.Summary.ranked`.
@@ -73,10 +77,11 @@ class SweepOptions(EvaluateOptions):
     schedules: str | Sequence[str] = ("uniform",)
     metrics: str | Sequence[str] = ("magnitude",)
     masks: str | Sequence[str | Path] = ()
-    compensations: str | Sequence[str] = (COMPENSATIONS[0],)
-    calibration: str | Path | None = None
-    calibration_images: str | Path | None = None
+    compensations: str | Sequence[str] | None = None
+    calibration: str | Path | Sequence[str | Path] | None = None
+    calibration_images: str | Path | Sequence[str | Path] | None = None
     calibration_samples: int | None = None
+    window: int | None = None
     retry_failed: bool = False
     ray: str | None = None
     ray_cpus: int | None = None
@@ -91,9 +96,9 @@ class SweepOptions(EvaluateOptions):
         super().__post_init__()
         if self.samples is not None or self.force:
             raise UsageError("a sweep keeps every answer in its results; leave `samples` and `force` out")
-        for name, known in (("metrics", METRICS), ("compensations", COMPENSATIONS)):
-            _check_names(name, _texts(getattr(self, name)), known)
-        for name in ("calibration_images", "calibration_samples"):
+        _check_names("metrics", self.metric_names, METRICS)
+        _check_names("compensations", self.modes, COMPENSATIONS)
+        for name in ("calibration_images", "calibration_samples", "window"):
             if self.calibration is None and getattr(self, name) is not None:
                 raise UsageError(f"`{name}` is about calibration data; give it with `calibration`")
         for name in ("score_json", "score_pattern", "keep"):
@@ -136,12 +141,19 @@ class SweepOptions(EvaluateOptions):
         return _texts(self.metrics) if self.parsed_schedules else ()
 
     @property
+    def modes(self) -> tuple[str, ...]:
+        """The compensations, each once."""
+        if self.compensations is None:
+            return (default_mode(has_data=self.calibration is not None),)
+        return _texts(self.compensations)
+
+    @property
     def calibration_data(self) -> CalibrationData | None:
         """The data to calibrate on, if any."""
         if self.calibration is None:
             return None
-        images = None if self.calibration_images is None else Path(self.calibration_images)
-        return CalibrationData(Path(self.calibration), images, self.calibration_samples, HOLDOUT, self.device)
+        how = self.calibration_samples, HOLDOUT, self.device, self.window
+        return CalibrationData(self.calibration, self.calibration_images, *how)
 
 
 @dataclass(frozen=True)
@@ -190,8 +202,7 @@ def sweep(
     decided = _check(checkpoint, options)
     with open_results(out) as results:
         data = SweepData(checkpoint, options, results)
-        compensations = _texts(options.compensations)
-        grid = make_grid(data.scores, options.parsed_schedules, decided.masks, compensations, decided.decided_by)
+        grid = make_grid(data.scores, options.parsed_schedules, decided.masks, options.modes, decided.decided_by)
         evaluator = options.evaluator
         stated = {"source": checkpoint.source, "evaluator": None if evaluator is None else asdict(evaluator)}
         results.keep_study(grid, {**stated, **decided.about})
@@ -246,9 +257,16 @@ def read_study(path: Path | str) -> dict[str, Any]:
             hint = f"did you mean {near[0]}?" if near else f"options are {', '.join(known)}"
             raise UsageError(f"{path}: {shown(given)} is no option of a sweep; {hint}")
         if name == "masks":
-            value = [path.parent / mask if file_name(mask) is None else mask for mask in _texts(value)]
-        options[name] = path.parent / value if name in _PATHS and isinstance(value, str) else value
+            value = [_beside(path, mask) if file_name(mask) is None else mask for mask in _texts(value)]
+        options[name] = _beside(path, value) if name in _PATHS else value
     return options
+
+
+def _beside(study: Path, value: Any) -> Any:
+    """The path *value*, or the paths in it, relative to the directory of *study*."""
+    if isinstance(value, list):
+        return [_beside(study, one) for one in value]
+    return study.parent / value if isinstance(value, str) else value
 
 
 def _texts(given: str | Sequence[Any], separator: str = ",") -> tuple[Any, ...]:
@@ -298,7 +316,7 @@ def _check(checkpoint: Checkpoint, options: SweepOptions) -> _Decided:
     for schedule in options.parsed_schedules:
         schedule.counts(even)
     data, any_mask = options.calibration_data, HeadMask(geometry.num_heads, ((0,), *[()] * (geometry.num_layers - 1)))
-    for mode in _texts(options.compensations):
+    for mode in options.modes:
         check_mode(mode, checkpoint, any_mask, has_moments=data is not None)
     for metric in options.metric_names:
         if TABLE[metric].needs_data and data is None:
@@ -311,7 +329,7 @@ def _check(checkpoint: Checkpoint, options: SweepOptions) -> _Decided:
         check_loader_name(checkpoint.family, checkpoint.known_as, _outside_path(checkpoint, Path(), "0" * NAME_DIGITS))
     calibration = None
     if data is not None:
-        calibration = digest_of([(sample.text, sample.image) for sample in data.check().samples], [HOLDOUT])
+        calibration = digest_of_data(data.check(), [HOLDOUT])
     return _Decided(_decided_by(checkpoint, asked, options), calibration, _given_masks(checkpoint, options))
 
 
@@ -385,8 +403,12 @@ def _measured(
 
 def _anywhere(options: SweepOptions) -> SweepOptions:
     """*options* whose paths do not depend on the working directory."""
-    given = ((name, getattr(options, name)) for name in _PATHS)
-    paths: dict[str, Any] = {name: Path(path).absolute() for name, path in given if path is not None}
+    paths: dict[str, Any] = {}
+    for name in _PATHS:
+        given = getattr(options, name)
+        absolute = [path.absolute() for path in as_paths(given)]
+        if absolute:
+            paths[name] = absolute[0] if isinstance(given, str | Path) else absolute
     return replace(options, **paths)
 
 

@@ -21,7 +21,7 @@ from ..rewrite.plan import Plan
 from ..verify.report import Report
 from ..version import __version__, versions
 from .heatmap import png_heatmap
-from .origin import Origin
+from .origin import Origin, in_words
 
 _log = logging.getLogger(__name__)
 
@@ -228,9 +228,9 @@ def _mask_origin(mask: HeadMask) -> str:
     said = dict(mask.to_json().get("provenance") or {})
     data = said.pop("calibration", None)
     if said:
-        lines.append(f"It says of itself: {_in_words(said)}.")
+        lines.append(f"It says of itself: {in_words(said)}.")
     if isinstance(data, dict):
-        lines.append(f"It was scored on {_in_words(data)}.")
+        lines.append(f"It was scored on {in_words(data)}.")
     return "\n".join(lines)
 
 
@@ -238,13 +238,7 @@ def _fitted_to(origin: Origin) -> str:
     """The calibration data, as a sentence behind another."""
     if origin.calibration is None:
         return ""
-    return f" Calibration data: {_in_words(origin.calibration) or 'moments that a Python function gave'}."
-
-
-def _in_words(said: Mapping[str, Any]) -> str:
-    """What is said in a word or a number."""
-    plain = ((name.replace("_", " "), value) for name, value in said.items() if isinstance(value, str | int | float))
-    return ", ".join(f"{name} {' '.join(str(value).split())}" for name, value in plain)
+    return f" Calibration data: {in_words(origin.calibration) or 'moments that a Python function gave'}."
 
 
 def _verification(report: Report) -> str:

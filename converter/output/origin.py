@@ -36,3 +36,14 @@ def describe_moments(moments: MomentsSource | None) -> dict[str, Any] | None:
 
     # The sums of a fit are cut up by threads, so another number of them rounds otherwise.
     return moments.describe() | {"threads": torch.get_num_threads()}
+
+
+def in_words(said: Mapping[str, Any]) -> str:
+    """What is said in a word or a number, or in a list of such things; as of calibration data."""
+    parts = []
+    for name, value in said.items():
+        if isinstance(value, list):
+            parts += [in_words(one) for one in value if isinstance(one, Mapping)]
+        elif isinstance(value, str | int | float):
+            parts.append(f"{name.replace('_', ' ')} {' '.join(str(value).split())}")
+    return ", ".join(part for part in parts if part)

@@ -49,10 +49,9 @@ def score_heads(
     settings = Settings(gamma, seed, device)
     _check(metric, settings, has_data=samples is not None)
     if samples is None:
-        return score_inputs(checkpoint, metric, [], settings, {}, progress=progress)
+        return score_inputs(checkpoint, metric, [], settings, progress=progress)
     inputs = make_inputs(checkpoint, samples.samples, tower=tower, device=device, progress=progress)
-    provenance = {"file": samples.file}
-    return score_inputs(checkpoint, metric, inputs, settings, provenance, sha256=samples.sha256, progress=progress)
+    return score_inputs(checkpoint, metric, inputs, settings, progress=progress)
 
 
 def score_inputs(
@@ -60,12 +59,10 @@ def score_inputs(
     metric: str,
     inputs: list[Inputs],
     settings: Settings,
-    calibration: dict[str, Any],
     *,
-    sha256: str | None = None,
     progress: bool = False,
 ) -> HeadScores:
-    """As :func:`score_heads`, for ready *inputs*, which are overwritten; *calibration* tells where they are from."""
+    """As :func:`score_heads`, for ready *inputs*, which are overwritten."""
     scorer, geometry = METRICS[metric], checkpoint.geometry
     provenance: dict[str, Any] = {
         "tool_version": __version__,
@@ -83,9 +80,8 @@ def score_inputs(
         else:
             if metric == "cross-attention":
                 _tell_unscored(inputs)
-            provenance["calibration_sha256"] = sha256
             provenance["device"] = settings.device.partition(":")[0]
-            provenance["calibration"] = calibration | describe(inputs) | {"image_weight": IMAGE_WEIGHT}
+            provenance["calibration"] = describe(inputs) | {"image_weight": IMAGE_WEIGHT}
             energies = []
             for seen in stream_layers(
                 checkpoint, inputs, lambda layer: scorer.scorer(checkpoint, layer, settings), device=settings.device

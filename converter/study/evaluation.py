@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..calibration.inputs import MAX_TOKENS, open_image
-from ..calibration.samples import Sample
+from ..calibration.inputs import open_image
+from ..calibration.samples import MAX_TOKENS, Sample
 from ..checkpoint import Checkpoint
 from ..errors import CheckpointError
 from ..model.decoder import stock_code

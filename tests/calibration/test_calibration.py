@@ -12,8 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from s4convert.calibration.inputs import make_inputs
-from s4convert.calibration.samples import Sample, read_samples
+from s4convert.calibration.inputs import describe, make_inputs
+from s4convert.calibration.samples import Sample, read_samples, read_texts
+from s4convert.calibration.statistics import held_out_of
 from s4convert.checkpoint import Checkpoint
 from s4convert.demo import QUESTIONS
 from s4convert.errors import CalibrationError, CheckpointError, S4ConvertError, StorageError, UsageError
@@ -84,7 +85,56 @@ def test_the_first_samples_are_taken_in_the_order_of_the_file(tmp_path: Path) ->
     ],
 )
 def test_plain_text_is_paragraphs_or_lines(tmp_path: Path, text: str, expected: list[str]) -> None:
-    assert [sample.text for sample in read_samples(write(tmp_path, text, "t.txt")).samples] == expected
+    path = write(tmp_path, text, "t.txt")
+    assert [sample.text for sample in read_texts(path)] == expected
+    assert [sample.text for sample in read_texts(path, 1)] == expected[:1]
+    (packed,) = read_samples(path).samples
+    assert packed.text == ("\n\n" if "\n\n" in text or " " in text else "\n").join(expected)
+
+
+TEXT = "The boat went up the river. It was dark.\n\nThe next day they saw a red box.\n\n" * 3
+
+
+def test_plain_text_is_packed_into_windows_that_begin_as_any_text_does(tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(MINI_LLAVA)
+    tokenizer = open_front_end(checkpoint, with_images=False).tokenizer
+    ids = tokenizer(TEXT.strip())["input_ids"]
+    assert ids[0] == tokenizer.bos_token_id
+    windows = make_inputs(checkpoint, read_samples(write(tmp_path, TEXT, "t.txt"), window=9).samples)
+    assert [len(window.is_image) for window in windows[:-1]] == [9] * (len(windows) - 1)
+    assert sum(len(window.is_image) - 1 for window in windows) == len(ids) - 1
+    for number, window in enumerate(windows):
+        expected = [ids[0], *ids[1 + 8 * number : 9 + 8 * number]]
+        assert torch.equal(window.hidden, embed(checkpoint, expected)) and not window.is_image.any()
+    first = make_inputs(checkpoint, read_samples(tmp_path / "t.txt", num_samples=2, window=9).samples)
+    assert len(first) == 2 and torch.equal(first[1].hidden, windows[1].hidden)
+
+
+def test_several_files_mix_in_their_order_and_each_is_named(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (56, 56)).save(tmp_path / name / "1.png")
+    one, other = (write(tmp_path, [entry(who, image="1.png"), entry(who)], f"{who}.json") for who in ("a", "b"))
+    files = (one, write(tmp_path, TEXT, "t.txt"), other)
+    directories = (tmp_path / "a", tmp_path, tmp_path / "b")
+    read = read_samples(files, directories, 1, window=16)
+    assert [sample.image for sample in read.samples] == [tmp_path / "a" / "1.png", None, tmp_path / "b" / "1.png"]
+    said = describe(make_inputs(Checkpoint.open(MINI_LLAVA), read.samples))
+    assert [(file["file"], file["samples"], file["window_tokens"]) for file in said["files"]] == [
+        *(("a.json", 1, 2048), ("t.txt", 1, 16), ("b.json", 1, 2048))
+    ]
+    assert (said["image_tokens"], said["cut_tokens"]) == (32, 0) and said["text_tokens"] > 16
+    with pytest.raises(UsageError, match="2 `images` for 3 files of `calibration` data"):
+        read_samples(files, directories[:2])
+    with pytest.raises(UsageError, match="two files of `calibration` data are the same"):
+        read_samples((one, one), tmp_path / "a")
+    with pytest.raises(UsageError, match="`window` 1: give 2 to 2048 tokens"):
+        read_samples(files[1], window=1)
+
+
+def test_what_is_held_out_is_spread_evenly() -> None:
+    assert [place for place, out in enumerate(held_out_of(12, 0.25)) if out] == [3, 7, 11]
+    assert not any(held_out_of(9, 0))
 
 
 MALFORMED: list[tuple[object, str, str]] = [

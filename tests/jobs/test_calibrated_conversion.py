@@ -123,7 +123,9 @@ def test_kept_statistics_give_the_same_conversion_without_a_second_pass(
 def test_the_scale_is_advised_against_where_it_is_worse_than_nothing(
     tmp_path: Path, mini_mask_file: Path, statistics: Path
 ) -> None:
-    outcome = convert(tmp_path / "out", mini_mask_file, "--statistics", statistics, "--no-verify")
+    outcome = convert(
+        tmp_path / "out", mini_mask_file, "--compensate", "scale", "--statistics", statistics, "--no-verify"
+    )
     assert outcome.exit_code == 0
     assert "on calibration data, the scale makes the error larger than no compensation" in outcome.stderr
     assert "--compensate least-squares is better" in outcome.stderr

@@ -35,7 +35,7 @@ def test_a_mask_of_saliency_prunes_what_the_schedule_says(tmp_path: Path, questi
     assert {layer: len(heads) for layer, heads in mask["pruned"].items()} == {str(layer): 2 for layer in range(8)}
     provenance = mask["provenance"]
     assert (provenance["metric"], provenance["schedule"], provenance["rate"]) == (metric, "uniform", 0.25)
-    assert len(provenance["calibration_sha256"]) == 64
+    assert len(provenance["calibration"]["files"][0]["sha256"]) == 64
     assert str(questions) not in (tmp_path / "mask.json").read_text()
 
 

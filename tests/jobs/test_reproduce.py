@@ -166,14 +166,15 @@ def test_moments_of_a_function_are_said_to_be_unknown(converted: Path, statistic
 def test_the_origin_stands_in_manifest_and_card_and_is_inspected(converted: Path) -> None:
     stated, card = json.loads((converted / "s4convert.json").read_text()), (converted / "README.md").read_text()
     data = stated["calibration"]
-    assert (data["file"], data["num_samples"], data["holdout"], data["image_weight"]) == ("questions.json", 6, 0.5, 0.3)
+    (file,) = data["files"]
+    assert (file["file"], file["samples"], data["holdout"], data["image_weight"]) == ("questions.json", 6, 0.5, 0.3)
     assert data["text_tokens"] > data["image_tokens"] > 0
     assert {"python", "torch", "transformers", "numpy", "safetensors", "s4convert"} == set(stated["versions"])
-    for said in (data["sha256"], f"text tokens {data['text_tokens']}", f"torch {stated['versions']['torch']}"):
+    for said in (file["sha256"], f"text tokens {data['text_tokens']}", f"torch {stated['versions']['torch']}"):
         assert said in card
     seen = json.loads(run_here("inspect", converted, "--json").stdout)["made_from"]
     assert seen["fitted_to"] == data
-    assert f"sha256 {data['sha256']}" in run_here("inspect", converted).stdout
+    assert f"sha256 {file['sha256']}" in run_here("inspect", converted).stdout
 
 
 def test_the_file_of_a_foreign_mask_is_named(tmp_path: Path) -> None:

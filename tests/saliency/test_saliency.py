@@ -114,7 +114,7 @@ def test_cross_attention_with_shared_kv_heads(tmp_path: Path, text_model: str) -
             output = full(inputs_embeds=sample.hidden, output_attentions=True, use_cache=False)
             attentions.append(output.attentions)
     expected = directly_scored(attentions, [sample.is_image for sample in inputs])
-    found = score_inputs(checkpoint, "cross-attention", inputs, Settings(), {})
+    found = score_inputs(checkpoint, "cross-attention", inputs, Settings())
     np.testing.assert_allclose(np.array(found.scores), expected, rtol=1e-5)
 
 
@@ -232,8 +232,8 @@ def test_the_same_arguments_give_the_same_bits(metric: str) -> None:
 def test_the_order_of_samples_does_not_matter(metric: str) -> None:
     checkpoint = Checkpoint.open(MINI_LLAVA)
     inputs = make_inputs(checkpoint, read_samples(FILE, QUESTIONS).samples)
-    forwards = score_inputs(checkpoint, metric, list(inputs), Settings(), {})
-    backwards = score_inputs(checkpoint, metric, inputs[::-1], Settings(), {})
+    forwards = score_inputs(checkpoint, metric, list(inputs), Settings())
+    backwards = score_inputs(checkpoint, metric, inputs[::-1], Settings())
     np.testing.assert_allclose(np.array(forwards.scores), np.array(backwards.scores), rtol=1e-9)
 
 
@@ -256,11 +256,11 @@ def test_attention_weights_are_never_all_there(monkeypatch: pytest.MonkeyPatch) 
     checkpoint = Checkpoint.open(MINI_LLAVA)
     tokens, heads, parts = 700, 8, [(20, 80, 600)]
     with LargestTensor() as largest:
-        in_blocks = score_inputs(checkpoint, "cross-attention", some_inputs(128, parts), Settings(), {})
+        in_blocks = score_inputs(checkpoint, "cross-attention", some_inputs(128, parts), Settings())
     assert largest.elements <= max(heads * seams.rows_of_attention() * tokens, tokens * tokens)
     assert largest.elements * 7 < heads * tokens * tokens
     seams.attend_in_rows_of(monkeypatch, 7)
-    smaller = score_inputs(checkpoint, "cross-attention", some_inputs(128, parts), Settings(), {})
+    smaller = score_inputs(checkpoint, "cross-attention", some_inputs(128, parts), Settings())
     np.testing.assert_allclose(np.array(in_blocks.scores), np.array(smaller.scores), rtol=1e-6)
 
 
@@ -340,7 +340,7 @@ def test_no_metric_makes_a_score_of_what_is_no_number(metric: str, monkeypatch: 
     seams.read_projections_as(monkeypatch, float("nan"))  # of which max(0.0, ...) is 0.0
     inputs = [] if metric == "magnitude" else some_inputs(128, [(2, 16, 3)])
     with pytest.raises(CalibrationError, match=f"{metric}: layer 0, head 0: the score nan is not a finite number"):
-        score_inputs(Checkpoint.open(MINI_LLAVA), metric, inputs, Settings(), {})
+        score_inputs(Checkpoint.open(MINI_LLAVA), metric, inputs, Settings())
 
 
 def test_random_is_numpys_and_seeded() -> None:
@@ -376,8 +376,15 @@ def test_provenance_tells_what_was_measured() -> None:
     )
     assert (found.provenance["metric"], found.provenance["gamma"]) == ("cross-attention", 0.5)
     calibration = found.provenance["calibration"]
-    assert (calibration["file"], calibration["num_samples"], calibration["image_tokens"]) == ("questions.json", 2, 32)
-    assert len(found.provenance["calibration_sha256"]) == 64 and len(found.provenance["residual_energy"]) == 8
+    assert (calibration["num_samples"], calibration["image_tokens"]) == (2, 32)
+    (file,) = calibration["files"]
+    assert (file["file"], file["samples"], file["window_tokens"], len(file["sha256"])) == (
+        "questions.json",
+        2,
+        2048,
+        64,
+    )
+    assert len(found.provenance["residual_energy"]) == 8
 
 
 @pytest.mark.parametrize(
@@ -398,4 +405,4 @@ def test_bad_requests(metric: str, options: dict[str, Any], message: str) -> Non
 
 def test_an_image_behind_all_text_has_no_score() -> None:
     with pytest.raises(CalibrationError, match="no sample has a text token behind an image"):
-        score_inputs(Checkpoint.open(MINI_LLAVA), "cross-attention", some_inputs(128, [(5, 16, 0)]), Settings(), {})
+        score_inputs(Checkpoint.open(MINI_LLAVA), "cross-attention", some_inputs(128, [(5, 16, 0)]), Settings())
