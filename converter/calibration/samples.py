@@ -33,11 +33,15 @@ _TEXT_SUFFIX = ".txt"
 
 @dataclass(frozen=True)
 class Sample:
-    """A text, with one ``<image>`` in it if there is an *image*; *where* names file and entry in errors."""
+    """A text, with one ``<image>`` in it if there is an *image*; *where* names file and entry in errors.
+
+    *answers* are the places in the text that answers take, each (first letter, letter behind its ``</s>``).
+    """
 
     text: str
     image: Path | None
     where: str
+    answers: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -165,7 +169,13 @@ def _question_sample(entry: Any, images: Path | None, where: str) -> Sample:
     question = turns[0][0].replace(IMAGE_PLACEHOLDER, "").strip()
     if image is not None:
         question = f"{IMAGE_PLACEHOLDER}\n{question}"
-    return Sample(conversation([(question, turns[0][1]), *turns[1:]]), image, where)
+    turns = [(question, turns[0][1]), *turns[1:]]
+    answers = tuple(
+        (len(conversation([*turns[:number], (turns[number][0], None)])), len(conversation(turns[: number + 1])))
+        for number, (_, answer) in enumerate(turns)
+        if answer is not None
+    )
+    return Sample(conversation(turns), image, where, answers)
 
 
 def _turns(entry: dict[str, Any], where: str) -> list[tuple[str, str | None]]:
