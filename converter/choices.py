@@ -6,12 +6,14 @@ from typing import Literal, get_args
 
 Polarity = Literal["keep", "prune"]
 Granularity = Literal["head", "group"]
-Metric = Literal["cross-attention", "energy", "reconstruction", "magnitude", "random"]
+Metric = Literal["cross-attention", "energy", "reconstruction", "fisher", "magnitude", "random"]
+Loss = Literal["answers", "all"]
 Compensation = Literal["scale", "none", "uniform-ls", "head-ls", "least-squares", "residual-transfer", "similarity"]
 
 POLARITIES: tuple[Polarity, ...] = get_args(Polarity)
 GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
 METRICS: tuple[Metric, ...] = get_args(Metric)
+LOSSES: tuple[Loss, ...] = get_args(Loss)
 COMPENSATIONS: tuple[Compensation, ...] = get_args(Compensation)
 SCHEDULES = "uniform, adaptive, global or bands:0-5:0,6-31:0.3"
 

@@ -29,6 +29,7 @@ from .choices import (
     GRANULARITIES,
     HOLDOUT,
     IMAGE_WEIGHT,
+    LOSSES,
     MAX_NEW_TOKENS,
     METRICS,
     POLARITIES,
@@ -542,7 +543,15 @@ def reproduce(converted: str, as_json: bool, verbose: int, **settings: Any) -> N
     click.option(
         "--gamma", type=float, default=GAMMA, show_default=True, help="Weight of the mean in cross-attention."
     ),
-    click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the metric random."),
+    click.option(
+        "--loss",
+        type=click.Choice(LOSSES),
+        default=LOSSES[0],
+        show_default=True,
+        help="The tokens that count in fisher.",
+    ),
+    click.option("--resident", is_flag=True, help="Keep the whole model on the device, for fisher."),
+    click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of fisher and random."),
     click.option("--device", default="cpu", show_default=True, help="Where the model runs: cpu or cuda."),
 )
 @options(
@@ -577,6 +586,7 @@ def mask(checkpoint: str | None, out: Path, quiet: bool, as_json: bool, verbose:
     cross-attention  how text looks at the image: variance + gamma * mean (S4)
     energy           the head's share of the attention output
     reconstruction   what is lost for good when the head goes, after a least-squares refit
+    fisher           what the model's output loses then; recommended, with global
     magnitude        the norm of its weights; needs no calibration data
     random           seeded; needs no calibration data
 

@@ -33,11 +33,14 @@ _log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Inputs:
     """A sample: *hidden* is the residual stream [1, tokens, hidden_size] in float32 on the CPU; *is_image* [tokens],
-    whether a position is a part of an image; *num_cut* tokens behind those were cut off. *file* is where it is from."""
+    whether a position is a part of an image; *num_cut* tokens behind those were cut off. *is_answer* [tokens], whether
+    a token is one of an answer, is None where that was not asked for and where the sample has no answers. *file* is
+    where it is from."""
 
     hidden: torch.Tensor
     is_image: torch.Tensor
     num_cut: int = 0
+    is_answer: torch.Tensor | None = None
     file: DataFile | None = None
 
 
@@ -47,12 +50,13 @@ def make_inputs(
     *,
     tower: Path | None = None,
     device: str = "cpu",
+    find_answers: bool = False,
     progress: bool = False,
 ) -> list[Inputs]:
     """The inputs that *checkpoint*'s stock front end makes from *samples*, at most :data:`MAX_TOKENS` tokens each.
 
     Plain text becomes windows; in each of them the tokens begin as the tokenizer lets any text begin, and the last may
-    be shorter.
+    be shorter. *find_answers* finds out which of the tokens are those of answers.
 
     *tower* is the directory of the vision tower, see :func:`~s4convert.model.front_end.open_front_end`.
 
@@ -70,12 +74,15 @@ def make_inputs(
                 with stock_front_end(checkpoint, "tokenizer" if image is None else "vision tower"):
                     is_packed = sample.file is not None and sample.file.window is not None
                     embedded = _windows(checkpoint, front_end, sample) if is_packed else [front_end(sample.text, image)]
+                    is_answer = None
+                    if find_answers and sample.answers:
+                        is_answer = _answers(front_end, sample, embedded[0][1])[:MAX_TOKENS].clone()
             except UnusableFrontEndError as error:
                 raise CheckpointError(f"{sample.where}: {error}; restore its files") from error
             for hidden, is_image in embedded:
                 num_cut = max(0, len(is_image) - MAX_TOKENS)
                 cut = hidden[:, :MAX_TOKENS].clone(), is_image[:MAX_TOKENS].clone()
-                inputs.append(Inputs(*cut, num_cut, sample.file))
+                inputs.append(Inputs(*cut, num_cut, is_answer, sample.file))
             bar.update(1)
     num_cut = sum(sample.num_cut > 0 for sample in inputs)
     if num_cut:
@@ -99,6 +106,33 @@ def _windows(checkpoint: Checkpoint, front_end: FrontEnd, sample: Sample) -> lis
         _log.warning("%s: holds %d windows of %d tokens, fewer than %d", sample.where, len(windows), step, most)
     embedded = [embed(checkpoint, window) for window in windows[:most]]
     return [(hidden, torch.zeros(hidden.shape[1], dtype=torch.bool)) for hidden in embedded]
+
+
+def _answers(front_end: FrontEnd, sample: Sample, is_image: torch.Tensor) -> torch.Tensor:
+    """Whether each token of *sample* is one of an answer [tokens].
+
+    An answer begins where the tokens of the text before it cease to be those of the whole text: a tokenizer may join
+    the last letter before an answer with its first.
+    """
+    import torch
+
+    whole, places = front_end.text_tokens(sample.text), (~is_image).nonzero()[:, 0]
+    if len(whole) != len(places):
+        raise CheckpointError(
+            f"{sample.where}: the front end makes {len(places)} text tokens of it, but its tokenizer {len(whole)}, so "
+            "the answers cannot be found; use `loss='all'`"
+        )
+    is_answer = torch.zeros_like(is_image)
+    for begin, end in sample.answers:
+        first, behind = (_num_common(front_end.text_tokens(sample.text[:at]), whole) for at in (begin, end))
+        is_answer[places[first:behind]] = True
+    return is_answer
+
+
+def _num_common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens the two begin with alike."""
+    pairs = zip(one, other, strict=False)
+    return next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
 
 
 def describe(inputs: Sequence[Inputs]) -> dict[str, Any]:

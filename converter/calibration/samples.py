@@ -54,12 +54,14 @@ class DataFile:
 class Sample:
     """A text, with one ``<image>`` in it if there is an *image*; *where* names file and entry in errors.
 
-    A text of a *file* with windows is all of it, and becomes as many inputs as there are windows.
+    *answers* are the places in the text that answers take, each (first letter, letter behind its ``</s>``). A text of a
+    *file* with windows is all of it, and becomes as many inputs as there are windows.
     """
 
     text: str
     image: Path | None
     where: str
+    answers: tuple[tuple[int, int], ...] = ()
     file: DataFile | None = None
 
 
@@ -143,7 +145,8 @@ def _read_file(path: Path, images: Path | None, num_samples: int | None, window:
     text, sha256 = read_text(path)
     if _is_text(path):
         texts, separator = _texts(text, path)
-        return [Sample(separator.join(texts), None, str(path), DataFile(path.name, sha256, window, num_samples))]
+        file = DataFile(path.name, sha256, window, num_samples)
+        return [Sample(separator.join(texts), None, str(path), file=file)]
     entries, file = read_entries(text, path), DataFile(path.name, sha256)
     if not entries:
         raise CalibrationError(f"{path}: {_NO_SAMPLES}")
@@ -248,7 +251,13 @@ def _question_sample(entry: Any, images: Path | None, where: str) -> Sample:
     question = turns[0][0].replace(IMAGE_PLACEHOLDER, "").strip()
     if image is not None:
         question = f"{IMAGE_PLACEHOLDER}\n{question}"
-    return Sample(conversation([(question, turns[0][1]), *turns[1:]]), image, where)
+    turns = [(question, turns[0][1]), *turns[1:]]
+    answers = tuple(
+        (len(conversation([*turns[:number], (turns[number][0], None)])), len(conversation(turns[: number + 1])))
+        for number, (_, answer) in enumerate(turns)
+        if answer is not None
+    )
+    return Sample(conversation(turns), image, where, answers)
 
 
 def _turns(entry: dict[str, Any], where: str) -> list[tuple[str, str | None]]:

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from ..calibration.samples import read_samples
-from ..choices import GAMMA, GRANULARITIES, SCHEDULES
+from ..choices import GAMMA, GRANULARITIES, LOSSES, SCHEDULES
 from ..disk import check_json_name, check_output
 from ..errors import UsageError
 from ..mask import HeadMask, HeadScores, Schedule, parse_schedule
 from ..mask.files import load_scores
-from ..mask.making import prune_lowest
+from ..mask.making import NO_GROUPS, prune_lowest
 from ..mask.schedules import Rate
 from ..output.heatmap import check_picture, plot_heatmap, text_heatmap
 from ..sources import locate_tower, open_checkpoint
@@ -30,8 +30,11 @@ class MaskOptions(Options):
 
     A checkpoint is scored by *metric*, a row of :data:`~s4convert.saliency.metrics.METRICS`, on *calibration*, a file
     of questions or plain text or several, with *images*, the directory of their images or one for each; the first
-    *num_samples* (all) of each are used. Plain text is packed into windows of *window* (640) tokens. *gamma*
-    is the weight of the mean in ``cross-attention``, *seed* that of ``random``, *device* runs the model.
+    *num_samples* (all) of each are used. Plain text is packed into windows of *window* (640) tokens. *gamma* is the
+    weight of the mean in ``cross-attention``, *seed* that of ``fisher`` and ``random``, *device* runs the model. For
+    ``fisher``, *loss* says which tokens count, those of ``answers`` or ``all``, and *resident* keeps the whole model on
+    the device.
+
     *vision_tower*, a directory or ``org/name[@revision]`` on the Hub, is the CLIP for images in place of the one that
     the config of a checkpoint in the original layout names. Or *scores* are a file made before; for groups these need
     *num_kv_heads*.
@@ -53,6 +56,8 @@ class MaskOptions(Options):
     num_samples: int | None = None
     window: int | None = None
     gamma: float = GAMMA
+    loss: str = LOSSES[0]
+    resident: bool = False
     seed: int = 0
     device: str = "cpu"
     vision_tower: str | Path | None = None
@@ -151,6 +156,8 @@ def _score(checkpoint: Path | str | None, options: MaskOptions) -> tuple[HeadSco
         gamma=options.gamma,
         seed=options.seed,
         device=options.device,
+        loss=options.loss,
+        resident=options.resident,
         tower=tower,
         progress=options.progress,
     )
@@ -165,6 +172,8 @@ def _check_arguments(outputs: list[Path], checkpoint: Path | str | None, options
     for name in ("metric", "calibration", "images", "num_samples", "window", "vision_tower"):
         if options.scores is not None and getattr(options, name) is not None:
             raise UsageError(f"`{name}` is for a checkpoint to score, and `scores` were made before; leave one out")
+    if options.metric == "fisher" and options.granularity == "group":
+        raise UsageError(NO_GROUPS)
     if options.num_kv_heads is not None and options.scores is None:
         raise UsageError("`num_kv_heads` is for `scores`; a checkpoint says it itself, leave it out")
     for name in ("images", "num_samples", "window", "vision_tower"):

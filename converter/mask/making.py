@@ -7,16 +7,22 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
+from itertools import pairwise
 from typing import Any
 
 from ..choices import GRANULARITIES
 from ..errors import MaskError, UsageError, shown
 from ..version import __version__
 from .head_mask import HeadMask
-from .head_scores import NORMALISERS, HeadScores
+from .head_scores import NORMALISERS, HeadScores, Ladder
 from .schedules import Adaptive, Costs, Global, Schedule, describe, least_rate
 
 _log = logging.getLogger(__name__)
+
+NO_GROUPS = (
+    "`metric='fisher'` gives costs of single heads, each behind those that went before, which do not add up to those "
+    "of groups; use `granularity='head'`, or another metric"
+)
 
 
 def prune_lowest(
@@ -30,22 +36,24 @@ def prune_lowest(
 
     Of equal scores, the lower head number is pruned first. With *granularity* ``group``, whole kv groups are pruned: a
     group's score is the sum over its heads, and rates count groups, of which a layer has *num_kv_heads*. The schedule
-    ``global`` divides the scores of each layer by their normalisers; without these, it compares them as they are. All
-    arithmetic is exact, so the same scores give the same mask on any machine.
+    ``global`` goes by the costs of the scores' ladders; without these, it divides the scores of each layer by their
+    normalisers; and without these, it compares them as they are. All arithmetic is exact, so the same scores give the
+    same mask on any machine.
 
     Raises:
         UsageError: the schedule or the groups do not fit the scores.
         MaskError: no head would be pruned.
     """
     heads_per_unit = _heads_per_unit(scores, granularity, num_kv_heads)
-    divisors = scores.normalisers
-    if isinstance(schedule, Global) and divisors is None:
+    divisors, is_global = scores.normalisers, isinstance(schedule, Global)
+    if is_global and divisors is None and scores.ladders is None:
         _log.warning("the scores carry no normalisers, so global compares those of all layers as they are")
-    costs = _costs(scores, heads_per_unit, divisors if isinstance(schedule, Global) else None)
+    by_unit = _costs(scores, heads_per_unit, divisors if is_global else None)
+    costs = [sorted(units) for units in by_unit] if scores.ladders is None else list(map(_growth, scores.ladders))
     counts, pruned = schedule.counts(costs), []
     if not any(counts):
         raise _none_goes(schedule, costs, "head" if granularity == "head" else "kv group")
-    for units, count in zip(costs, counts, strict=True):
+    for units, count in zip(by_unit, counts, strict=True):
         lowest = sorted(sorted(range(len(units)), key=lambda unit: (units[unit], unit))[:count])
         pruned.append(
             tuple(head for unit in lowest for head in range(unit * heads_per_unit, (unit + 1) * heads_per_unit))
@@ -72,6 +80,8 @@ def _heads_per_unit(scores: HeadScores, granularity: str, num_kv_heads: int | No
         raise UsageError(f"`granularity` {shown(granularity)} is none of {', '.join(GRANULARITIES)}")
     if granularity == "head":
         return 1
+    if scores.ladders is not None:
+        raise UsageError(NO_GROUPS)
     if num_kv_heads is None:
         raise UsageError("`granularity='group'` needs `num_kv_heads`, which scores do not state")
     if num_kv_heads < 1 or scores.num_heads % num_kv_heads:
@@ -90,6 +100,12 @@ def _costs(scores: HeadScores, heads_per_unit: int, divisors: Sequence[float] | 
     return costs
 
 
+def _growth(ladder: Ladder) -> list[Fraction]:
+    """What each head of *ladder* adds to the cost, in its order; below 0 where the cost falls."""
+    cost = [Fraction(0), *map(Fraction, ladder.cost)]
+    return [total - before for before, total in pairwise(cost)]
+
+
 def _provenance(
     scores: HeadScores, schedule: Schedule, granularity: str, num_kv_heads: int | None, *, normalised: bool
 ) -> dict[str, Any]:
@@ -103,7 +119,7 @@ def _provenance(
         made["protect"] = list(schedule.protect)
     if isinstance(schedule, Adaptive) and schedule.protect_rate is not None:
         made["protect_rate"] = float(schedule.protect_rate)
-    if isinstance(schedule, Global):
+    if isinstance(schedule, Global) and scores.ladders is None:
         made["normalised"] = normalised
     made["granularity"] = granularity
     if granularity == "group":

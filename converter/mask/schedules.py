@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
+from heapq import heapify, heappop, heappush
 from typing import Protocol, runtime_checkable
 
 from ..choices import SCHEDULES
@@ -56,7 +57,7 @@ def rate_text(rate: Fraction) -> str:
     return text if Fraction(text) == rate else str(rate)
 
 
-Costs = Sequence[Sequence[Fraction]]  # [layers][units]: the cost of losing each unit
+Costs = Sequence[Sequence[Fraction]]  # [layers][units]: what losing each unit adds, in the order of losing them
 Layers = tuple[int, ...]
 
 # Defaults of adaptive: up to BASE_RATE, protected layers lose the same share as the others; of the rest of the rate,
@@ -171,7 +172,7 @@ class Bands:
 
 @dataclass(frozen=True)
 class Global:
-    """The units that cost least in the whole model; of equal costs, the one in the lower layer."""
+    """Again and again a unit of the layer whose next one costs least; of equal costs, the one in the lower layer."""
 
     rate: Fraction
     protect: Layers = ()
@@ -182,11 +183,13 @@ class Global:
         open_layers = [layer for layer in range(len(costs)) if layer not in self.protect]
         total = _total(self.rate, costs, open_layers)
         counts = [0] * len(costs)
-        cheapest_first = sorted((cost, layer) for layer in open_layers for cost in costs[layer])
-        for _, layer in cheapest_first:
-            if total and counts[layer] < len(costs[layer]) - 1:
-                counts[layer] += 1
-                total -= 1
+        following = [(costs[layer][0], layer) for layer in open_layers if len(costs[layer]) > 1]
+        heapify(following)
+        for _ in range(total):
+            _, layer = heappop(following)
+            counts[layer] += 1
+            if counts[layer] < len(costs[layer]) - 1:
+                heappush(following, (costs[layer][counts[layer]], layer))
         return counts
 
 

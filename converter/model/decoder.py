@@ -100,6 +100,7 @@ class LayerDecoder:
         _check_size(checkpoint)
         self._model = _build(checkpoint, device)
         self._model.norm = torch.nn.Identity()
+        self._model.requires_grad_(False)
         self._layer = self._model.layers[0]
 
     def load(self, checkpoint: Checkpoint, layer: int) -> None:
@@ -136,6 +137,57 @@ class LayerDecoder:
             hooks.enter_context(torch.inference_mode())
             output: torch.Tensor = self._model(inputs_embeds=hidden, use_cache=False).last_hidden_state
         return output
+
+    def backward(self, hidden: torch.Tensor, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(gradient before the loaded layer, input of its ``o_proj``, gradient there), all [1, tokens, ...].
+
+        *hidden* is the residual stream [1, tokens, hidden_size] before the layer, *gradient* the one behind it. A
+        decoder that went :meth:`forward` before may hold tables that take no part in this: use another one.
+        """
+        with enough_memory(f"the gradients of a decoder layer on {hidden.shape[1]} tokens"):
+            return gradients_through(
+                lambda before: self._model(inputs_embeds=before, use_cache=False).last_hidden_state,
+                self._layer.self_attn.o_proj,
+                hidden,
+                gradient,
+            )
+
+
+def gradients_through(
+    run: Callable[[torch.Tensor], torch.Tensor], output: torch.nn.Module, hidden: torch.Tensor, gradient: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(gradient at *hidden*, input of the module *output* inside *run*, gradient there), by autograd.
+
+    Attention is computed by torch's plain kernel, whose gradients are the same at every run, also on a GPU.
+    """
+    import torch
+
+    hidden, heads = hidden.detach().requires_grad_(), []
+    handle = output.register_forward_pre_hook(lambda module, inputs: heads.append(inputs[0]))
+    try:
+        with torch.enable_grad(), _plain_kernel():
+            after = run(hidden)
+            before, at_heads = torch.autograd.grad(after, [hidden, heads[0]], gradient.to(after.dtype))
+    finally:
+        handle.remove()
+    return before, heads[0].detach(), at_heads
+
+
+@contextlib.contextmanager
+def _plain_kernel() -> Iterator[None]:
+    """Let torch compute attention on a GPU by its plain kernel: the gradients of the others vary from run to run."""
+    import torch
+
+    switches = torch.backends.cuda
+    others = [name for name in ("flash", "mem_efficient", "cudnn") if hasattr(switches, f"enable_{name}_sdp")]
+    before = {name: getattr(switches, f"{name}_sdp_enabled")() for name in others}
+    try:
+        for name in others:
+            getattr(switches, f"enable_{name}_sdp")(False)
+        yield
+    finally:
+        for name, enabled in before.items():
+            getattr(switches, f"enable_{name}_sdp")(enabled)
 
 
 def load_tensor(into: torch.Tensor, tensor: StoredTensor, read: RowReader) -> None:

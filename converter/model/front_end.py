@@ -96,6 +96,9 @@ class FrontEnd(Protocol):
 
     def __call__(self, text: str, image: Image.Image | None = None) -> Embedded: ...
 
+    def text_tokens(self, text: str) -> list[int]:
+        """The tokens of *text* that are no part of an image, as they stand in the model's input."""
+
 
 def open_front_end(
     checkpoint: Checkpoint, *, with_images: bool, tower: Path | None = None, device: str = "cpu"
@@ -210,6 +213,8 @@ class TextFrontEnd:
         with stock_code():
             return [int(token) for token in self.tokenizer(text)["input_ids"]]
 
+    text_tokens = token_ids
+
     def __call__(self, text: str, image: Image.Image | None = None) -> Embedded:
         import torch
 
@@ -242,6 +247,11 @@ class HuggingFaceFrontEnd:
         language_model.register_forward_pre_hook(
             lambda module, args, kwargs: self._captured.append(kwargs["inputs_embeds"]), with_kwargs=True
         )
+
+    def text_tokens(self, text: str) -> list[int]:
+        with stock_code():
+            token_ids = self.tokenizer(text.replace(IMAGE_PLACEHOLDER, self._image_token))["input_ids"]
+        return [token for token in token_ids if token != self._image_token_id]
 
     def __call__(self, text: str, image: Image.Image | None = None) -> Embedded:
         import torch
@@ -288,9 +298,7 @@ class OriginalFrontEnd:
 
         if image is None:
             return self._text(text)
-        before, after = (self._text.token_ids(part) for part in text.split(IMAGE_PLACEHOLDER))
-        if after and after[0] == self.tokenizer.bos_token_id:
-            after = after[1:]
+        before, after = self._around_image(text)
         features = self._features(image).cpu()
         parts = [embed(self._checkpoint, before), features]
         if after:
@@ -298,6 +306,19 @@ class OriginalFrontEnd:
         is_image = torch.zeros(sum(part.shape[1] for part in parts), dtype=torch.bool)
         is_image[len(before) : len(before) + features.shape[1]] = True
         return torch.cat(parts, dim=1), is_image
+
+    def text_tokens(self, text: str) -> list[int]:
+        if IMAGE_PLACEHOLDER not in text:
+            return self._text.token_ids(text)
+        before, after = self._around_image(text)
+        return before + after
+
+    def _around_image(self, text: str) -> tuple[list[int], list[int]]:
+        """The tokens before and behind the image."""
+        before, after = (self._text.token_ids(part) for part in text.split(IMAGE_PLACEHOLDER))
+        if after and after[0] == self.tokenizer.bos_token_id:
+            after = after[1:]
+        return before, after
 
     def _features(self, image: Image.Image) -> torch.Tensor:
         """The projected patches of *image*, [1, patches, hidden_size]."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +19,16 @@ from ..checkpoint.torch_file import torch_dtype
 from ..choices import DTYPES
 from ..errors import CheckpointError, UsageError, VerificationError
 from ..progress import byte_bar
-from .decoder import building, check_device, fitting, language_model_config, load_tensor, stock_code, stored_rows
+from .decoder import (
+    building,
+    check_device,
+    fitting,
+    gradients_through,
+    language_model_config,
+    load_tensor,
+    stock_code,
+    stored_rows,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -63,6 +72,7 @@ class ResidentModel:
         self.device = device
         self._checkpoint = checkpoint
         self._model = _build(checkpoint, device, self.dtype)
+        self._model.requires_grad_(False)
         self._parameters: dict[str, torch.nn.Parameter] = {}
         pairs = list(self._stored_parameters())
         with byte_bar("load", sum(tensor.entry.num_bytes for tensor, _ in pairs), shown=progress) as bar:
@@ -178,6 +188,51 @@ class ResidentModel:
                 for of_sample, tail in zip(states, tails, strict=True)
             ]
 
+    def heads(self, hidden: torch.Tensor) -> list[torch.Tensor]:
+        """The input of every layer's ``o_proj`` [1, tokens, columns], for one sample [1, tokens, hidden_size]."""
+        import torch
+
+        heads: list[torch.Tensor] = []
+        with contextlib.ExitStack() as hooks:
+            for layer in self._model.model.layers:
+                output = layer.self_attn.o_proj
+                hooks.callback(output.register_forward_pre_hook(lambda _, inputs: heads.append(inputs[0])).remove)
+            with stock_code(), torch.no_grad():
+                self._model.model(inputs_embeds=hidden.to(self.device, self.dtype), use_cache=False)
+        return heads
+
+    def backward(
+        self,
+        hidden: torch.Tensor,
+        gradient: Callable[[torch.Tensor], torch.Tensor],
+        watch: Callable[[int, torch.Tensor, torch.Tensor], object],
+    ) -> None:
+        """Run one sample [1, tokens, hidden_size] up through the layers, and a gradient down again.
+
+        *gradient* makes it of the residual stream behind the last layer; *watch* is called with each layer, the input
+        of its ``o_proj`` [1, tokens, columns] and the gradient there, the last layer first. Of the way up, only what
+        goes into each layer is kept.
+        """
+        import torch
+
+        layers, calls, last = self._model.model.layers, [], []
+        with contextlib.ExitStack() as hooks:
+            for layer in layers:
+                handle = layer.register_forward_pre_hook(
+                    lambda _, arguments, named: calls.append((arguments, named)), with_kwargs=True
+                )
+                hooks.callback(handle.remove)
+            norm = self._model.model.norm
+            hooks.callback(norm.register_forward_pre_hook(lambda _, inputs: last.append(inputs[0])).remove)
+            with stock_code(), torch.no_grad():
+                self._model.model(inputs_embeds=hidden.to(self.device, self.dtype), use_cache=False)
+        behind = gradient(last[0])
+        for number in reversed(range(len(layers))):
+            (before, *others), named = calls.pop()
+            run = partial(_residual_stream, layers[number], others, named)
+            behind, heads, at_heads = gradients_through(run, layers[number].self_attn.o_proj, before, behind)
+            watch(number, heads, at_heads)
+
     def _batch(self, samples: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """(*samples* [samples, tokens, hidden_size], padded on the left; which tokens are none [samples, tokens])."""
         import torch
@@ -209,6 +264,13 @@ class ResidentModel:
             ends = settings.eos_token_id
             settings.pad_token_id = ends[0] if isinstance(ends, list) else ends
         return settings
+
+
+def _residual_stream(layer: Any, others: Sequence[Any], named: Mapping[str, Any], hidden: torch.Tensor) -> torch.Tensor:
+    """What stock code's decoder *layer* makes of *hidden*; before transformers 5 it stands in a tuple."""
+    output = layer(hidden, *others, **named)
+    after: torch.Tensor = output[0] if isinstance(output, tuple) else output
+    return after
 
 
 def _build(checkpoint: Checkpoint, device: str, dtype: torch.dtype) -> Any:

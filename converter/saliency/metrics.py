@@ -12,7 +12,7 @@ import numpy as np
 from ..calibration.moments import SecondMoments
 from ..calibration.stream import LayerSample
 from ..checkpoint import Checkpoint, Geometry
-from ..choices import GAMMA
+from ..choices import GAMMA, LOSSES
 from .cross_attention import CrossAttention
 from .reconstruction import DAMPING, Reconstruction, not_below_zero
 
@@ -76,11 +76,16 @@ class Random:
 
 @dataclass(frozen=True)
 class Settings:
-    """The options of metrics: *gamma* of ``cross-attention``, *seed* of ``random``, the *device* that computes."""
+    """The options of metrics: *gamma* of ``cross-attention``, *seed* of ``fisher`` and ``random``, *device* computes.
+
+    ``fisher`` draws labels where *loss* says, and takes the whole model into memory where *resident* is on.
+    """
 
     gamma: float = GAMMA
     seed: int = 0
     device: str = "cpu"
+    loss: str = LOSSES[0]
+    resident: bool = False
 
 
 class LayerScorer(Protocol):
@@ -93,9 +98,12 @@ class LayerScorer(Protocol):
 
 @dataclass(frozen=True)
 class Metric:
-    """*scorer* makes the scorer of a layer, which *needs_data* or not; *provenance* are the settings that it uses."""
+    """*scorer* makes the scorer of a layer, which *needs_data* or not; *provenance* are the settings that it uses.
 
-    scorer: Callable[[Checkpoint, int, Settings], LayerScorer]
+    There is none for ``fisher``, whose gradients come from the layers above.
+    """
+
+    scorer: Callable[[Checkpoint, int, Settings], LayerScorer] | None
     needs_data: bool
     provenance: Callable[[Settings], dict[str, Any]] = lambda settings: {}
 
@@ -114,6 +122,16 @@ METRICS: Mapping[str, Metric] = {
         lambda checkpoint, layer, settings: Reconstruction(checkpoint, layer, settings.device),
         needs_data=True,
         provenance=lambda settings: {"damping": DAMPING},
+    ),
+    "fisher": Metric(
+        None,
+        needs_data=True,
+        provenance=lambda settings: {
+            "damping": DAMPING,
+            "seed": settings.seed,
+            "loss": settings.loss,
+            "resident": settings.resident,
+        },
     ),
     "magnitude": Metric(
         lambda checkpoint, layer, settings: Magnitude(checkpoint, layer),

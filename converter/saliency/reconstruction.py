@@ -13,12 +13,13 @@ Sources: Optimal Brain Surgeon (Hassibi and Stork 1993); in blocks of heads, Sli
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..calibration.moments import SecondMoments
 from ..checkpoint import Checkpoint
 from ..errors import CalibrationError
+from ..mask.head_scores import rising
 
 if TYPE_CHECKING:
     import torch
@@ -39,6 +40,11 @@ class Reconstruction(SecondMoments):
 
     def scores(self) -> tuple[float, ...]:
         """The scores [num_heads]; CalibrationError where S + lambda I cannot be factorised."""
+        removed = [(step.head, step.error) for step in self.steps()]
+        return rising([head for head, _ in removed], [error for _, error in removed])
+
+    def steps(self) -> Iterator[Removal]:
+        """Greedy removal; CalibrationError where S + lambda I cannot be factorised."""
         import torch
 
         weight = torch.from_numpy(self._checkpoint.read_projection(self._layer, "o")).to(self._device)
@@ -46,21 +52,24 @@ class Reconstruction(SecondMoments):
         del weight
         geometry = self._checkpoint.geometry
         try:
-            steps = greedy_removal(gram, self.mixed(), geometry.num_heads)
+            yield from greedy_removal(gram, self.mixed(), geometry.num_heads)
         except ArithmeticError as error:
             raise CalibrationError(
                 f"reconstruction: layer {self._layer}: the second moments cannot be factorised ({error}); "
                 "give more samples, or use the metric energy"
             ) from error
-        scores, before, lowest = [0.0] * geometry.num_heads, 0.0, 0.0
-        for head, error_left in steps:
-            scores[head] = max(error_left - before, lowest)
-            before, lowest = error_left, math.nextafter(scores[head], math.inf)
-        return tuple(scores)
 
 
-def greedy_removal(gram: torch.Tensor, moments: torch.Tensor, num_heads: int) -> list[tuple[int, float]]:
-    """(head, error E after its removal), in the order of removal; of equal errors, the lower head number first.
+class Removal(NamedTuple):
+    """That *head* goes: *error* is E after it, and *update* [head_dim, columns] the G of W' - W'_p G, which does it."""
+
+    head: int
+    error: float
+    update: torch.Tensor
+
+
+def greedy_removal(gram: torch.Tensor, moments: torch.Tensor, num_heads: int) -> Iterator[Removal]:
+    """The removals, in their order; of equal errors, the lower head number first.
 
     *gram* is W^T W and *moments* S, [num_heads * head_dim, num_heads * head_dim] in float64. lambda is
     :data:`DAMPING` times the mean of diag(S) over all heads, the same at every step.
@@ -79,7 +88,7 @@ def greedy_removal(gram: torch.Tensor, moments: torch.Tensor, num_heads: int) ->
     gram = gram.contiguous().clone()  # W'^T W'
     cross = torch.zeros_like(gram)  # W'^T (W - W')
     damped_error, change = 0.0, 0.0  # tr((W - W') A (W - W')^T) and |W - W'|_F^2
-    remaining, steps = list(range(num_heads)), []
+    remaining = list(range(num_heads))
     while remaining:
         heads = torch.tensor(remaining, device=moments.device)
         rows = inverse.view(num_heads, head_dim, -1)[heads]
@@ -93,11 +102,11 @@ def greedy_removal(gram: torch.Tensor, moments: torch.Tensor, num_heads: int) ->
         errors = (damped_error + growth) - damping * (change + changed)
         best = int(errors.argmin())
         head = remaining.pop(best)
-        steps.append((head, not_below_zero(float(errors[best]))))
         damped_error, change = damped_error + float(growth[best]), change + float(changed[best])
 
         at = slice(head * head_dim, (head + 1) * head_dim)
         update = block[best] @ rows[best]
+        yield Removal(head, not_below_zero(float(errors[best])), update)
         towards, away, within = gram[:, at].clone(), cross[at].clone(), gram[at, at].clone()
         cross += towards @ update - update.T @ (away + within @ update)
         gram += update.T @ (within @ update) - towards @ update - update.T @ towards.T
@@ -106,7 +115,6 @@ def greedy_removal(gram: torch.Tensor, moments: torch.Tensor, num_heads: int) ->
             matrix[at] = 0.0
             matrix[:, at] = 0.0
         cross[at] = 0.0
-    return steps
 
 
 def not_below_zero(figure: float) -> float:

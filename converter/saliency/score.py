@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,13 @@ from ..calibration.inputs import Inputs, describe, make_inputs
 from ..calibration.samples import Samples
 from ..calibration.stream import stream_layers
 from ..checkpoint import Checkpoint
-from ..choices import GAMMA, IMAGE_WEIGHT
+from ..choices import GAMMA, IMAGE_WEIGHT, LOSSES
 from ..errors import CalibrationError, UsageError
-from ..mask.head_scores import HeadScores
+from ..mask.head_scores import HeadScores, rising
 from ..model.decoder import check_device
 from ..progress import layer_bar
 from ..version import __version__
+from .fisher import Labels, resident_ladders, streamed_ladders
 from .metrics import METRICS, Settings
 
 _log = logging.getLogger(__name__)
@@ -30,13 +33,17 @@ def score_heads(
     gamma: float = GAMMA,
     seed: int = 0,
     device: str = "cpu",
+    loss: str = LOSSES[0],
+    resident: bool = False,
     tower: Path | None = None,
     progress: bool = False,
 ) -> HeadScores:
     """A score for every head of *checkpoint* by the *metric*, a name in :data:`METRICS`.
 
     *samples* are calibration data; ``magnitude`` and ``random`` need none. *gamma* is the weight of the mean in
-    ``cross-attention``, *seed* the seed of ``random``. *tower* is the directory of the vision tower, see
+    ``cross-attention``, *seed* the seed of ``random`` and of the labels of ``fisher``, of which *loss* says where they
+    stand, in the places of answers or of ``all`` text; *resident* keeps the whole model on the device for it, and
+    gives scores with ladders as without. *tower* is the directory of the vision tower, see
     :func:`~s4convert.model.front_end.open_front_end`. The same arguments on the same machine give the same scores, bit
     for bit. With calibration data, the provenance has the ``residual_energy`` that the schedule ``global`` divides by.
 
@@ -46,11 +53,14 @@ def score_heads(
         CheckpointError: the checkpoint's front end or weights cannot be used.
         StorageError: a file cannot be read.
     """
-    settings = Settings(gamma, seed, device)
+    settings = Settings(gamma, seed, device, loss, resident)
     _check(metric, settings, has_data=samples is not None)
     if samples is None:
         return score_inputs(checkpoint, metric, [], settings, progress=progress)
-    inputs = make_inputs(checkpoint, samples.samples, tower=tower, device=device, progress=progress)
+    find_answers = metric == "fisher" and loss == LOSSES[0]
+    inputs = make_inputs(
+        checkpoint, samples.samples, tower=tower, device=device, find_answers=find_answers, progress=progress
+    )
     return score_inputs(checkpoint, metric, inputs, settings, progress=progress)
 
 
@@ -71,6 +81,11 @@ def score_inputs(
         "metric": metric,
         **scorer.provenance(settings),
     }
+    if inputs:
+        provenance["device"] = settings.device.partition(":")[0]
+        provenance["calibration"] = describe(inputs) | {"image_weight": IMAGE_WEIGHT}
+    if scorer.scorer is None:
+        return _fisher_scores(checkpoint, inputs, settings, provenance, progress=progress)
     scores: list[tuple[float, ...]] = []
     with layer_bar(metric, geometry.num_layers, shown=progress) as bar:
         if not inputs:
@@ -80,17 +95,37 @@ def score_inputs(
         else:
             if metric == "cross-attention":
                 _tell_unscored(inputs)
-            provenance["device"] = settings.device.partition(":")[0]
-            provenance["calibration"] = describe(inputs) | {"image_weight": IMAGE_WEIGHT}
             energies = []
+            observer = partial(scorer.scorer, checkpoint)
             for seen in stream_layers(
-                checkpoint, inputs, lambda layer: scorer.scorer(checkpoint, layer, settings), device=settings.device
+                checkpoint, inputs, lambda layer: observer(layer, settings), device=settings.device
             ):
                 scores.append(seen.observer.scores())
                 energies.append(seen.residual_energy)
                 del seen  # free the moments of this layer before the next one
                 bar.update(1)
             provenance["residual_energy"] = energies
+    _check_finite(metric, scores)
+    return HeadScores(geometry.num_layers, geometry.num_heads, tuple(scores), provenance)
+
+
+def _fisher_scores(
+    checkpoint: Checkpoint,
+    inputs: list[Inputs],
+    settings: Settings,
+    provenance: dict[str, Any],
+    *,
+    progress: bool,
+) -> HeadScores:
+    labels = Labels(inputs, settings.loss, settings.seed)
+    provenance["num_labels"] = labels.count
+    run = resident_ladders if settings.resident else streamed_ladders
+    ladders = run(checkpoint, inputs, labels, device=settings.device, progress=progress)
+    _check_finite("fisher", [rising(ladder.order, ladder.cost) for ladder in ladders])
+    return HeadScores.of_ladders(ladders, provenance)
+
+
+def _check_finite(metric: str, scores: Sequence[Sequence[float]]) -> None:
     for layer, figures in enumerate(scores):
         for head, figure in enumerate(figures):
             if not math.isfinite(figure):
@@ -98,7 +133,6 @@ def score_inputs(
                     f"{metric}: layer {layer}, head {head}: the score {figure} is not a finite number; check the "
                     "checkpoint's weights"
                 )
-    return HeadScores(geometry.num_layers, geometry.num_heads, tuple(scores), provenance)
 
 
 def _check(metric: str, settings: Settings, *, has_data: bool) -> None:
@@ -109,6 +143,10 @@ def _check(metric: str, settings: Settings, *, has_data: bool) -> None:
         raise UsageError(f"`metric` {metric} needs calibration data; give `calibration`, or use one of {without}")
     if not math.isfinite(settings.gamma) or settings.gamma < 0:
         raise UsageError(f"`gamma` {settings.gamma}: give a weight of 0 or more")
+    if settings.loss not in LOSSES:
+        raise UsageError(f"`loss` {settings.loss!r} is none of {', '.join(LOSSES)}")
+    if metric != "fisher" and (settings.loss != LOSSES[0] or settings.resident):
+        raise UsageError("`loss` and `resident` are for `metric='fisher'`; leave them out")
     if settings.seed < 0:
         raise UsageError(f"`seed` {settings.seed}: give a number of 0 or more")
     check_device(settings.device)

@@ -112,6 +112,11 @@ def cut_samples_at(patch: pytest.MonkeyPatch, num_tokens: int) -> None:
     patch.setattr("s4convert.calibration.inputs.MAX_TOKENS", num_tokens)
 
 
+def leave_for_fisher(patch: pytest.MonkeyPatch, num_bytes: int) -> None:
+    """Let the metric fisher find so much free space for what it keeps while it runs."""
+    patch.setattr("s4convert.saliency.fisher.free_bytes", lambda path: num_bytes)
+
+
 def rows_of_attention() -> int:
     """How many rows of attention weights there are at a time."""
     from s4convert.saliency.cross_attention import ROWS  # which imports torch

@@ -20,11 +20,12 @@ from typing import Any
 from ...checkpoint.geometry import Geometry
 from ...errors import MaskError, shown
 from ..checked_values import finite_number
-from ..head_scores import SCORES_FORMAT, HeadScores
+from ..head_scores import SCORES_FORMAT, HeadScores, Ladder
 from .layer_lists import SIZES, is_flag, is_integer, is_layer_number, layer_number
 
 _LAYER_AND_HEAD = re.compile(r"(0|[1-9][0-9]{0,8})-(0|[1-9][0-9]{0,8})")
-_NATIVE_FIELDS = ("format", "num_layers", "num_heads", "scores", "provenance")
+_LADDERS = ("order", "cost")  # of the native format, both or none
+_NATIVE_FIELDS = ("format", "num_layers", "num_heads", "scores", *_LADDERS, "provenance")
 
 
 def are_scores(content: Any) -> bool:
@@ -65,8 +66,13 @@ def _native(content: Mapping[str, Any], geometry: Geometry | None) -> HeadScores
             raise MaskError(f"{name} is {shown(content.get(name))}, not a number of {name.removeprefix('num_')}")
     if not isinstance(content.get("scores"), dict) or not content["scores"]:
         raise MaskError("scores is not an object that maps layers to lists of scores")
-    rows = _rows(content["scores"])
-    scores = HeadScores(content["num_layers"], content["num_heads"], rows, content.get("provenance"))
+    rows, ladders = _rows(content["scores"]), None
+    if any(name in content for name in _LADDERS):
+        for name in _LADDERS:
+            if not isinstance(content.get(name), dict) or len(content[name]) != len(rows):
+                raise MaskError(f"{name} is not an object that maps every layer to a list")
+        ladders = [Ladder(*pair) for pair in zip(*(_rows(content[name]) for name in _LADDERS), strict=True)]
+    scores = HeadScores(content["num_layers"], content["num_heads"], rows, content.get("provenance"), ladders)
     return _check_sizes(scores, content, geometry)
 
 

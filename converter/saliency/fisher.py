@@ -1,0 +1,281 @@
+"""``fisher``: what it costs the model's output that a layer loses its first heads, and the others are fitted again.
+
+In each layer, heads go in the order of greedy least-squares reconstruction. With W = ``o_proj.weight``, x_t its input
+at token t, W'_j the refit of those that are left when the first j heads are gone, and L the cross-entropy, summed over
+tokens, against labels that are drawn from the model's own output,
+
+    J_j = E_t[(g_t . r_t)^2]        r_t = (W'_j - W) x_t,  g_t = dL/dy_t at y_t = W x_t
+
+is twice the second-order growth of the KL divergence to the original. The next step of the greedy path is
+W'_j+1 = W'_j - W'_jp G with the heads p that go and the update G [head_dim, columns]; so with u_t = W'_j^T g_t, which
+is at first the gradient at the *input* of ``o_proj``,
+
+    g_t . r_t   falls by  u_tp . (G x_t)        u_t  falls by  G^T u_tp
+
+and no W'_j, of which there are as many as heads, is ever made.
+Sources: the Fisher information of natural gradient (Amari 1998); its use for pruning, Theis et al. (arXiv 1801.05787).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory, gettempdir
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..calibration.inputs import Inputs
+from ..calibration.stream import stream_layers
+from ..checkpoint import Checkpoint
+from ..choices import LOSSES
+from ..disk import free_bytes
+from ..errors import CalibrationError, StorageError, enough_memory
+from ..mask.head_scores import Ladder
+from ..model.decoder import LayerDecoder, full_float32, stock_code
+from ..model.output_head import OutputHead
+from ..model.resident import ResidentModel
+from ..progress import layer_bar, sample_bar
+from .reconstruction import Reconstruction
+
+if TYPE_CHECKING:
+    import torch
+
+_ROWS = 256  # of logits at a time, at the most
+
+
+class Labels:
+    """Where *inputs* have a label, and the numbers that draw it from the model's output; the same on every device.
+
+    Under the *loss* ``answers``, a sample with answers has labels in the places of their tokens, and every other sample
+    all that ``all`` gives it: one behind each token, unless an image's token comes next.
+
+    Raises:
+        CalibrationError: there is no label, because all answers were cut off.
+    """
+
+    def __init__(self, inputs: Sequence[Inputs], loss: str, seed: int) -> None:
+        import torch
+
+        generator = torch.Generator().manual_seed(seed)
+        self.positions: list[torch.Tensor] = []  # [tokens], of each sample: whether it is to say what comes next
+        self._draws: list[torch.Tensor] = []  # [tokens], uniform in [0, 1)
+        for sample in inputs:
+            self._draws.append(torch.rand(len(sample.is_image), dtype=torch.float64, generator=generator))
+            positions = torch.ones_like(sample.is_image)
+            if loss == LOSSES[0] and sample.is_answer is not None:
+                positions[:-1], positions[-1] = sample.is_answer[1:], False
+            else:
+                positions[:-1] = ~sample.is_image[1:]
+            self.positions.append(positions)
+        self.count = sum(int(positions.sum()) for positions in self.positions)
+        if not self.count:
+            raise CalibrationError(
+                "fisher: every sample was cut off before its answers; give shorter ones, or use `loss='all'`"
+            )
+
+    def gradient(self, number: int, head: OutputHead, hidden: torch.Tensor) -> torch.Tensor:
+        """dL/dh of sample *number*, whose residual stream h behind the last layer is *hidden* [1, tokens, width]."""
+        import torch
+
+        hidden = hidden[0].float()
+        gradient = torch.zeros_like(hidden)
+        for places in self.positions[number].nonzero()[:, 0].chunk(-(-len(hidden) // _ROWS)):
+            draws = self._draws[number][places, None].to(hidden.device)
+            rows = hidden[places.to(hidden.device)].requires_grad_()
+            with torch.enable_grad():
+                normed = head.normed(rows)
+            probabilities = head.logits(normed.detach()).double().softmax(-1)
+            summed = probabilities.cumsum(-1)
+            labels = torch.searchsorted(summed, draws * summed[:, -1:], right=True)
+            labels.clamp_(max=summed.shape[1] - 1)
+            at_logits = probabilities.scatter_add_(1, labels, -torch.ones_like(draws)).float()
+            (gradient[places.to(hidden.device)],) = torch.autograd.grad(normed, rows, head.pull_back(at_logits))
+        return gradient[None]
+
+
+class LosingHeads:
+    """J_1 to J_n of a layer that loses its heads in the order *heads*, by the *updates* [n, head_dim, columns]."""
+
+    def __init__(self, heads: Sequence[int], updates: torch.Tensor) -> None:
+        self._heads, self._updates = tuple(heads), updates
+        self._sums: torch.Tensor | None = None
+        self._num_tokens = 0
+
+    def observe(self, outputs: torch.Tensor, gradient: torch.Tensor) -> None:
+        """Count in the input of ``o_proj`` [tokens, columns], and the gradient there."""
+        import torch
+
+        outputs, left = outputs.float(), gradient.float().clone()  # W'_j^T g_t
+        head_dim = self._updates.shape[1]
+        change = torch.zeros(len(outputs), dtype=torch.float64, device=outputs.device)
+        squares = []
+        for head, update in zip(self._heads, self._updates, strict=True):
+            gone = left[:, head * head_dim : (head + 1) * head_dim].clone()
+            change -= (gone.double() * (outputs @ update.T).double()).sum(1)
+            left.addmm_(gone, update, alpha=-1)
+            squares.append(change.square().sum())
+        sums = torch.stack(squares)
+        self._sums = sums if self._sums is None else self._sums + sums
+        self._num_tokens += len(outputs)
+
+    def ladder(self) -> Ladder:
+        """The order, and J_1 to J_n."""
+        assert self._sums is not None
+        return Ladder(self._heads, tuple((self._sums / self._num_tokens).tolist()))
+
+
+def streamed_ladders(
+    checkpoint: Checkpoint, inputs: list[Inputs], labels: Labels, *, device: str, progress: bool
+) -> list[Ladder]:
+    """The ladder of every layer, with one decoder layer in memory at a time; *inputs* is overwritten.
+
+    On the way up, the residual stream before every layer goes to a directory in the system's temporary one; on the way
+    down, it is read again, and each layer is run again with gradients.
+
+    Raises:
+        StorageError: the temporary directory has no room.
+        S4ConvertError: as :func:`~s4convert.calibration.stream.stream_layers`.
+    """
+    num_layers = checkpoint.geometry.num_layers
+    _check_room(checkpoint, inputs)
+    with (
+        TemporaryDirectory(prefix="s4convert-fisher-") as directory,
+        layer_bar("fisher", 2 * num_layers, shown=progress) as bar,
+    ):
+        scratch = _Scratch(Path(directory), [len(sample.is_image) for sample in inputs], checkpoint)
+        scratch.keep(0, inputs)
+        for seen in stream_layers(
+            checkpoint, inputs, lambda layer: Reconstruction(checkpoint, layer, device), device=device
+        ):
+            scratch.keep_losing(seen.layer, seen.observer)
+            if seen.layer + 1 < num_layers:
+                scratch.keep(seen.layer + 1, inputs)
+            del seen  # free the moments of this layer before the next one
+            bar.update(1)
+        with stock_code(), full_float32():
+            head = OutputHead(checkpoint, device)
+            gradients = [
+                labels.gradient(number, head, sample.hidden.to(device)).cpu() for number, sample in enumerate(inputs)
+            ]
+            del head
+            decoder = LayerDecoder(checkpoint, device)
+            ladders = []
+            for layer in reversed(range(num_layers)):
+                decoder.load(checkpoint, layer)
+                losing = scratch.losing(layer, device)
+                for number, gradient in enumerate(gradients):
+                    hidden = scratch.hidden(layer, number).to(device)
+                    before, heads, at_heads = decoder.backward(hidden, gradient.to(device))
+                    gradients[number] = before.cpu()
+                    losing.observe(heads[0], at_heads[0])
+                ladders.append(losing.ladder())
+                bar.update(1)
+    return ladders[::-1]
+
+
+def resident_ladders(
+    checkpoint: Checkpoint, inputs: Sequence[Inputs], labels: Labels, *, device: str, progress: bool
+) -> list[Ladder]:
+    """The ladder of every layer, with the whole model on *device*, as stored on a GPU and in float32 on a CPU.
+
+    Raises:
+        S4ConvertError: as :class:`~s4convert.model.resident.ResidentModel`; a layer's moments cannot be factorised.
+    """
+    layers = range(checkpoint.geometry.num_layers)
+    model = ResidentModel(checkpoint, device=device, progress=progress)
+    moments = [Reconstruction(checkpoint, layer, device) for layer in layers]
+    with (
+        stock_code(),
+        full_float32(),
+        enough_memory("the whole model, with the moments of all layers, for `resident`"),
+        sample_bar("fisher", 2 * len(inputs), shown=progress) as bar,
+    ):
+        for sample in inputs:
+            is_image = sample.is_image.to(device)
+            for layer, heads in enumerate(model.heads(sample.hidden)):
+                moments[layer].add(heads[0], is_image, lambda outputs: outputs.T @ outputs)
+            bar.update(1)
+        losing = [LosingHeads(*_path(moments.pop(0))) for _ in layers]
+        head = OutputHead(checkpoint, device)
+        for number, sample in enumerate(inputs):
+            model.backward(
+                sample.hidden,
+                partial(labels.gradient, number, head),
+                lambda layer, heads, at_heads: losing[layer].observe(heads[0], at_heads[0]),
+            )
+            bar.update(1)
+    return [one.ladder() for one in losing]
+
+
+def _path(moments: Reconstruction) -> tuple[list[int], torch.Tensor]:
+    """(the heads in the order in which they go, the updates [heads, head_dim, columns] in float32)."""
+    import torch
+
+    heads, updates = [], []
+    for step in moments.steps():
+        heads.append(step.head)
+        updates.append(step.update.float())
+    return heads, torch.stack(updates)
+
+
+class _Scratch:
+    """What the way down needs of the way up, in files of *directory*, for samples of *lengths* tokens."""
+
+    def __init__(self, directory: Path, lengths: Sequence[int], checkpoint: Checkpoint) -> None:
+        self._directory, self._lengths, self._geometry = directory, lengths, checkpoint.geometry
+        self._heads: dict[int, list[int]] = {}
+
+    def keep(self, layer: int, inputs: Sequence[Inputs]) -> None:
+        """Write the residual stream before *layer*."""
+        try:
+            with self._path("hidden", layer).open("wb") as file:
+                for sample in inputs:
+                    sample.hidden.numpy().tofile(file)
+        except OSError as error:
+            raise _full(error) from error
+
+    def hidden(self, layer: int, number: int) -> torch.Tensor:
+        """The residual stream of sample *number* before *layer*, [1, tokens, hidden_size]."""
+        import torch
+
+        width, first, tokens = self._geometry.hidden_size, sum(self._lengths[:number]), self._lengths[number]
+        path = self._path("hidden", layer)
+        numbers = np.fromfile(path, np.float32, count=tokens * width, offset=4 * first * width)
+        return torch.from_numpy(numbers).reshape(1, tokens, width)
+
+    def keep_losing(self, layer: int, moments: Reconstruction) -> None:
+        """Write in which order, and by which updates, *layer* loses its heads."""
+        self._heads[layer], updates = _path(moments)
+        try:
+            updates.cpu().numpy().tofile(self._path("updates", layer))
+        except OSError as error:
+            raise _full(error) from error
+
+    def losing(self, layer: int, device: str) -> LosingHeads:
+        """*layer*, which will lose its heads so."""
+        import torch
+
+        updates = torch.from_numpy(np.fromfile(self._path("updates", layer), np.float32))
+        shape = (self._geometry.num_heads, self._geometry.head_dim, -1)
+        return LosingHeads(self._heads[layer], updates.reshape(shape).to(device))
+
+    def _path(self, kind: str, layer: int) -> Path:
+        return self._directory / f"{kind}-{layer:05}"
+
+
+def _check_room(checkpoint: Checkpoint, inputs: Sequence[Inputs]) -> None:
+    geometry = checkpoint.geometry
+    tokens, columns = sum(len(sample.is_image) for sample in inputs), geometry.num_columns("o")
+    wanted = 4 * geometry.num_layers * (tokens * geometry.hidden_size + columns * columns)
+    free = free_bytes(Path(gettempdir()) / "fisher")
+    if free < wanted:
+        raise StorageError(
+            f"{gettempdir()}: fisher keeps {wanted:,} bytes there while it runs, but {free:,} are free; name another "
+            "directory with TMPDIR, or give fewer samples"
+        )
+
+
+def _full(error: OSError) -> StorageError:
+    return StorageError(f"{gettempdir()}: cannot be written: {error.strerror or error}; free some space")
