@@ -8,6 +8,7 @@ Polarity = Literal["keep", "prune"]
 Granularity = Literal["head", "group"]
 Metric = Literal["cross-attention", "energy", "reconstruction", "fisher", "magnitude", "random"]
 Loss = Literal["answers", "all"]
+Recipe = Literal["fast"]
 Compensation = Literal["scale", "none", "uniform-ls", "head-ls", "least-squares", "residual-transfer", "similarity"]
 
 POLARITIES: tuple[Polarity, ...] = get_args(Polarity)
@@ -15,6 +16,7 @@ GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
 METRICS: tuple[Metric, ...] = get_args(Metric)
 LOSSES: tuple[Loss, ...] = get_args(Loss)
 COMPENSATIONS: tuple[Compensation, ...] = get_args(Compensation)
+RECIPES: tuple[Recipe, ...] = get_args(Recipe)
 SCHEDULES = "uniform, adaptive, global or bands:0-5:0,6-31:0.3"
 
 # The prompts of LLaVA's conversation.py, and the one that lies with a checkpoint.

@@ -33,6 +33,7 @@ from .choices import (
     MAX_NEW_TOKENS,
     METRICS,
     POLARITIES,
+    RECIPES,
     WINDOW,
 )
 from .errors import printable
@@ -95,6 +96,7 @@ class MainJobGroup(click.Group):
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         formatter.write_usage(ctx.command_path, "IN OUT --mask MASK.json [OPTIONS]")
+        formatter.write_usage(ctx.command_path, "IN OUT --rate RATE --calibration FILE [OPTIONS]", prefix="       ")
         formatter.write_usage(ctx.command_path, "COMMAND [ARGS]...", prefix="       ")
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -166,8 +168,11 @@ _CONVERSATION = click.option(
 _WINDOW = click.option(
     "--window", type=click.IntRange(min=2), metavar="TOKENS", help=f"Of each sample of plain text.  [default: {WINDOW}]"
 )
+_MASK_POLARITY = click.option(
+    "--mask-polarity", type=click.Choice(POLARITIES), help="For bare 0/1 flags: what a 1 does to a head."
+)
 _MASK_FILE = (
-    click.option("--mask-polarity", type=click.Choice(POLARITIES), help="For bare 0/1 flags: what a 1 does to a head."),
+    _MASK_POLARITY,
     click.option("--schedule", metavar=SCHEDULES, help="For a file of scores: how many heads each layer loses."),
     click.option("--rate", metavar="RATE", help="For a file of scores: the share of heads to prune, as 0.3."),
 )
@@ -193,13 +198,14 @@ def cli() -> None:
 
     IN is a directory, or org/name[@revision] on the Hub. The heads that MASK.json prunes are silenced in IN's weights,
     a compensation is folded into o_proj, the effect is verified on a probe batch, and the result is written to OUT,
-    which unmodified LLaVA code loads.
+    which unmodified LLaVA code loads. Without --mask, a mask is made that takes the share --rate of the heads, those
+    that the model misses least on --calibration data.
 
     \b
     Examples:
       s4convert llava-1.5-7b-hf llava-1.5-7b-hf-pruned --mask mask.json
-      s4convert llava-1.5-7b-hf llava-1.5-7b-hf-pruned --mask mask.json \\
-          --compensate least-squares --calibration questions.json --images images/
+      s4convert llava-1.5-7b-hf llava-1.5-7b-hf-pruned \\
+          --rate 0.3 --calibration questions.json --images images/
     """
 
 
@@ -208,10 +214,12 @@ def cli() -> None:
 @click.argument("out", metavar="OUT", type=FILE)
 @options(
     "Mask",
-    click.option(
-        "--mask", required=True, metavar="FILE", help="The pruned heads: a file, or org/name:file on the Hub."
-    ),
-    *_MASK_FILE,
+    click.option("--mask", metavar="FILE", help="The pruned heads: a file, or org/name:file on the Hub."),
+    _MASK_POLARITY,
+    click.option("--rate", metavar="RATE", help="Without --mask, or for scores: the share of heads to prune, as 0.3."),
+    click.option("--schedule", metavar=SCHEDULES, help="Likewise: how many each layer loses.  [default: global]"),
+    click.option("--recipe", type=click.Choice(RECIPES), help="How a mask is made.  [default: fast]"),
+    click.option("--save-mask", type=FILE, metavar="FILE", help="Keep the mask that was made (JSON)."),
 )
 @options(
     "Compensation",
@@ -266,7 +274,7 @@ def cli() -> None:
 def convert(
     source: str,
     out: Path,
-    mask: str,
+    mask: str | None,
     dry_run: bool,
     push_to_hub: str | None,
     quiet: bool,

@@ -49,6 +49,7 @@ from ..verify.report import Report
 from .evaluate import Asked, Evaluated, EvaluateOptions, answers_of, embedded, read_asked
 from .notes import notes_on
 from .options import ConversionOptions, as_path, options_of
+from .recipe import RECIPES, check_recipe, mask_by_recipe
 
 _log = logging.getLogger(__name__)
 
@@ -59,12 +60,15 @@ _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 class ConvertOptions(ConversionOptions):
     """How a checkpoint is converted; further options are those of :class:`~s4convert.jobs.options.ConversionOptions`.
 
-    Compensation: *compensation* is a row of :data:`~s4convert.compensation.modes.MODES`; by default ``least-squares``
-    with calibration data or statistics, and ``scale`` without. What is fitted to data takes *calibration*, a file of
-    questions or plain text or several, with *images*, the directory of their images or one for each; the first
-    *num_samples* (all) of each are used, and the share *holdout* (0.2) of all judges the fit. Plain text is packed into
-    windows of *window* (640) tokens. *device* runs the model, too. *save_statistics* keeps what was measured in a
-    directory, which *statistics* takes instead of data.
+    Mask: where none is given, one is made on the calibration data by *recipe*, a row of
+    :data:`~s4convert.jobs.recipe.RECIPES` (``fast``), at *rate* and *schedule* (``global``); *save_mask* keeps it.
+
+    Compensation: *compensation* is a row of :data:`~s4convert.compensation.modes.MODES`; by default the recipe's, else
+    ``least-squares`` with calibration data or statistics, and ``scale`` without. What is fitted to data takes
+    *calibration*, a file of questions or plain text or several, with *images*, the directory of their images or one for
+    each; the first *num_samples* (all) of each are used, and the share *holdout* (0.2) of all judges the fit. Plain
+    text is packed into windows of *window* (640) tokens. *device* runs the model, too. *save_statistics* keeps what was
+    measured in a directory, which *statistics* takes instead of data.
 
     Evaluation: *evaluate* is a file of questions (docs/evaluate.md) that IN and OUT are asked on *device* before OUT
     appears, with *evaluate_images*, the directory of its images, and *conversation*, the prompt that the model was
@@ -78,6 +82,8 @@ class ConvertOptions(ConversionOptions):
         UsageError: an option is of the wrong type, out of range, or means nothing without another.
     """
 
+    recipe: str | None = None
+    save_mask: str | Path | None = None
     compensation: str | None = None
     calibration: str | Path | Sequence[str | Path] | None = None
     images: str | Path | Sequence[str | Path] | None = None
@@ -97,6 +103,8 @@ class ConvertOptions(ConversionOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         _ = self.shard_bytes
+        if self.recipe not in (None, *RECIPES):
+            raise UsageError(f"`recipe` {shown(self.recipe)} is none of {', '.join(RECIPES)}")
         if self.evaluate is None:
             for name in ("evaluate_images", "conversation"):
                 if getattr(self, name) is not None:
@@ -118,8 +126,11 @@ class ConvertOptions(ConversionOptions):
     @property
     def mode(self) -> str:
         """:attr:`compensation`, or what stands for it."""
-        has_data = self.calibration is not None or self.statistics is not None
-        return default_mode(has_data=has_data) if self.compensation is None else self.compensation
+        if self.compensation is not None:
+            return self.compensation
+        if self.recipe is not None:
+            return RECIPES[self.recipe].compensation
+        return default_mode(has_data=self.calibration is not None or self.statistics is not None)
 
     @property
     def shard_bytes(self) -> int | None:
@@ -218,7 +229,7 @@ class PlannedConversion:
 def plan_conversion(
     source: Path | str,
     out: Path | str,
-    mask: Path | str | HeadMask,
+    mask: Path | str | HeadMask | None = None,
     options: ConvertOptions | None = None,
     **settings: Any,
 ) -> PlannedConversion:
@@ -237,7 +248,7 @@ def plan_conversion(
 def convert(
     source: Path | str,
     out: Path | str,
-    mask: Path | str | HeadMask,
+    mask: Path | str | HeadMask | None = None,
     options: ConvertOptions | None = None,
     *,
     command: Sequence[str] | None = None,
@@ -246,9 +257,9 @@ def convert(
     """Silence *mask*'s heads in the checkpoint *source* and write the result to *out*.
 
     *source* is a directory, or ``org/name``, ``org/name@revision`` on the Hub; *mask* a mask, a file, or
-    ``org/name:file`` on the Hub. *options* may be given one by one as keywords, too: *settings* are fields of
-    :class:`ConvertOptions`. *command* are the arguments of the command line that the model card names; by default,
-    this call.
+    ``org/name:file`` on the Hub. Without one, the mask is made by a recipe. *options* may be given one by one as
+    keywords, too: *settings* are fields of :class:`ConvertOptions`. *command* are the arguments of the command line
+    that the model card names; by default, this call.
 
     OUT is whole if this returns. If it raises, OUT is as it was, unless the message says otherwise.
 
@@ -265,11 +276,25 @@ def convert(
 
 
 def prepare(
-    source: Path | str, out: Path | str, mask: Path | str | HeadMask, options: ConvertOptions
+    source: Path | str, out: Path | str, mask: Path | str | HeadMask | None, options: ConvertOptions
 ) -> PlannedConversion:
-    """Open IN, read the mask, and refuse what cannot be done, all but what depends on what stands at OUT."""
+    """Open IN, read or make the mask, and refuse what cannot be done, all but what depends on what stands at OUT."""
     checkpoint, out = open_checkpoint(source, progress=options.progress), as_path(out)
-    mask = options.read_mask(mask, checkpoint.geometry)
+    if mask is None:
+        planned = _checked(checkpoint, out, check_recipe(checkpoint, options), options)
+        check_replaceable(out, force=options.force)  # before scores take their time
+        planned = replace(planned, mask=mask_by_recipe(checkpoint, options))
+    else:
+        for name in ("recipe", "save_mask"):
+            if getattr(options, name) is not None:
+                raise UsageError(f"`{name}` is about a mask to be made, and `mask` is given; leave one out")
+        planned = _checked(checkpoint, out, options.read_mask(mask, checkpoint.geometry), options)
+    for note in planned.notes:
+        _log.warning("%s", note)
+    return planned
+
+
+def _checked(checkpoint: Checkpoint, out: Path, mask: HeadMask, options: ConvertOptions) -> PlannedConversion:
     if options.shard_size is not None and not checkpoint.is_torch:
         raise UsageError(f"{checkpoint.path}: its shards are safetensors and stay as they are; leave `shard_size` out")
     has_moments = options.calibration is not None or options.statistics is not None
@@ -285,8 +310,6 @@ def prepare(
     if not options.allow_converted:
         refuse_converted(checkpoint)
     planned = replace(planned, tower=_check_data(planned), asked=_read_asked(checkpoint, options))
-    for note in planned.notes:
-        _log.warning("%s", note)
     for name in checkpoint.left_behind:
         _log.warning("%s: left behind, it may hold unpruned weights", checkpoint.path / name)
     for name, why in checkpoint.passed_by.items():

@@ -17,7 +17,7 @@ from .options import options_of
 def convert_and_push(
     source: Path | str,
     out: Path | str,
-    mask: Path | str | HeadMask,
+    mask: Path | str | HeadMask | None,
     repo_id: str,
     options: ConvertOptions | None = None,
     *,
