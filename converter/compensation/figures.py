@@ -1,9 +1,7 @@
-"""How good a layer's compensation is, beside none and the S4 scale; and what to advise where that is worse."""
+"""How good a layer's compensation is, beside none and the S4 scale."""
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +10,6 @@ from .error import best_uniform_factor, head_gram, mix_error
 from .head_mix import HeadMix
 from .modes import DEFAULT_DAMPING, MODES
 from .pruned_layer import PrunedLayer
-
-NOTICED = 0.01  # how much more error than that of no compensation is told
 
 
 @dataclass(frozen=True)
@@ -93,37 +89,6 @@ def measure(layer: PrunedLayer, moments: LayerMoments, choice: Choice, mix: Head
         best_uniform_factor(gram, layer),
         errors(moments.train),
         None if moments.held_out is None else errors(moments.held_out),
-    )
-
-
-def advice(mode: str, factors: Collection[tuple[float, float]], data: str) -> str | None:
-    """A sentence where *mode* is the S4 scale and worse than nothing in some of the layers; else None.
-
-    *factors* are (s, c*) of each layer that loses heads, as measured on *data*. E is a parabola in the factor with its
-    vertex at c*, so s > 1 is worse than 1 exactly where c* < (1 + s) / 2.
-    """
-    worse = [(scale, best) for scale, best in factors if abs(scale - best) > abs(1 - best)]
-    if mode != "scale" or not worse:
-        return None
-    scale, best = (statistics.median(column) for column in zip(*worse, strict=True))
-    return (
-        f"on {data}, the scale makes the error larger than no compensation does in {len(worse)} of {len(factors)} "
-        f"layers: the best factor is {best:.3f}, not {scale:.3f} (medians); `compensation='least-squares'` is better"
-    )
-
-
-def advice_against(mode: str, errors_left: Collection[float], data: str) -> str | None:
-    """A sentence where *mode* is worse than nothing in some of the layers that lose heads; else None.
-
-    *errors_left* are what it leaves of the E of no compensation in each of them, as measured on *data*.
-    """
-    worse = [left for left in errors_left if left > 1 + NOTICED]
-    if not worse:
-        return None
-    instead = "calibrate with more data" if MODES[mode].needs_moments else "`compensation='least-squares'` is better"
-    return (
-        f"on {data}, {mode} makes the error larger than no compensation does in {len(worse)} of {len(errors_left)} "
-        f"layers, {statistics.median(worse):.3g} times as large (median); {instead}"
     )
 
 

@@ -8,10 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
-from ..calibration.statistics import CalibrationData
+from ..calibration.inputs import Inputs
+from ..calibration.statistics import CalibrationData, held_out_of
 from ..calibration.statistics import scratch_bytes as statistics_bytes
 from ..checkpoint import Checkpoint
 from ..checkpoint.loader_names import check_loader_name
@@ -28,7 +30,7 @@ from ..model.decoder import check_device, require_stock_code
 from ..output.card import CARD_FILES, BaseCard, draw_picture, public_command, read_base_card, write_card
 from ..output.manifest import manifest, write_manifest
 from ..output.origin import Origin, describe_moments
-from ..progress import byte_bar
+from ..progress import byte_bar, layer_bar
 from ..rewrite.assembly import OutputFile, assemble
 from ..rewrite.plan import Plan, make_plan
 from ..rewrite.staging import (
@@ -43,6 +45,7 @@ from ..rewrite.staging import (
 from ..rewrite.writer import DiskFlusher, disk_flusher, stage
 from ..sources import locate_tower, open_checkpoint
 from ..study.evaluation import Tasks
+from ..verify.agreement import Agreement, measure_agreement, some_of
 from ..verify.checks import check_claim, default_jobs
 from ..verify.claim import Claim
 from ..verify.report import Report
@@ -407,7 +410,7 @@ def stage_and_check(planned: PlannedConversion, staging: Staging, flusher: DiskF
     """
     checkpoint, mask, options = planned.checkpoint, planned.mask, planned.options
     jobs = options.jobs or default_jobs()
-    moments = _moments(planned, staging)
+    moments, held_out = _moments(planned, staging)
     fits = fit(options.mode, checkpoint, mask, staging.scratch, moments=moments, progress=options.progress)
     plan = make_plan(checkpoint, mask, fits, planned.files)
     with byte_bar("write", plan.file_bytes, shown=options.progress) as bar:
@@ -423,20 +426,37 @@ def stage_and_check(planned: PlannedConversion, staging: Staging, flusher: DiskF
             jobs=jobs,
             progress=options.progress,
         )
-    return Staged(plan, report, describe_moments(moments))
+        calibration = describe_moments(moments)
+        report = replace(report, agreement=_agreement(claim, held_out, options), calibration=calibration or {})
+    return Staged(plan, report, calibration)
 
 
-def _moments(planned: PlannedConversion, staging: Staging) -> MomentsSource | None:
-    """Where a fit gets the moments of a layer, gathered first where there is calibration data; None without any."""
+def _agreement(claim: Claim, held_out: Sequence[Inputs], options: ConvertOptions) -> Agreement | None:
+    """How near the two sides of *claim* are on some of what was *held_out*; None where nothing is to be run."""
+    if not held_out or not options.check_behaviour:
+        return None
+    with layer_bar("agreement", claim.original.geometry.num_layers, shown=options.progress) as bar:
+        return measure_agreement(claim, held_out, device=options.device or "cpu", advance=bar.update)
+
+
+def _moments(planned: PlannedConversion, staging: Staging) -> tuple[MomentsSource | None, list[Inputs]]:
+    """(where a fit gets the moments of a layer, some of the samples that are held out of it).
+
+    With calibration data, they are gathered first; without any, there is None, and no sample.
+    """
     options, data = planned.options, planned.options.calibration_data
     if data is None:
-        return options.given_moments
+        return options.given_moments, []
     geometry, layers = planned.checkpoint.geometry, planned.mask.touched_layers
     statistics = options.statistics_in(options.save_statistics or staging.scratch / "statistics")
     # What is kept is for other masks as well, and so of every layer.
     wanted = layers if options.save_statistics is None else range(geometry.num_layers)
-    statistics.gather(planned.checkpoint, data, wanted, tower=planned.tower, progress=options.progress)
-    return statistics
+    inputs = data.inputs(planned.checkpoint, tower=planned.tower, progress=options.progress)
+    held_out = some_of([*compress(inputs, held_out_of(len(inputs), data.holdout))])
+    statistics.gather_inputs(
+        planned.checkpoint, inputs, wanted, holdout=data.holdout, device=data.device, progress=options.progress
+    )
+    return statistics, held_out
 
 
 @contextmanager

@@ -7,14 +7,18 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..compensation.figures import FIT_COLUMNS, LayerFigures, advice, advice_against, rounded
+from ..compensation.figures import FIT_COLUMNS, LayerFigures, rounded
 from ..errors import UsageError, text_of
 from ..mask import HeadMask
+from .agreement import Agreement
 from .behaviour import BehaviourReport, LayerDelta
 from .structure import StructureReport
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+
+
+TOKENS = ("num_samples", "text_tokens", "image_tokens", "cut_tokens")  # of calibration data, in this order
 
 
 class Told(Protocol):
@@ -31,7 +35,9 @@ class Report:
 
     *compensation* is its mode. *figures* are those of its fit in each layer that loses heads, where there was
     calibration data, and *stored_errors* the errors of the same weights as they were stored, rounded.
-    *notes* are sentences that a reader of the verdict must know. *unproven_layers* are those whose fit was not checked
+    *agreement* is how near the converted model is to the original on held-out samples, where there are some, and
+    *calibration* what calibration data came to, see :func:`~s4convert.calibration.inputs.describe`. *notes* are
+    sentences that a reader of the verdict must know. *unproven_layers* are those whose fit was not checked
     against the data that it was made of. *evaluation* is what original and converted answered, where they were asked.
     """
 
@@ -44,6 +50,8 @@ class Report:
     notes: tuple[str, ...] = ()
     unproven_layers: tuple[int, ...] = ()
     evaluation: Told | None = None
+    agreement: Agreement | None = None
+    calibration: Mapping[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return self.to_text()
@@ -95,11 +103,17 @@ class Report:
             },
             "behaviour": None if self.behaviour is None else _behaviour_json(self.behaviour),
             **({"compensation": self._compensation_json()} if self.figures else {}),
+            **({"calibration": dict(self._tokens())} if self.calibration else {}),
+            **({"agreement": self.agreement.to_json()} if self.agreement is not None else {}),
             **({"notes": list(self.notes)} if self.notes else {}),
             **({"unproven_layers": list(self.unproven_layers)} if self.unproven_layers else {}),
             "verdict": self.verdict,
             **({"evaluation": self.evaluation.to_json()} if self.evaluation is not None else {}),
         }
+
+    def _tokens(self) -> list[tuple[str, int]]:
+        """What calibration data came to, by name."""
+        return [(name, self.calibration[name]) for name in TOKENS if name in self.calibration]
 
     def _compensation_json(self) -> dict[str, Any]:
         return {
@@ -109,29 +123,8 @@ class Report:
 
     @property
     def advice(self) -> str | None:
-        """A sentence where the compensation is worse than nothing, on the best data there is; else None."""
-        if self.compensation != "scale":
-            return advice_against(self.compensation, *self._errors_left())
-        if self.figures:
-            best = [(fit.scale_factor, fit.best_factor) for fit in self.figures.values()]
-            return advice(self.compensation, best, "calibration data")
-        layers = () if self.behaviour is None else self.behaviour.layers
-        factors = [
-            (row.scale_factor, row.best_factor)
-            for row in layers
-            if row.scale_factor is not None and row.best_factor is not None
-        ]
-        return advice(self.compensation, factors, "the probe")
-
-    def _errors_left(self) -> tuple[list[float], str]:
-        """(what the compensation leaves of E in each layer, the data on which): the best data there is."""
-        held_out = [fit.held_out for fit in self.figures.values() if fit.held_out is not None]
-        errors, data = held_out, "held-out data"
-        if not held_out and self.behaviour is not None:
-            return [row.error_left for row in self.behaviour.layers if row.error_left is not None], "the probe"
-        if not held_out:
-            errors, data = [fit.train for fit in self.figures.values()], "calibration data"
-        return [each.fit / each.none for each in errors if each.none > 0], data
+        """A sentence where no compensation, or the S4 scale, was seen to be nearer to the original; else None."""
+        return None if self.agreement is None else self.agreement.advice
 
     @property
     def verdict(self) -> str:
@@ -167,6 +160,11 @@ class Report:
             lines += [FIT_COLUMNS]
             lines += [fit.to_row(self.stored_errors[layer]) for layer, fit in self.figures.items()]
             lines.append("")
+        if self.calibration:
+            counts = (f"{count:,} {name.replace('num_', '').replace('_', ' ')}" for name, count in self._tokens())
+            lines += [f"calibration: {', '.join(counts)}", ""]
+        if self.agreement is not None:
+            lines += [*self.agreement.to_lines(), ""]
         lines += [
             f"heads: {self.mask.num_pruned} {self.mask.realised}",
             f"structure: {self.structure.edited_tensors} tensors edited, {self.structure.identical_tensors} tensors"

@@ -7,7 +7,7 @@ import pytest
 
 from s4convert.calibration.moments import LayerMoments, Moments
 from s4convert.compensation.error import mix_error
-from s4convert.compensation.figures import Choice, advice, measure
+from s4convert.compensation.figures import Choice, measure
 from s4convert.compensation.fitting import DAMPINGS, choose, choose_damping
 from s4convert.compensation.least_squares import least_squares
 from tests.compensation.layers import example
@@ -77,19 +77,3 @@ def test_the_figures_are_those_of_none_scale_and_the_fit_on_both_kinds_of_tokens
         after = case.output @ mix.apply_to_heads(np.eye(COLUMNS)).T
         assert errors.fit == pytest.approx(case.streamed_error(after, tokens), rel=1e-9)
     assert fit.to_json()["mode"] == "least-squares"
-
-
-def test_a_scale_that_is_worse_than_nothing_is_told_with_what_would_be_better() -> None:
-    case = example(num_tokens=4000)
-    moments = LayerMoments(case.moments)
-    choice, mix = choose("scale", case.layer, moments)
-    fit = measure(case.layer, moments, choice, mix)
-    assert fit.train.scale > fit.train.none
-    factors = [(fit.scale_factor, fit.best_factor)]
-    sentence = advice("scale", factors, "calibration data")
-    assert sentence is not None
-    assert "the scale makes the error larger than no compensation does in 1 of 1 layers" in sentence
-    assert sentence.endswith("not 1.500 (medians); `compensation='least-squares'` is better")
-    assert advice("none", factors, "calibration data") is None
-    assert advice("scale", [], "calibration data") is None
-    assert advice("scale", [(1.5, 1.3)], "calibration data") is None

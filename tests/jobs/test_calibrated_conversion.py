@@ -120,25 +120,6 @@ def test_kept_statistics_give_the_same_conversion_without_a_second_pass(
     assert digests(tmp_path / "first") == digests(tmp_path / "second")
 
 
-def test_the_scale_is_advised_against_where_it_is_worse_than_nothing(
-    tmp_path: Path, mini_mask_file: Path, statistics: Path
-) -> None:
-    outcome = convert(
-        tmp_path / "out", mini_mask_file, "--compensate", "scale", "--statistics", statistics, "--no-verify"
-    )
-    assert outcome.exit_code == 0
-    assert "on calibration data, the scale makes the error larger than no compensation" in outcome.stderr
-    assert "--compensate least-squares is better" in outcome.stderr
-
-
-def test_the_probe_alone_gives_the_advice_as_well(tmp_path: Path, mini_mask_file: Path) -> None:
-    outcome = convert(tmp_path / "out", mini_mask_file)
-    assert "on the probe, the scale makes the error larger than no compensation" in outcome.stderr
-    assert "c*" in outcome.stdout
-    uncompensated = convert(tmp_path / "none", mini_mask_file, "--compensate", "none")
-    assert "larger than" not in uncompensated.stderr
-
-
 @pytest.mark.parametrize("held_out", [True, False], ids=["held-out tokens", "no held-out tokens"])
 @pytest.mark.parametrize("mode", MODES)
 def test_the_map_of_each_layer_is_fitted_once(

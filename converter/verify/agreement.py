@@ -1,0 +1,177 @@
+"""How near a conversion is to its original in what the two say: KL and top-1 agreement on samples that were held out.
+
+E, the change of a layer's attention output, is what fits make small. It is not what people want of a model, and the two
+part: so the nearness of no compensation, of the S4 scale and of the converted weights is measured, side by side.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..calibration.inputs import Inputs
+from ..compensation import MODES, HeadMix
+from ..compensation.figures import rounded
+from ..compensation.fitting import known_before_fitting
+from ..errors import VerificationError
+from ..model.decoder import HeadsHook, LayerDecoder, full_float32, stock_code
+from ..model.output_head import OutputHead
+from ..progress import Advance
+from .claim import Claim
+
+if TYPE_CHECKING:
+    import torch
+
+MOST_TOKENS = 4096  # that run through the models, those of images included
+NOTICED = 0.01  # by which a KL must be smaller than another to be called nearer
+WITHOUT_DATA = ("none", "scale")
+_ROWS = 512  # of logits at a time
+
+
+@dataclass(frozen=True)
+class Nearness:
+    """*kl* is the mean KL(original || model) in nats a token; *top1* the share of tokens where both say the same."""
+
+    kl: float
+    top1: float
+
+    def is_nearer_than(self, other: Nearness) -> bool:
+        """Whether the KL is smaller by more than :data:`NOTICED`."""
+        return self.kl < other.kl * (1 - NOTICED)
+
+    def to_json(self) -> dict[str, float]:
+        """The figures, rounded to four significant digits."""
+        return {"kl": rounded(self.kl), "top1": rounded(self.top1)}
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What was measured on *num_tokens* tokens of text and answers in *num_samples* held-out samples.
+
+    *converted* are the weights as they stand in OUT, by the compensation *mode*; *without_data* maps ``none`` and
+    ``scale`` to what those would have been.
+    """
+
+    num_samples: int
+    num_tokens: int
+    mode: str
+    converted: Nearness
+    without_data: dict[str, Nearness]
+
+    @property
+    def others(self) -> dict[str, Nearness]:
+        """:attr:`without_data` without the mode itself."""
+        return {mode: nearness for mode, nearness in self.without_data.items() if mode != self.mode}
+
+    @property
+    def advice(self) -> str | None:
+        """A sentence where another mode, which needs no data, is nearer to the original; else None."""
+        nearer = {mode: other for mode, other in self.others.items() if other.is_nearer_than(self.converted)}
+        if not nearer:
+            return None
+        best = min(nearer, key=lambda mode: nearer[mode].kl)
+        otherwise = ", or calibrate with more data" if MODES[self.mode].needs_moments else ""
+        return (
+            f"on {self.num_tokens:,} held-out tokens, {best} is nearer to the original than {self.mode} (KL "
+            f"{nearer[best].kl:.3g} against {self.converted.kl:.3g}); use `compensation='{best}'`{otherwise}"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures for a script to read."""
+        nearness = {mode: other.to_json() for mode, other in self.without_data.items()}
+        return {
+            "num_samples": self.num_samples,
+            "num_tokens": self.num_tokens,
+            **nearness,
+            "converted": self.converted.to_json(),
+        }
+
+    def to_lines(self) -> list[str]:
+        """A small table, and what is better than what, for a person to read."""
+        rows = {**self.others, f"{self.mode}, as stored": self.converted}
+        width = max(map(len, rows))
+        lines = [
+            f"agreement with the original, on {self.num_tokens:,} tokens of {self.num_samples} held-out samples:",
+            f"{'':<{width}}         KL  same top token",
+            *(f"{name:<{width}}  {row.kl:>9.3e}  {row.top1:>14.1%}" for name, row in rows.items()),
+        ]
+        worse = [mode for mode, other in self.others.items() if self.converted.is_nearer_than(other)]
+        if worse:
+            lines.append(f"{self.mode} is nearer to the original than {' and '.join(worse)}")
+        return lines
+
+
+def some_of(inputs: Sequence[Inputs]) -> list[Inputs]:
+    """Some of *inputs*, spread evenly over them, of :data:`MOST_TOKENS` tokens together at the most."""
+    step = 1
+    while sum(len(sample.is_image) for sample in inputs[::step]) > MOST_TOKENS and step < len(inputs):
+        step += 1
+    return list(inputs[::step])
+
+
+def measure_agreement(claim: Claim, inputs: Sequence[Inputs], *, device: str, advance: Advance) -> Agreement | None:
+    """The agreement on the text tokens of *inputs*, one decoder layer in memory at a time; None without such tokens.
+
+    What needs no data is applied at the input of ``o_proj`` at run time; the converted weights are those of OUT. The
+    models run on *device*; *advance* is told 1 after every layer.
+
+    Raises:
+        VerificationError: what the converted model says is not finite.
+        CheckpointError: weights do not fit the stock code.
+        StorageError: they cannot be read.
+    """
+    import torch
+
+    texts = [torch.nonzero(~sample.is_image).flatten().to(device) for sample in inputs]
+    if not sum(map(len, texts)):
+        return None
+    streams = _through_layers(claim, [sample.hidden.to(device) for sample in inputs], device, advance)
+    head = OutputHead(claim.original, device)
+    totals = {model: [0.0, 0.0] for model in streams if model != "original"}
+    with torch.inference_mode(), full_float32():
+        for number, places in enumerate(texts):
+            for chosen in torch.split(places, _ROWS):
+                said = {model: head.logits(head.normed(stream[number][0, chosen])) for model, stream in streams.items()}
+                expected = said.pop("original").double().log_softmax(-1)
+                for model, logits in said.items():
+                    found = logits.double().log_softmax(-1)
+                    totals[model][0] += float((expected.exp() * (expected - found)).sum())
+                    totals[model][1] += float((expected.argmax(-1) == found.argmax(-1)).sum())
+    num_tokens = sum(map(len, texts))
+    nearness = {model: Nearness(kl / num_tokens, same / num_tokens) for model, (kl, same) in totals.items()}
+    if not all(math.isfinite(one.kl) for one in nearness.values()):
+        raise VerificationError("on held-out samples, what the model says is not finite; check IN's weights")
+    return Agreement(len(inputs), num_tokens, claim.fits.mode, nearness.pop("converted"), nearness)
+
+
+def _through_layers(
+    claim: Claim, hidden: list[torch.Tensor], device: str, advance: Advance
+) -> dict[str, list[torch.Tensor]]:
+    """The residual stream behind the last layer of every sample, in each of the models, by their names."""
+    original, converted, mask = claim.original, claim.converted, claim.mask
+    mixes = {mode: known_before_fitting(mode, original, mask).mixes for mode in WITHOUT_DATA}
+    decoder = LayerDecoder(original, device)
+    streams = dict.fromkeys(("original", *WITHOUT_DATA, "converted"), hidden)
+
+    def run(model: str, hook: HeadsHook | None = None) -> list[torch.Tensor]:
+        return [decoder.forward(sample, hook) for sample in streams[model]]
+
+    for layer in range(original.geometry.num_layers):
+        decoder.load(original, layer)
+        with stock_code(), full_float32():
+            after = {"original": run("original")}
+            if layer < mask.touched_layers[0]:  # in all models, it is still the same
+                streams = dict.fromkeys(streams, after["original"])
+                advance(1)
+                continue
+            for mode in WITHOUT_DATA:
+                mix: HeadMix | None = mixes[mode].get(layer)
+                after[mode] = run(mode, None if mix is None else mix.apply_to_heads)
+            if layer in mask.touched_layers:
+                decoder.load(converted, layer)
+            after["converted"] = run("converted")
+        streams = after
+        advance(1)
+    return streams
