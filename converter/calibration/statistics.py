@@ -174,7 +174,7 @@ class Statistics:
     ) -> None:
         """As :meth:`gather`, for ready *inputs*, which are overwritten; *provenance* tells where they are from."""
         calibration = {**provenance, **describe(inputs), "holdout": holdout, "device": device.partition(":")[0]}
-        held_out = [int((i + 1) * holdout) > int(i * holdout) for i in range(len(inputs))]
+        held_out = held_out_flags(len(inputs), holdout)
         try:
             self.directory.mkdir(exist_ok=True)
             with layer_bar("calibrate", checkpoint.geometry.num_layers, shown=progress) as bar:
@@ -235,6 +235,11 @@ def read_description(directory: Path) -> Mapping[str, Any]:
         if not isinstance(stated.get(name), int):
             raise CalibrationError(f"{path}: {name} is {shown(stated.get(name))}, not a number; gather them again")
     return stated
+
+
+def held_out_flags(num_samples: int, holdout: float) -> list[bool]:
+    """Which samples are held out: the share *holdout*, spread evenly."""
+    return [int((i + 1) * holdout) > int(i * holdout) for i in range(num_samples)]
 
 
 def scratch_bytes(checkpoint: Checkpoint, num_layers: int) -> int:
