@@ -559,7 +559,9 @@ def reproduce(converted: str, as_json: bool, verbose: int, **settings: Any) -> N
         help="The tokens that count in fisher.",
     ),
     click.option("--resident", is_flag=True, help="Keep the whole model on the device, for fisher."),
-    click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of fisher and random."),
+    click.option(
+        "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of fisher, random and the search."
+    ),
     click.option("--device", default="cpu", show_default=True, help="Where the model runs: cpu or cuda."),
 )
 @options(
@@ -578,6 +580,11 @@ def reproduce(converted: str, as_json: bool, verbose: int, **settings: Any) -> N
     click.option("--num-kv-heads", type=click.IntRange(min=1), metavar="N", help="Of a layer, for --scores in groups."),
 )
 @options(
+    "Search: heads swapped between layers, where that brings CKPT's output closer to the original's",
+    click.option("--search", type=float, metavar="SECONDS", help="How long; the whole model is on the device."),
+    click.option("--start", type=FILE, metavar="FILE", help="A mask that a search made before, to go on from."),
+)
+@options(
     "Output",
     click.option("-o", "--output", "out", required=True, type=FILE, metavar="FILE", help="The mask to write (JSON)."),
     click.option("--save-scores", type=FILE, metavar="FILE", help="Keep the scores, for other masks without CKPT."),
@@ -588,7 +595,7 @@ def reproduce(converted: str, as_json: bool, verbose: int, **settings: Any) -> N
 def mask(checkpoint: str | None, out: Path, quiet: bool, as_json: bool, verbose: int, **settings: Any) -> None:
     """Make a mask: a schedule says how many heads each layer loses, saliency says which.
 
-    The heads of CKPT are scored by a metric; or give --scores made before.
+    The heads of CKPT are scored by a metric; or give --scores made before. A search takes CKPT in both cases.
 
     \b
     cross-attention  how text looks at the image: variance + gamma * mean (S4)

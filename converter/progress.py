@@ -27,6 +27,12 @@ def sample_bar(description: str, total: int, *, shown: bool) -> tqdm[NoReturn]:
     return tqdm(total=total, desc=description, unit="sample", disable=_disable(shown))
 
 
+def second_bar(description: str, seconds: float, *, shown: bool) -> tqdm[NoReturn]:
+    """A bar over *seconds* of a search."""
+    form = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s{postfix}"
+    return tqdm(total=seconds, desc=description, bar_format=form, disable=_disable(shown))
+
+
 def _disable(shown: bool) -> bool | None:
     if not shown or sys.stderr is None:  # the parent process closed it
         return True

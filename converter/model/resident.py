@@ -130,7 +130,7 @@ class ResidentModel:
     def silent_heads(self, layer: int) -> tuple[int, ...]:
         """The heads of *layer* whose ``o_proj`` columns are all zero as the weights are now, sorted."""
         heads = self._checkpoint.geometry.num_heads
-        weight = self._parameters[self._checkpoint.output_projection(layer).name].data
+        weight = self.output_weight(layer)
         speaks = weight.reshape(weight.shape[0], heads, -1).ne(0).any(dim=2).any(dim=0)
         return tuple(head for head, one in enumerate(speaks.tolist()) if not one)
 
@@ -175,6 +175,11 @@ class ResidentModel:
 
         The result is in float32, [tail, vocabulary]: row i is what was to come in the place of token i of the tail.
         """
+        states = self.states(samples)
+        return [self.vocabulary(state[-tail - 1 : -1]) for state, tail in zip(states, tails, strict=True)]
+
+    def states(self, samples: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """What goes into ``lm_head`` [tokens, hidden_size] for each sample [1, tokens, hidden_size], in one batch."""
         import torch
 
         hidden, attention = self._batch(samples)
@@ -183,10 +188,19 @@ class ResidentModel:
             states = self._model.model(
                 inputs_embeds=hidden, attention_mask=attention, position_ids=positions, use_cache=False
             ).last_hidden_state
-            return [
-                self._model.lm_head(of_sample[-tail - 1 : -1]).float()
-                for of_sample, tail in zip(states, tails, strict=True)
-            ]
+            return [state[-sample.shape[1] :] for state, sample in zip(states, samples, strict=True)]
+
+    def vocabulary(self, states: torch.Tensor) -> torch.Tensor:
+        """The logits [tokens, vocabulary] of *states*, in float32."""
+        import torch
+
+        with torch.inference_mode():
+            logits: torch.Tensor = self._model.lm_head(states)
+            return logits.float()
+
+    def output_weight(self, layer: int) -> torch.Tensor:
+        """The weight of *layer*'s ``o_proj`` itself, which stays what is written into it."""
+        return self._parameters[self._checkpoint.output_projection(layer).name].data
 
     def heads(self, hidden: torch.Tensor) -> list[torch.Tensor]:
         """The input of every layer's ``o_proj`` [1, tokens, columns], for one sample [1, tokens, hidden_size]."""

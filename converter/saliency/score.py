@@ -54,7 +54,7 @@ def score_heads(
         StorageError: a file cannot be read.
     """
     settings = Settings(gamma, seed, device, loss, resident)
-    _check(metric, settings, has_data=samples is not None)
+    check_metric(metric, settings, has_data=samples is not None)
     if samples is None:
         return score_inputs(checkpoint, metric, [], settings, progress=progress)
     find_answers = metric == "fisher" and loss == LOSSES[0]
@@ -135,7 +135,12 @@ def _check_finite(metric: str, scores: Sequence[Sequence[float]]) -> None:
                 )
 
 
-def _check(metric: str, settings: Settings, *, has_data: bool) -> None:
+def check_metric(metric: str, settings: Settings, *, has_data: bool) -> None:
+    """Refuse a *metric* or *settings* that mean nothing.
+
+    Raises:
+        UsageError: as :func:`score_heads` says.
+    """
     if metric not in METRICS:
         raise UsageError(f"`metric` {metric}: there is no such metric; use one of {', '.join(METRICS)}")
     if METRICS[metric].needs_data and not has_data:

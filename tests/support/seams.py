@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -115,6 +118,12 @@ def cut_samples_at(patch: pytest.MonkeyPatch, num_tokens: int) -> None:
 def leave_for_fisher(patch: pytest.MonkeyPatch, num_bytes: int) -> None:
     """Let the metric fisher find so much free space for what it keeps while it runs."""
     patch.setattr("s4convert.saliency.fisher.free_bytes", lambda path: num_bytes)
+
+
+def tick_in_search(patch: pytest.MonkeyPatch) -> None:
+    """Let the clock of a search go by a second whenever it is looked at, so that a proposal takes two."""
+    clock = SimpleNamespace(monotonic=partial(next, count()))
+    patch.setattr("s4convert.study.search.time", clock)
 
 
 def rows_of_attention() -> int:

@@ -1,0 +1,205 @@
+"""A search from a mask: heads swapped between layers, along the order in which each loses its own, by measured KL.
+
+A state is how many heads each layer has lost; which, its order says. A proposal lets one layer have the last of them
+back and another lose its next, refits both by least squares, and stays where that lowers KL(original || pruned) on
+samples that neither scores nor fits have seen. The whole model is in memory. Swaps along ladders: Tyr the Pruner
+(arXiv 2503.09657).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..calibration.inputs import Inputs
+from ..calibration.moments import SecondMoments
+from ..compensation.modes import DEFAULT_DAMPING
+from ..errors import CompensationError, enough_memory
+from ..model.decoder import full_float32, stock_code
+from ..model.resident import ResidentModel
+from ..progress import second_bar
+
+if TYPE_CHECKING:
+    import torch
+
+_BATCH_TOKENS = 4096  # of held-out samples that go through the model at a time
+_ROWS = 512  # of logits at a time
+
+Orders = Sequence[Sequence[int]]  # [layers][heads]: the heads of each layer, in the order in which they go
+
+
+@dataclass(frozen=True)
+class Searched:
+    """What a search came to: how many heads each layer loses (*counts*), and its log.
+
+    *kl_before* and *kl_after* are in nats a token. *swaps* are the accepted proposals, (the layer that had a head back,
+    the layer that lost one, the KL after it); *exhausted* says that no proposal was left to try.
+    """
+
+    counts: tuple[int, ...]
+    proposals: int
+    kl_before: float
+    kl_after: float
+    tokens: int
+    swaps: tuple[tuple[int, int, float], ...]
+    exhausted: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """The log, for a provenance."""
+        return {
+            "proposals": self.proposals,
+            "accepted": len(self.swaps),
+            "kl_before": self.kl_before,
+            "kl_after": self.kl_after,
+            "held_out_tokens": self.tokens,
+            "exhausted": self.exhausted,
+            "swaps": [list(swap) for swap in self.swaps],
+        }
+
+
+class Searcher:
+    """Swaps heads of *model*, which loses those of *orders*; fits are to the samples *train*.
+
+    *held_out* are the samples that judge, each where *positions* [tokens] says.
+
+    Raises:
+        OutOfMemoryError: the moments of all layers do not fit beside the model.
+    """
+
+    def __init__(
+        self,
+        model: ResidentModel,
+        orders: Orders,
+        train: Sequence[Inputs],
+        held_out: Sequence[Inputs],
+        positions: Sequence[torch.Tensor],
+    ) -> None:
+        self._model, self._orders = model, orders
+        self._weights = [model.output_weight(layer).clone() for layer in range(len(orders))]
+        moments = [SecondMoments() for _ in orders]
+        with stock_code(), full_float32(), enough_memory("the moments of all layers, for `search`"):
+            for sample in train:
+                is_image = sample.is_image.to(model.device)
+                for layer, heads in enumerate(model.heads(sample.hidden)):
+                    moments[layer].add(heads[0], is_image, lambda outputs: outputs.T @ outputs)
+            self._moments = [moments.pop(0).mixed() for _ in orders]
+            self._batches = _batches(held_out)
+            self._places = [one.to(model.device) for one in positions]
+            self._original = self._states()
+        self.tokens = sum(len(states) for states in self._original)
+
+    def refit(self, layer: int, count: int) -> None:
+        """Let *layer* lose the first *count* heads of its order, the others refitted; with 0, be as it was.
+
+        Raises:
+            CompensationError: there is no fit.
+        """
+        import torch
+
+        weight, moments = self._weights[layer], self._moments[layer]
+        into = self._model.output_weight(layer)
+        if not count:
+            into.copy_(weight)
+            return
+        head_dim = len(moments) // len(self._orders[layer])
+        gone = torch.zeros(len(self._orders[layer]), dtype=torch.bool, device=moments.device)
+        gone[torch.tensor(self._orders[layer][:count], device=moments.device)] = True
+        gone = gone.repeat_interleave(head_dim)
+        system, shared = moments[~gone][:, ~gone], moments[~gone][:, gone]
+        # Where the kept heads are silent, any ridge gives the right transfer, none.
+        system.diagonal().add_(DEFAULT_DAMPING * float(system.diagonal().mean()) or 1.0)
+        factor, failed = torch.linalg.cholesky_ex(system)
+        if bool(failed):
+            raise CompensationError(
+                f"layer {layer}: the second moments of its kept heads are not positive definite, so the search cannot "
+                "refit it; give more samples"
+            )
+        exact = weight.double()
+        refitted = torch.zeros_like(exact)
+        refitted[:, ~gone] = exact[:, ~gone] + exact[:, gone] @ torch.cholesky_solve(shared, factor).T
+        into.copy_(refitted)
+
+    def divergence(self) -> float:
+        """KL(original || the model as it is), in nats a token of the held-out samples."""
+        total = 0.0
+        for before, after in zip(self._original, self._states(), strict=True):
+            for rows in (slice(first, first + _ROWS) for first in range(0, len(before), _ROWS)):
+                original, pruned = (self._model.vocabulary(states[rows]).log_softmax(-1) for states in (before, after))
+                total += float((original.exp() * (original - pruned)).double().sum())
+        return total / self.tokens
+
+    def search(
+        self,
+        counts: Sequence[int],
+        *,
+        seconds: float,
+        seed: Sequence[int],
+        frozen: Sequence[int] = (),
+        most: int | None = None,
+        progress: bool = False,
+    ) -> Searched:
+        """Search from *counts* for so many *seconds*, or *most* proposals, or until every swap was tried in vain.
+
+        *frozen* layers keep what they have. What is proposed depends on the *seed* alone, and the model is left with
+        the heads of the result swapped out.
+        """
+        found = list(counts)
+        for layer, count in enumerate(found):
+            self.refit(layer, count)
+        begin = best = self.divergence()
+        numbers = np.random.Generator(np.random.PCG64(list(seed)))
+        swaps: list[tuple[int, int, float]] = []
+        tried: set[tuple[int, int]] = set()
+        proposals, start = 0, time.monotonic()
+        with second_bar("search", seconds, shown=progress) as bar:
+            while time.monotonic() - start < seconds and proposals != most:
+                left = [pair for pair in self._pairs(found, frozen) if pair not in tried]
+                if not left:
+                    break
+                back, lost = left[int(numbers.integers(len(left)))]
+                proposals += 1
+                self.refit(back, found[back] - 1)
+                self.refit(lost, found[lost] + 1)
+                divergence = self.divergence()
+                if divergence < best:
+                    found[back], found[lost], best = found[back] - 1, found[lost] + 1, divergence
+                    swaps.append((back, lost, divergence))
+                    tried.clear()
+                else:
+                    self.refit(back, found[back])
+                    self.refit(lost, found[lost])
+                    tried.add((back, lost))
+                bar.set_postfix_str(f"KL {best:.4g}, {len(swaps)} of {proposals} accepted", refresh=False)
+                bar.update(min(time.monotonic() - start, seconds) - bar.n)
+        exhausted = all(pair in tried for pair in self._pairs(found, frozen))
+        return Searched(tuple(found), proposals, begin, best, self.tokens, tuple(swaps), exhausted)
+
+    def _pairs(self, counts: Sequence[int], frozen: Sequence[int]) -> list[tuple[int, int]]:
+        """(layer that may have a head back, layer that may lose one); every layer keeps one."""
+        layers = [layer for layer in range(len(counts)) if layer not in frozen]
+        return [
+            (back, lost)
+            for back in layers
+            for lost in layers
+            if back != lost and counts[back] and counts[lost] < len(self._orders[lost]) - 1
+        ]
+
+    def _states(self) -> list[torch.Tensor]:
+        """What goes into ``lm_head`` at the positions of each held-out sample, [positions, hidden_size]."""
+        states = [state for batch in self._batches for state in self._model.states(batch)]
+        return [state[places] for state, places in zip(states, self._places, strict=True)]
+
+
+def _batches(samples: Sequence[Inputs]) -> list[list[torch.Tensor]]:
+    """*samples* in their order, some of :data:`_BATCH_TOKENS` tokens at a time."""
+    batches: list[list[torch.Tensor]] = []
+    for sample in samples:
+        longest = max((one.shape[1] for one in [*(batches[-1] if batches else []), sample.hidden]), default=0)
+        if not batches or longest * (len(batches[-1]) + 1) > _BATCH_TOKENS:
+            batches.append([])
+        batches[-1].append(sample.hidden)
+    return batches
