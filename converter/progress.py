@@ -27,6 +27,11 @@ def sample_bar(description: str, total: int, *, shown: bool) -> tqdm[NoReturn]:
     return tqdm(total=total, desc=description, unit="sample", disable=_disable(shown))
 
 
+def step_bar(description: str, total: int, *, shown: bool) -> tqdm[NoReturn]:
+    """A bar over *total* steps of a training."""
+    return tqdm(total=total, desc=description, unit="step", disable=_disable(shown))
+
+
 def _disable(shown: bool) -> bool | None:
     if not shown or sys.stderr is None:  # the parent process closed it
         return True

@@ -33,11 +33,15 @@ _TEXT_SUFFIX = ".txt"
 
 @dataclass(frozen=True)
 class Sample:
-    """A text, with one ``<image>`` in it if there is an *image*; *where* names file and entry in errors."""
+    """A text, with one ``<image>`` in it if there is an *image*; *where* names file and entry in errors.
+
+    *turns* are the (question, answer) pairs that the text is the conversation of; plain text has none.
+    """
 
     text: str
     image: Path | None
     where: str
+    turns: tuple[tuple[str, str | None], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -165,7 +169,8 @@ def _question_sample(entry: Any, images: Path | None, where: str) -> Sample:
     question = turns[0][0].replace(IMAGE_PLACEHOLDER, "").strip()
     if image is not None:
         question = f"{IMAGE_PLACEHOLDER}\n{question}"
-    return Sample(conversation([(question, turns[0][1]), *turns[1:]]), image, where)
+    turns = [(question, turns[0][1]), *turns[1:]]
+    return Sample(conversation(turns), image, where, tuple(turns))
 
 
 def _turns(entry: dict[str, Any], where: str) -> list[tuple[str, str | None]]:

@@ -174,7 +174,7 @@ class Statistics:
     ) -> None:
         """As :meth:`gather`, for ready *inputs*, which are overwritten; *provenance* tells where they are from."""
         calibration = {**provenance, **describe(inputs), "holdout": holdout, "device": device.partition(":")[0]}
-        held_out = [int((i + 1) * holdout) > int(i * holdout) for i in range(len(inputs))]
+        held_out = held_out_of(len(inputs), holdout)
         try:
             self.directory.mkdir(exist_ok=True)
             with layer_bar("calibrate", checkpoint.geometry.num_layers, shown=progress) as bar:
@@ -209,6 +209,11 @@ class Statistics:
                 tensors[f"{part}.{modality}.mean"] = mean.cpu().numpy()
                 tensors[f"{part}.{modality}.num_tokens"] = np.array([second.count(image=image)], np.int64)
         save_file(tensors, self._path(layer))
+
+
+def held_out_of(num_samples: int, holdout: float) -> list[bool]:
+    """For each of *num_samples*, whether it is held out: the share *holdout* of them, spread evenly."""
+    return [int((number + 1) * holdout) > int(number * holdout) for number in range(num_samples)]
 
 
 def read_description(directory: Path) -> Mapping[str, Any]:

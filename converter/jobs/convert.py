@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ..calibration.inputs import Inputs
 from ..calibration.statistics import CalibrationData
 from ..calibration.statistics import scratch_bytes as statistics_bytes
 from ..checkpoint import Checkpoint
@@ -18,8 +19,10 @@ from ..checkpoint.loader_names import check_loader_name
 from ..checkpoint.refusals import refuse_delta_name
 from ..checkpoint.sidecars import perhaps_private
 from ..choices import COMPENSATIONS, HOLDOUT
-from ..compensation import MomentsSource, fit
+from ..compensation import MODES, Fits, MomentsSource, fit
 from ..compensation.fitting import check_mode, known_before_fitting, scratch_bytes
+from ..compensation.modes import REFIT
+from ..compensation.training import trained_bytes
 from ..disk import free_bytes
 from ..errors import CalibrationError, CheckpointError, S4ConvertError, UsageError, VerificationError, shown, text_of
 from ..mask import HeadMask
@@ -45,9 +48,10 @@ from ..study.evaluation import Tasks
 from ..verify.checks import check_claim, default_jobs
 from ..verify.claim import Claim
 from ..verify.report import Report
+from .distill import check_training, distilled
 from .evaluate import Asked, Evaluated, EvaluateOptions, answers_of, embedded, read_asked
 from .notes import notes_on
-from .options import ConversionOptions, as_path, options_of
+from .options import ConversionOptions, TrainingOptions, as_path, options_of
 
 _log = logging.getLogger(__name__)
 
@@ -55,8 +59,9 @@ _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConvertOptions(ConversionOptions):
-    """How a checkpoint is converted; further options are those of :class:`~s4convert.jobs.options.ConversionOptions`.
+class ConvertOptions(ConversionOptions, TrainingOptions):
+    """How a checkpoint is converted; further options are those of
+    :class:`~s4convert.jobs.options.ConversionOptions` and :class:`~s4convert.jobs.options.TrainingOptions`.
 
     Compensation: *compensation* is a row of :data:`~s4convert.compensation.modes.MODES`. What is fitted to data takes
     *calibration*, a file of questions or plain text, with *images*, the directory of its images; the first
@@ -93,6 +98,7 @@ class ConvertOptions(ConversionOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         _ = self.shard_bytes
+        self.check_use([self.compensation])
         if self.evaluate is None:
             for name in ("evaluate_images", "conversation"):
                 if getattr(self, name) is not None:
@@ -169,6 +175,8 @@ class PlannedConversion:
     def plan(self) -> Plan:
         """The edits, without the maps that are still to be fitted."""
         fits = known_before_fitting(self.options.compensation, self.checkpoint, self.mask)
+        if fits.description.trained:
+            fits = replace(fits, trains=self.options.training.train)
         return make_plan(self.checkpoint, self.mask, fits, self.files)
 
     @cached_property
@@ -181,6 +189,8 @@ class PlannedConversion:
         """Bytes that OUT, and the scratch of its fits, will take at the most."""
         options, layers = self.options, len(self.mask.touched_layers)
         scratch = scratch_bytes(options.compensation, self.checkpoint, self.mask)
+        if MODES[options.compensation].trained:
+            scratch += trained_bytes(self.checkpoint, self.mask, options.training.train)
         if options.calibration is not None and options.save_statistics is None:
             scratch += statistics_bytes(self.checkpoint, layers)
         return sum(file.size for file in self.files) + scratch + SPARE_BYTES
@@ -293,6 +303,8 @@ def _check_data(planned: PlannedConversion) -> Path | None:
     data, kept, has_images = options.calibration_data, options.kept_statistics, False
     if data is not None or kept is not None:
         check_device(options.device or "cpu")
+    if MODES[options.compensation].trained:
+        check_training(data, options.training)
     if data is not None:
         options.statistics_in(planned.out)  # refuses an image weight
         has_images = data.check().has_images
@@ -375,7 +387,7 @@ def stage_and_check(planned: PlannedConversion, staging: Staging, flusher: DiskF
     checkpoint, mask, options = planned.checkpoint, planned.mask, planned.options
     jobs = options.jobs or default_jobs()
     moments = _moments(planned, staging)
-    fits = fit(options.compensation, checkpoint, mask, staging.scratch, moments=moments, progress=options.progress)
+    fits, held_out = _fits(planned, moments, staging)
     plan = make_plan(checkpoint, mask, fits, planned.files)
     with byte_bar("write", plan.file_bytes, shown=options.progress) as bar:
         stage(checkpoint, plan, staging.checkpoint, flusher, jobs=jobs, advance=bar.update)
@@ -386,11 +398,26 @@ def stage_and_check(planned: PlannedConversion, staging: Staging, flusher: DiskF
             check_behaviour=options.check_behaviour,
             tower=planned.tower,
             moments=moments,
+            held_out=held_out,
+            device=options.device or "cpu",
             notes=planned.notes,
             jobs=jobs,
             progress=options.progress,
         )
     return Staged(plan, report, describe_moments(moments))
+
+
+def _fits(planned: PlannedConversion, moments: MomentsSource | None, staging: Staging) -> tuple[Fits, list[Inputs]]:
+    """(the fits, the samples that judge them where they were trained)."""
+    checkpoint, mask, options = planned.checkpoint, planned.mask, planned.options
+    mode, data, progress = options.compensation, options.calibration_data, options.progress
+    if not MODES[mode].trained:
+        return fit(mode, checkpoint, mask, staging.scratch, moments=moments, progress=progress), []
+    assert data is not None, "check_training has seen it"
+    refit = fit(REFIT, checkpoint, mask, staging.scratch, moments=moments, progress=progress)
+    return distilled(
+        checkpoint, mask, refit, data, options.training, staging.scratch, tower=planned.tower, progress=progress
+    )
 
 
 def _moments(planned: PlannedConversion, staging: Staging) -> MomentsSource | None:

@@ -122,7 +122,12 @@ def _settings(
             f"compensation {mode} was fitted to {shown(fitted_to.get('file'))}; give it with `calibration`, or its "
             "`statistics`"
         )
-    settings: dict[str, Any] = {"compensation": mode, "image_weight": fitted_to.get("image_weight")}
+    if stated.training is not None and calibration is None:
+        raise UsageError(
+            f"compensation {mode} was trained on {shown(fitted_to.get('file'))}; give it with `calibration`"
+        )
+    settings: dict[str, Any] = {} if stated.training is None else stated.training.to_json()
+    settings |= {"compensation": mode, "image_weight": fitted_to.get("image_weight")}
     sha256 = None
     if statistics is not None:
         settings |= {"statistics": statistics, "foreign_statistics": True, "device": fitted_to.get("fit_device")}

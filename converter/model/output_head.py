@@ -51,7 +51,7 @@ class OutputHead:
         return logits
 
     def pull_back(self, gradient: torch.Tensor) -> torch.Tensor:
-        """The gradient with respect to *normed* [tokens, hidden_size], given that of the logits [tokens, vocabulary]."""
+        """The gradient with respect to *normed* [tokens, hidden_size], from that of the logits [tokens, vocabulary]."""
         total = gradient.new_zeros(len(gradient), self._weight.shape[1])
         for rows in self._blocks():
             total.addmm_(gradient[:, rows], self._weight[rows].float())

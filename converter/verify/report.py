@@ -32,7 +32,8 @@ class Report:
     *compensation* is its mode. *figures* are those of its fit in each layer that loses heads, where there was
     calibration data, and *stored_errors* the errors of the same weights as they were stored, rounded.
     *notes* are sentences that a reader of the verdict must know. *unproven_layers* are those whose fit was not checked
-    against the data that it was made of. *evaluation* is what original and converted answered, where they were asked.
+    against the data that it was made of. *training* is what became of one, *held_out* what held-out samples say of the
+    written weights, and *evaluation* what original and converted answered, where they were asked.
     """
 
     mask: HeadMask
@@ -44,6 +45,8 @@ class Report:
     notes: tuple[str, ...] = ()
     unproven_layers: tuple[int, ...] = ()
     evaluation: Told | None = None
+    training: Told | None = None
+    held_out: Told | None = None
 
     def __str__(self) -> str:
         return self.to_text()
@@ -95,6 +98,8 @@ class Report:
             },
             "behaviour": None if self.behaviour is None else _behaviour_json(self.behaviour),
             **({"compensation": self._compensation_json()} if self.figures else {}),
+            **({"training": self.training.to_json()} if self.training is not None else {}),
+            **({"held_out": self.held_out.to_json()} if self.held_out is not None else {}),
             **({"notes": list(self.notes)} if self.notes else {}),
             **({"unproven_layers": list(self.unproven_layers)} if self.unproven_layers else {}),
             "verdict": self.verdict,
@@ -110,6 +115,8 @@ class Report:
     @property
     def advice(self) -> str | None:
         """A sentence where the compensation is worse than nothing, on the best data there is; else None."""
+        if self.compensation == "distill":  # which is judged by what the model says
+            return None
         if self.compensation != "scale":
             return advice_against(self.compensation, *self._errors_left())
         if self.figures:
@@ -171,6 +178,8 @@ class Report:
             f"heads: {self.mask.num_pruned} {self.mask.realised}",
             f"structure: {self.structure.edited_tensors} tensors edited, {self.structure.identical_tensors} tensors"
             f" and {self.structure.sidecars} other files byte-identical",
+            *([] if self.training is None else [f"training: {self.training.to_text()}"]),
+            *([] if self.held_out is None else [self.held_out.to_text()]),
             *(f"note: {note}" for note in self.notes),
             f"verdict: {self.verdict}",
         ]
