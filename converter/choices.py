@@ -8,8 +8,11 @@ Polarity = Literal["keep", "prune"]
 Granularity = Literal["head", "group"]
 Metric = Literal["cross-attention", "energy", "reconstruction", "fisher", "magnitude", "random"]
 Loss = Literal["answers", "all"]
-Recipe = Literal["fast"]
-Compensation = Literal["scale", "none", "uniform-ls", "head-ls", "least-squares", "residual-transfer", "similarity"]
+Recipe = Literal["fast", "best"]
+Compensation = Literal[
+    "scale", "none", "uniform-ls", "head-ls", "least-squares", "distill", "residual-transfer", "similarity"
+]
+Trained = Literal["qkvo", "o"]
 
 POLARITIES: tuple[Polarity, ...] = get_args(Polarity)
 GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
@@ -17,6 +20,7 @@ METRICS: tuple[Metric, ...] = get_args(Metric)
 LOSSES: tuple[Loss, ...] = get_args(Loss)
 COMPENSATIONS: tuple[Compensation, ...] = get_args(Compensation)
 RECIPES: tuple[Recipe, ...] = get_args(Recipe)
+TRAINED: tuple[Trained, ...] = get_args(Trained)
 SCHEDULES = "uniform, adaptive, global or bands:0-5:0,6-31:0.3"
 
 # The prompts of LLaVA's conversation.py, and the one that lies with a checkpoint.
@@ -29,6 +33,8 @@ BATCH_SIZE = 8  # questions at a time
 MAX_NEW_TOKENS = 64  # of an answer
 BEST_BY = ("rate", "accuracy", "perplexity")  # what makes a point of a sweep the best
 
+STEPS = 300  # of a distillation
+LEARNING_RATE = 1e-3  # of its first steps
 GAMMA = 0.4  # the weight of the mean in cross-attention
 WINDOW = 640  # tokens of each window that plain text is packed into
 HOLDOUT = 0.2  # the share of calibration samples that fits are judged by

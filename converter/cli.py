@@ -29,11 +29,14 @@ from .choices import (
     GRANULARITIES,
     HOLDOUT,
     IMAGE_WEIGHT,
+    LEARNING_RATE,
     LOSSES,
     MAX_NEW_TOKENS,
     METRICS,
     POLARITIES,
     RECIPES,
+    STEPS,
+    TRAINED,
     WINDOW,
 )
 from .errors import printable
@@ -176,6 +179,12 @@ _MASK_FILE = (
     click.option("--schedule", metavar=SCHEDULES, help="For a file of scores: how many heads each layer loses."),
     click.option("--rate", metavar="RATE", help="For a file of scores: the share of heads to prune, as 0.3."),
 )
+_TRAINING = (
+    click.option("--train", type=click.Choice(TRAINED), help=f"Projections of kept heads.  [default: {TRAINED[0]}]"),
+    click.option("--steps", type=click.IntRange(min=1), metavar="N", help=f"Of 4 samples.  [default: {STEPS}]"),
+    click.option("--learning-rate", type=float, metavar="RATE", help=f"At its highest.  [default: {LEARNING_RATE:g}]"),
+    click.option("--self-answers", is_flag=True, help="Train on IN's own answers, not on the file's."),
+)
 _DATA = (
     several("--calibration", metavar="FILE", help="LLaVA's question file, or plain text; may be repeated."),
     several("--images", metavar="DIR", help="The directory of its images; one for all files, or one for each."),
@@ -231,8 +240,9 @@ def cli() -> None:
         "[default: least-squares with calibration data or statistics, else scale]",
     ),
 )
+@options("Training, of --compensate distill", *_TRAINING)
 @options(
-    "Calibration: what uniform-ls, head-ls and least-squares are fitted to",
+    "Calibration: what uniform-ls, head-ls, least-squares and distill are fitted to",
     *_DATA,
     click.option("--holdout", type=float, metavar="SHARE", help=f"The samples that judge a fit.  [default: {HOLDOUT}]"),
     _IMAGE_WEIGHT,
@@ -355,9 +365,15 @@ def inspect(path: str, as_json: bool, verbose: int, **settings: Any) -> None:
     click.option("--statistics", type=FILE, metavar="DIR", help="What the compensation was fitted to."),
     _FOREIGN_STATISTICS,
     _IMAGE_WEIGHT,
-    click.option("--device", metavar="NAME", help="Where it is fitted again: cpu or cuda.  [default: cpu]"),
+    click.option("--device", metavar="NAME", help="Where fits and models run: cpu or cuda.  [default: cpu]"),
 )
-@options("Checks", _VISION_TOWER, _JOBS)
+@options(
+    "Checks",
+    click.option("--calibration", type=FILE, metavar="FILE", help="Compare what both say on its held-out samples."),
+    click.option("--images", type=FILE, metavar="DIR", help="The directory of its images."),
+    _VISION_TOWER,
+    _JOBS,
+)
 @options("Messages", *_SHARED)
 def verify(original: str, converted: str, as_json: bool, verbose: int, **settings: Any) -> None:
     """Check that CONVERTED is what its mask asks of ORIGINAL.
@@ -461,6 +477,7 @@ def compare(run_a: Path, run_b: Path, checkpoint: str | None, as_json: bool, ver
     click.option("--calibration-samples", type=click.IntRange(min=1), metavar="N", help="Take the first N of each."),
     _WINDOW,
 )
+@options("Training, of the compensation distill", *_TRAINING)
 @options_of(evaluate, "questions", "images", "split", "text", "num_samples")
 @options_of(evaluate, "conversation", "vision_tower", "device", "dtype", "batch_size", "max_new_tokens")
 @options(

@@ -33,6 +33,11 @@ def second_bar(description: str, seconds: float, *, shown: bool) -> tqdm[NoRetur
     return tqdm(total=seconds, desc=description, bar_format=form, disable=_disable(shown))
 
 
+def step_bar(description: str, total: int, *, shown: bool) -> tqdm[NoReturn]:
+    """A bar over *total* steps of a training."""
+    return tqdm(total=total, desc=description, unit="step", disable=_disable(shown))
+
+
 def _disable(shown: bool) -> bool | None:
     if not shown or sys.stderr is None:  # the parent process closed it
         return True

@@ -24,17 +24,17 @@ from benchmarks.mini.scienceqa import accuracy
 from s4convert.calibration.moments import IMAGE_WEIGHT
 from s4convert.calibration.statistics import CalibrationData, Statistics
 from s4convert.checkpoint import Checkpoint
-from s4convert.compensation import MODES
 from s4convert.demo import MINI_LLAVA
 from s4convert.mask import parse_schedule
 from s4convert.mask.making import prune_lowest
 from s4convert.saliency import score_heads
 from tests.stock.scripts import Accuracy
+from tests.support.modes import MAPS
 from tests.support.original_layout import write_original_layout
 
 METRICS = ("energy", "reconstruction")
 TEXT_WEIGHTED = "least-squares, image 0.1"
-ROWS = (*MODES, TEXT_WEIGHTED)
+ROWS = (*MAPS, TEXT_WEIGHTED)
 RATES = {1: "0.125", 2: "0.25", 3: "0.375", 4: "0.5"}  # heads of 8
 
 Found = dict[tuple[str, int, str], Accuracy]
@@ -70,7 +70,7 @@ def measure(scratch: Path, num_questions: int) -> tuple[Found, Accuracy]:
         for heads, rate in RATES.items():
             mask = prune_lowest(scores, parse_schedule("uniform", rate))
             for row in ROWS:
-                mode, moments = (row, evenly) if row in MODES else ("least-squares", text_weighted)
+                mode, moments = (row, evenly) if row in MAPS else ("least-squares", text_weighted)
                 path = scratch / f"llava-mini-{metric}-{heads}-{ROWS.index(row)}"
                 s4convert.convert(original, path, mask, compensation=mode, statistics=moments, check_behaviour=False)
                 converted[metric, heads, row] = path

@@ -54,15 +54,25 @@ class DataFile:
 class Sample:
     """A text, with one ``<image>`` in it if there is an *image*; *where* names file and entry in errors.
 
-    *answers* are the places in the text that answers take, each (first letter, letter behind its ``</s>``). A text of a
+    *turns* are the (question, answer) pairs that the text is the conversation of; plain text has none. A text of a
     *file* with windows is all of it, and becomes as many inputs as there are windows.
     """
 
     text: str
     image: Path | None
     where: str
-    answers: tuple[tuple[int, int], ...] = ()
+    turns: tuple[tuple[str, str | None], ...] = ()
     file: DataFile | None = None
+
+    @property
+    def answers(self) -> tuple[tuple[int, int], ...]:
+        """The places in the text that answers take, each (first letter, letter behind its ``</s>``)."""
+        turns = self.turns
+        return tuple(
+            (len(conversation([*turns[:number], (turns[number][0], None)])), len(conversation(turns[: number + 1])))
+            for number, (_, answer) in enumerate(turns)
+            if answer is not None
+        )
 
 
 @dataclass(frozen=True)
@@ -252,12 +262,7 @@ def _question_sample(entry: Any, images: Path | None, where: str) -> Sample:
     if image is not None:
         question = f"{IMAGE_PLACEHOLDER}\n{question}"
     turns = [(question, turns[0][1]), *turns[1:]]
-    answers = tuple(
-        (len(conversation([*turns[:number], (turns[number][0], None)])), len(conversation(turns[: number + 1])))
-        for number, (_, answer) in enumerate(turns)
-        if answer is not None
-    )
-    return Sample(conversation(turns), image, where, answers)
+    return Sample(conversation(turns), image, where, tuple(turns))
 
 
 def _turns(entry: dict[str, Any], where: str) -> list[tuple[str, str | None]]:

@@ -20,8 +20,9 @@ from .error import mix_error
 from .figures import Choice, LayerFigures, measure
 from .head_mix import HeadMix
 from .least_squares import least_squares, too_few_tokens
-from .modes import DEFAULT_DAMPING, FITTED_MODES, MODES, Mode
+from .modes import DEFAULT_DAMPING, FITTED_MODES, MODES, REFIT, Mode
 from .pruned_layer import PrunedLayer
+from .training import TrainedRows, Training
 
 _log = logging.getLogger(__name__)
 
@@ -37,7 +38,12 @@ class Fits:
     """What *mode* makes of the layers that lose heads: *mixes* has the map of each, by layer.
 
     *choices* say what a fit to calibration data settled on, and *figures* how good it is, where there is such data.
-    The maps of the layers in *recovered* were read off converted weights, and so cannot vouch for them.
+    The maps, and trained weights, of the layers in *recovered* were read off converted weights, and so cannot vouch for
+    them.
+
+    Where a mode trains, *training* says what came of it. Unless the refit that it began with stays, *trains* are the
+    letters of the projections whose weights it replaced, *trained* has these weights by layer and projection, and a
+    layer's map only silences its pruned heads.
     """
 
     mode: str
@@ -45,6 +51,9 @@ class Fits:
     choices: Mapping[int, Choice] = field(default_factory=dict)
     figures: Mapping[int, LayerFigures] = field(default_factory=dict)
     recovered: frozenset[int] = frozenset()
+    trained: Mapping[int, Mapping[str, TrainedRows]] = field(default_factory=dict)
+    trains: str = ""
+    training: Training | None = None
 
     @property
     def description(self) -> Mode:
@@ -57,6 +66,8 @@ class Fits:
 
     def change(self, layer: int) -> str:
         """What kept columns of *layer*'s ``o_proj`` become, in words."""
+        if self.description.trained and not self.trains:
+            return MODES[REFIT].change
         if not self.description.from_mask_alone:
             return self.description.change
         mix = self.mixes[layer]
@@ -65,7 +76,7 @@ class Fits:
     def to_json(self) -> dict[str, Any]:
         """What a fit to calibration data made of each layer, for a later check to do without the data; else empty.
 
-        Factors stand there in full, one for each head; a least-squares map is too large for that.
+        Factors stand there in full, one for each head; a least-squares map is too large for that, as are weights.
         """
         if not self.description.needs_moments:
             return {}
@@ -73,10 +84,13 @@ class Fits:
             str(layer): {
                 "mode": choice.mode,
                 "damping": choice.damping,
-                "factors": self.mixes[layer].head_factors if self.mixes[layer].is_diagonal else None,
+                "factors": self.mixes[layer].head_factors if self._has_factors(layer) else None,
             }
             for layer, choice in self.choices.items()
         }
+
+    def _has_factors(self, layer: int) -> bool:
+        return self.mixes[layer].is_diagonal and layer not in self.trained
 
 
 def fit(

@@ -23,6 +23,7 @@ class Mode:
     *change* says in words what kept columns of ``o_proj`` become. *fit* is given the moments where *needs_moments*
     is on, and None otherwise; the last argument is the damping, which only least squares heeds. *from_mask_alone*:
     no weight and no moment is read. *own_values*: every head must have V rows of its own. *mixes_values*: they change.
+    *trained*: what *fit* gives is where a training on the whole model starts, and no map says what comes of it.
     """
 
     change: str
@@ -31,6 +32,7 @@ class Mode:
     from_mask_alone: bool = False
     own_values: bool = False
     mixes_values: bool = False
+    trained: bool = False
 
 
 def _without_moments(fit: Callable[[PrunedLayer], HeadMix]) -> Callable[[PrunedLayer, Moments | None, float], HeadMix]:
@@ -59,6 +61,12 @@ MODES: Mapping[str, Mode] = MappingProxyType(
             lambda layer, moments, damping: least_squares(layer, _given(moments), damping),
             needs_moments=True,
         ),
+        "distill": Mode(
+            "are trained towards the original's output",
+            lambda layer, moments, damping: least_squares(layer, _given(moments), damping),
+            needs_moments=True,
+            trained=True,
+        ),
         "residual-transfer": Mode(
             "take a little of the pruned heads like them",
             _without_moments(residual_transfer),
@@ -72,6 +80,7 @@ MODES: Mapping[str, Mode] = MappingProxyType(
 )
 
 # Each contains the ones before it as special cases, so only too little data can make one worse than those.
+REFIT = "least-squares"  # where a training starts
 FITTED_MODES = ("none", "uniform-ls", "head-ls", "least-squares")
 
 

@@ -20,6 +20,7 @@ from .figures import Choice
 from .fitting import Fits, check_mode, keep, pruned_layer
 from .head_mix import HeadMix
 from .pruned_layer import PrunedLayer
+from .training import TrainedRows
 
 SLACK = 1 + 1e-6  # for the arithmetic of the check itself
 
@@ -32,22 +33,28 @@ def stated_fits(
     choices: Mapping[int, Choice],
     factors: Mapping[int, tuple[float, ...]],
     scratch: Path,
+    trains: str = "",
 ) -> Fits:
     """The fits of a *mode* that needs moments, in their absence.
 
     *choices* are the modes of layers. *factors*, one for each head, are those of the layers that have some; the maps of
-    the others are read off *converted*, and kept in the directory *scratch*.
+    the others are read off *converted*, and kept in the directory *scratch*. *trains* are the letters of the
+    projections that a training replaced; their weights are *converted*'s own.
 
     Raises:
         VerificationError: a map cannot be read off the converted weights.
         CheckpointError, StorageError: a weight is not finite, or cannot be read.
     """
     check_mode(mode, original, mask, has_moments=True)
-    mixes = {}
+    mixes, trained = {}, {}
     for number in mask.touched_layers:
         layer = pruned_layer(original, mask, number)
         if number in factors:
             mixes[number] = layer.mix(np.array([factors[number][head] for head in layer.kept]))
+            continue
+        if trains:
+            mixes[number] = layer.mix(1.0)
+            trained[number] = {projection: _own_rows(converted, number, projection) for projection in trains}
             continue
         output = converted.output_projection(number)
         mix = recover_mix(
@@ -57,7 +64,16 @@ def stated_fits(
             f"{converted.path / output.shard}: {output.name}",
         )
         mixes[number] = keep(mix, number, scratch)
-    return Fits(mode, mixes, choices, recovered=frozenset(mixes.keys() - factors.keys()))
+    return Fits(
+        mode, mixes, choices, recovered=frozenset(mixes.keys() - factors.keys()), trained=trained, trains=trains
+    )
+
+
+def _own_rows(converted: Checkpoint, layer: int, projection: str) -> TrainedRows:
+    rows = converted.projection(layer, projection, "weight")
+    assert rows is not None, "a checkpoint without it cannot be opened"
+    tensor, begin = rows.tensor, rows.first
+    return TrainedRows(tensor.dtype, lambda first, count: converted.read_bytes(tensor, begin + first, count))
 
 
 def recover_mix(layer: PrunedLayer, after: Float64Array, dtype: str, where: str) -> HeadMix:

@@ -18,8 +18,9 @@ from ..calibration.samples import Samples
 from ..calibration.statistics import CalibrationData, Statistics
 from ..checkpoint import Checkpoint, Repository
 from ..choices import HOLDOUT
-from ..compensation import Fits, fit
+from ..compensation import MODES, Fits, fit
 from ..compensation.fitting import check_mode
+from ..compensation.modes import REFIT
 from ..disk import sha256_of
 from ..errors import S4ConvertError, StorageError, VerificationError, enough_memory, reading
 from ..mask import HeadScores
@@ -31,6 +32,7 @@ from ..study.points import NAME_DIGITS, Point
 from ..study.results import Measured, Result, Results
 from ..study.swap import relative_change, swapped
 from ..version import __version__
+from .distill import distilled
 from .evaluate import embedded, read_asked
 
 if TYPE_CHECKING:
@@ -127,13 +129,20 @@ class SweepData:
         decided = [__version__, self.checkpoint.fingerprint, HOLDOUT, self.options.device, tower and Path(tower).name]
         return digest_of_data(samples, decided)[:NAME_DIGITS]
 
-    def fit(self, point: Point) -> Fits:
-        """The compensation of *point*."""
+    def fit(self, point: Point, model: ResidentModel) -> Fits:
+        """The compensation of *point*; *model* is the checkpoint's."""
         assert point.mask is not None and point.compensation is not None
         statistics = None if self.directory is None else Statistics(self.directory, device=self.options.device)
         # What is mapped into memory from there stays after the files are gone.
-        with tempfile.TemporaryDirectory(dir=self.results.scratch) as scratch:
-            return fit(point.compensation, self.checkpoint, point.mask, Path(scratch), moments=statistics)
+        with tempfile.TemporaryDirectory(dir=self.results.scratch) as name:
+            scratch, is_trained = Path(name), MODES[point.compensation].trained
+            mode = REFIT if is_trained else point.compensation
+            fits = fit(mode, self.checkpoint, point.mask, scratch, moments=statistics)
+            if is_trained:
+                assert self._calibration is not None, "check_training has seen it"
+                given = (self.checkpoint, point.mask, fits, self._calibration, self.options.training, scratch)
+                fits, _ = distilled(*given, model=model, tower=self._tower)
+            return fits
 
 
 def open_bench(path: Path, repository: Repository | None, options: SweepOptions, directory: Path) -> SweepBench:
@@ -178,7 +187,7 @@ class SweepBench:
             if point.mask is None:
                 return Result(self._evaluate())
             with _noted() as notes:
-                fits = self.data.fit(point)
+                fits = self.data.fit(point, self.model)
             before, unpruned_seconds = self._probe()
             with swapped(self.model, self.data.checkpoint, point.mask, fits):
                 after, seconds = self._probe()

@@ -20,9 +20,10 @@ from ..checkpoint.loader_names import check_loader_name
 from ..checkpoint.refusals import refuse_delta_name
 from ..checkpoint.sidecars import perhaps_private
 from ..choices import HOLDOUT
-from ..compensation import MomentsSource, fit
+from ..compensation import MODES, Fits, MomentsSource, fit
 from ..compensation.fitting import check_mode, known_before_fitting, scratch_bytes
-from ..compensation.modes import default_mode
+from ..compensation.modes import REFIT, default_mode
+from ..compensation.training import trained_bytes
 from ..disk import free_bytes
 from ..errors import CalibrationError, CheckpointError, S4ConvertError, UsageError, VerificationError, shown, text_of
 from ..mask import HeadMask
@@ -30,7 +31,7 @@ from ..model.decoder import check_device, require_stock_code
 from ..output.card import CARD_FILES, BaseCard, draw_picture, public_command, read_base_card, write_card
 from ..output.manifest import manifest, write_manifest
 from ..output.origin import Origin, describe_moments
-from ..progress import byte_bar, layer_bar
+from ..progress import byte_bar
 from ..rewrite.assembly import OutputFile, assemble
 from ..rewrite.plan import Plan, make_plan
 from ..rewrite.staging import (
@@ -45,13 +46,13 @@ from ..rewrite.staging import (
 from ..rewrite.writer import DiskFlusher, disk_flusher, stage
 from ..sources import locate_tower, open_checkpoint
 from ..study.evaluation import Tasks
-from ..verify.agreement import Agreement, measure_agreement, some_of
 from ..verify.checks import check_claim, default_jobs
 from ..verify.claim import Claim
 from ..verify.report import Report
+from .distill import check_training, distilled
 from .evaluate import Asked, Evaluated, EvaluateOptions, answers_of, embedded, read_asked
 from .notes import notes_on
-from .options import ConversionOptions, as_path, options_of
+from .options import ConversionOptions, TrainingOptions, as_path, options_of
 from .recipe import RECIPES, check_recipe, mask_by_recipe
 
 _log = logging.getLogger(__name__)
@@ -60,8 +61,9 @@ _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConvertOptions(ConversionOptions):
-    """How a checkpoint is converted; further options are those of :class:`~s4convert.jobs.options.ConversionOptions`.
+class ConvertOptions(ConversionOptions, TrainingOptions):
+    """How a checkpoint is converted; further options are those of
+    :class:`~s4convert.jobs.options.ConversionOptions` and :class:`~s4convert.jobs.options.TrainingOptions`.
 
     Mask: where none is given, one is made on the calibration data by *recipe*, a row of
     :data:`~s4convert.jobs.recipe.RECIPES` (``fast``), at *rate* and *schedule* (``global``); *save_mask* keeps it.
@@ -108,6 +110,7 @@ class ConvertOptions(ConversionOptions):
         _ = self.shard_bytes
         if self.recipe not in (None, *RECIPES):
             raise UsageError(f"`recipe` {shown(self.recipe)} is none of {', '.join(RECIPES)}")
+        self.check_use([self.mode])
         if self.evaluate is None:
             for name in ("evaluate_images", "conversation"):
                 if getattr(self, name) is not None:
@@ -193,6 +196,8 @@ class PlannedConversion:
     def plan(self) -> Plan:
         """The edits, without the maps that are still to be fitted."""
         fits = known_before_fitting(self.options.mode, self.checkpoint, self.mask)
+        if fits.description.trained:
+            fits = replace(fits, trains=self.options.training.train)
         return make_plan(self.checkpoint, self.mask, fits, self.files)
 
     @cached_property
@@ -205,6 +210,8 @@ class PlannedConversion:
         """Bytes that OUT, and the scratch of its fits, will take at the most."""
         options, layers = self.options, len(self.mask.touched_layers)
         scratch = scratch_bytes(options.mode, self.checkpoint, self.mask)
+        if MODES[options.mode].trained:
+            scratch += trained_bytes(self.checkpoint, self.mask, options.training.train)
         if options.calibration is not None and options.save_statistics is None:
             scratch += statistics_bytes(self.checkpoint, layers)
         return sum(file.size for file in self.files) + scratch + SPARE_BYTES
@@ -329,6 +336,8 @@ def _check_data(planned: PlannedConversion) -> Path | None:
     data, kept, has_images = options.calibration_data, options.kept_statistics, False
     if data is not None or kept is not None:
         check_device(options.device or "cpu")
+    if MODES[options.mode].trained:
+        check_training(data, options.training)
     if data is not None:
         options.statistics_in(planned.out)  # refuses an image weight
         has_images = data.check().has_images
@@ -411,7 +420,7 @@ def stage_and_check(planned: PlannedConversion, staging: Staging, flusher: DiskF
     checkpoint, mask, options = planned.checkpoint, planned.mask, planned.options
     jobs = options.jobs or default_jobs()
     moments, held_out = _moments(planned, staging)
-    fits = fit(options.mode, checkpoint, mask, staging.scratch, moments=moments, progress=options.progress)
+    fits, held_out = _fits(planned, moments, held_out, staging)
     plan = make_plan(checkpoint, mask, fits, planned.files)
     with byte_bar("write", plan.file_bytes, shown=options.progress) as bar:
         stage(checkpoint, plan, staging.checkpoint, flusher, jobs=jobs, advance=bar.update)
@@ -422,25 +431,34 @@ def stage_and_check(planned: PlannedConversion, staging: Staging, flusher: DiskF
             check_behaviour=options.check_behaviour,
             tower=planned.tower,
             moments=moments,
+            held_out=held_out,
+            device=options.device or "cpu",
             notes=planned.notes,
             jobs=jobs,
             progress=options.progress,
         )
         calibration = describe_moments(moments)
-        report = replace(report, agreement=_agreement(claim, held_out, options), calibration=calibration or {})
+        report = replace(report, calibration=calibration or {})
     return Staged(plan, report, calibration)
 
 
-def _agreement(claim: Claim, held_out: Sequence[Inputs], options: ConvertOptions) -> Agreement | None:
-    """How near the two sides of *claim* are on some of what was *held_out*; None where nothing is to be run."""
-    if not held_out or not options.check_behaviour:
-        return None
-    with layer_bar("agreement", claim.original.geometry.num_layers, shown=options.progress) as bar:
-        return measure_agreement(claim, held_out, device=options.device or "cpu", advance=bar.update)
+def _fits(
+    planned: PlannedConversion, moments: MomentsSource | None, held_out: list[Inputs], staging: Staging
+) -> tuple[Fits, list[Inputs]]:
+    """(the fits, the samples that are held out of them)."""
+    checkpoint, mask, options = planned.checkpoint, planned.mask, planned.options
+    mode, data, progress = options.mode, options.calibration_data, options.progress
+    if not MODES[mode].trained:
+        return fit(mode, checkpoint, mask, staging.scratch, moments=moments, progress=progress), held_out
+    assert data is not None, "check_training has seen it"
+    refit = fit(REFIT, checkpoint, mask, staging.scratch, moments=moments, progress=progress)
+    return distilled(
+        checkpoint, mask, refit, data, options.training, staging.scratch, tower=planned.tower, progress=progress
+    )
 
 
 def _moments(planned: PlannedConversion, staging: Staging) -> tuple[MomentsSource | None, list[Inputs]]:
-    """(where a fit gets the moments of a layer, some of the samples that are held out of it).
+    """(where a fit gets the moments of a layer, the samples that are held out of it).
 
     With calibration data, they are gathered first; without any, there is None, and no sample.
     """
@@ -452,7 +470,7 @@ def _moments(planned: PlannedConversion, staging: Staging) -> tuple[MomentsSourc
     # What is kept is for other masks as well, and so of every layer.
     wanted = layers if options.save_statistics is None else range(geometry.num_layers)
     inputs = data.inputs(planned.checkpoint, tower=planned.tower, progress=options.progress)
-    held_out = some_of([*compress(inputs, held_out_of(len(inputs), data.holdout))])
+    held_out = [*compress(inputs, held_out_of(len(inputs), data.holdout))]
     statistics.gather_inputs(
         planned.checkpoint, inputs, wanted, holdout=data.holdout, device=data.device, progress=options.progress
     )

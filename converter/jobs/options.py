@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -11,11 +11,14 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 from ..calibration.statistics import Statistics
 from ..checkpoint import Geometry
 from ..choices import IMAGE_WEIGHT
-from ..compensation import MomentsSource
+from ..compensation import MODES, MomentsSource
+from ..compensation.training import TrainingSettings
 from ..errors import UsageError, shown
 from ..mask import HeadMask, Schedule
 from ..mask.schedules import Rate
 from ..sources import open_mask
+
+_TRAINING = tuple(field.name for field in fields(TrainingSettings))
 
 OptionsT = TypeVar("OptionsT", bound="Options")
 
@@ -108,6 +111,36 @@ class ConversionOptions(Options):
             rate=self.rate,
             progress=self.progress,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions(Options):
+    """How the compensation ``distill`` trains, see :class:`~s4convert.compensation.training.TrainingSettings`.
+
+    Raises:
+        UsageError: an option is of the wrong type or out of range.
+    """
+
+    train: str | None = None
+    steps: int | None = None
+    learning_rate: float | None = None
+    self_answers: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.training
+
+    @property
+    def training(self) -> TrainingSettings:
+        """The settings, with defaults for what is not given."""
+        given = {name: getattr(self, name) for name in _TRAINING}
+        return TrainingSettings(**{name: value for name, value in given.items() if value is not None})
+
+    def check_use(self, compensations: Collection[str]) -> None:
+        """Raise UsageError where an option is given and none of *compensations* trains."""
+        for name in _TRAINING:
+            if getattr(self, name) and not any(mode in MODES and MODES[mode].trained for mode in compensations):
+                raise UsageError(f"`{name}` is about a training; give it with `compensation='distill'`")
 
 
 def options_of(kind: type[OptionsT], options: OptionsT | None, settings: dict[str, Any]) -> OptionsT:

@@ -24,12 +24,13 @@ _METRIC, _SCHEDULE = "fisher", "global"  # what leaves most of a pretrained mode
 
 @dataclass(frozen=True)
 class Recipe:
-    """How kept heads make up for those that go."""
+    """How kept heads make up for those that go (*compensation*), and for how many seconds better heads are searched."""
 
     compensation: str
+    search: int | None = None
 
 
-RECIPES: Mapping[str, Recipe] = {"fast": Recipe("least-squares")}
+RECIPES: Mapping[str, Recipe] = {"fast": Recipe("least-squares"), "best": Recipe("distill", search=60)}
 
 
 def check_recipe(checkpoint: Checkpoint, options: ConvertOptions) -> HeadMask:
@@ -75,6 +76,7 @@ def mask_by_recipe(checkpoint: Checkpoint, options: ConvertOptions) -> HeadMask:
         window=options.window,
         device=options.device or "cpu",
         vision_tower=options.vision_tower,
+        search=RECIPES[name].search,
         progress=options.progress,
     )
     mask = replace(made.mask, provenance={**(made.mask.provenance or {}), "recipe": name})

@@ -15,6 +15,7 @@ from ..disk import sha256_of
 from ..errors import UsageError, VerificationError, reading, shown, text_of
 from ..hub.names import checkpoint_name
 from ..output.manifest import StatedConversion, read_conversion
+from ..output.origin import files_of, taken_of
 from ..progress import byte_bar
 from ..rewrite.staging import open_staging
 from ..rewrite.writer import disk_flusher
@@ -115,41 +116,30 @@ def _settings(
         if calibration is not None or statistics is not None:
             raise UsageError(f"compensation {mode} is fitted to no data; leave `calibration` and `statistics` out")
         return {"compensation": mode}
-    files = _files(fitted_to)
+    files = files_of(fitted_to)
     if not files:
         raise UsageError(f"compensation {mode} was fitted to moments whose data {MANIFEST_FILE} does not name")
     names = ", ".join(shown(file["file"]) for file in files)
     if calibration is None and statistics is None:
         raise UsageError(f"compensation {mode} was fitted to {names}; give it with `calibration`, or its `statistics`")
-    settings: dict[str, Any] = {"compensation": mode, "image_weight": fitted_to.get("image_weight")}
+    if stated.training is not None and calibration is None:
+        raise UsageError(f"compensation {mode} was trained on {names}; give it with `calibration`")
+    settings: dict[str, Any] = {} if stated.training is None else stated.training.to_json()
+    settings |= {"compensation": mode, "image_weight": fitted_to.get("image_weight")}
     given: list[Path | str] = []
     found: list[str] = []
     if statistics is not None:
         settings |= {"statistics": statistics, "foreign_statistics": True, "device": fitted_to.get("fit_device")}
-        given, found = [statistics], [file["sha256"] for file in _files(Statistics(Path(statistics)).describe())]
+        given, found = [statistics], [file["sha256"] for file in files_of(Statistics(Path(statistics)).describe())]
     elif calibration is not None:
         settings |= {"calibration": calibration, "images": images}
         settings |= {name: fitted_to.get(name) for name in ("holdout", "device")}
-        # Of each file so many samples are taken, or all that it has; and questions may be longer than windows.
-        settings["num_samples"] = max(file["samples"] for file in files)
-        settings["window"] = min(file["window_tokens"] for file in files)
+        settings |= taken_of(files)
         given = [*as_paths(calibration)]
         found = [file.sha256 for file in read_samples(calibration, images).files]
     if found != [file["sha256"] for file in files]:
         raise UsageError(f"{', '.join(map(str, given))}: is not the data of the fit, {names}, as its sha256 tells")
     return settings
-
-
-def _files(calibration: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The files that a description of *calibration* names; UsageError where it is malformed."""
-    kinds = {"file": str, "sha256": str, "samples": int, "window_tokens": int}
-    files = calibration.get("files", [])
-    if not isinstance(files, list) or any(
-        not isinstance(file, dict) or any(not isinstance(file.get(name), kind) for name, kind in kinds.items())
-        for file in files
-    ):
-        raise UsageError(f"the files of the calibration data are {shown(files)}; convert the original again")
-    return files
 
 
 def _check_files(made: Checkpoint, stated: StatedConversion, *, progress: bool) -> None:

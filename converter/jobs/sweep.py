@@ -20,8 +20,10 @@ from ..calibration.statistics import CalibrationData
 from ..checkpoint import MANIFEST_FILE, Checkpoint
 from ..checkpoint.loader_names import check_loader_name
 from ..choices import COMPENSATIONS, HOLDOUT, METRICS, RAY_CPUS
+from ..compensation import MODES
 from ..compensation.fitting import check_mode
 from ..compensation.modes import default_mode
+from ..compensation.training import TrainingSettings
 from ..disk import read_file, write_output
 from ..errors import S4ConvertError, StorageError, UsageError, shown
 from ..hub.names import file_name
@@ -39,8 +41,9 @@ from ..verify.report import Report
 from ..version import __version__
 from .bench import SweepBench, SweepData, digest_of, digest_of_data, open_bench
 from .convert import convert, refuse_converted
+from .distill import check_training
 from .evaluate import Asked, EvaluateOptions, read_asked
-from .options import as_path
+from .options import TrainingOptions, as_path
 
 _log = logging.getLogger(__name__)
 
@@ -49,8 +52,9 @@ _NOT_OF_A_SWEEP = ("samples", "force")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepOptions(EvaluateOptions):
-    """Which masks and compensations are measured; how they are, :class:`~s4convert.jobs.evaluate.EvaluateOptions` says.
+class SweepOptions(EvaluateOptions, TrainingOptions):
+    """Which masks and compensations are measured; how they are, :class:`~s4convert.jobs.evaluate.EvaluateOptions` says,
+    and how ``distill`` trains, :class:`~s4convert.jobs.options.TrainingOptions`.
 
     Every one of *metrics* scores the heads, every one of *schedules* at every one of *rates* makes a mask of them
     (``bands:...`` have rates of their own). *masks* are files made before, or ``org/name:file`` on the Hub; where there
@@ -98,6 +102,7 @@ class SweepOptions(EvaluateOptions):
             raise UsageError("a sweep keeps every answer in its results; leave `samples` and `force` out")
         _check_names("metrics", self.metric_names, METRICS)
         _check_names("compensations", self.modes, COMPENSATIONS)
+        self.check_use(self.modes)
         for name in ("calibration_images", "calibration_samples", "window"):
             if self.calibration is None and getattr(self, name) is not None:
                 raise UsageError(f"`{name}` is about calibration data; give it with `calibration`")
@@ -285,10 +290,14 @@ def _check_names(option: str, names: Sequence[Any], known: Sequence[str]) -> Non
 
 @dataclass(frozen=True)
 class _Decided:
-    """What decides the answers beside mask and compensation: *of_all*, and the *calibration*; and the *masks* given."""
+    """What decides the answers beside mask and compensation: *of_all*, the *calibration*, of some the *training*.
+
+    *masks* are those that were given.
+    """
 
     of_all: Mapping[str, Any]
     calibration: str | None
+    training: TrainingSettings
     masks: Mapping[str, HeadMask]
 
     @property
@@ -302,6 +311,8 @@ class _Decided:
             return dict(self.of_all)
         pruned = {str(layer): list(mask.pruned[layer]) for layer in mask.touched_layers}
         own = {"pruned": pruned, "compensation": compensation, "calibration": self.calibration}
+        if compensation is not None and MODES[compensation].trained:
+            own["training"] = self.training.to_json()
         return {**self.of_all, **own}
 
 
@@ -318,6 +329,8 @@ def _check(checkpoint: Checkpoint, options: SweepOptions) -> _Decided:
     data, any_mask = options.calibration_data, HeadMask(geometry.num_heads, ((0,), *[()] * (geometry.num_layers - 1)))
     for mode in options.modes:
         check_mode(mode, checkpoint, any_mask, has_moments=data is not None)
+        if MODES[mode].trained:
+            check_training(data, options.training)
     for metric in options.metric_names:
         if TABLE[metric].needs_data and data is None:
             raise UsageError(f"the metric {metric} is measured on calibration data; give it with `calibration`")
@@ -330,7 +343,8 @@ def _check(checkpoint: Checkpoint, options: SweepOptions) -> _Decided:
     calibration = None
     if data is not None:
         calibration = digest_of_data(data.check(), [HOLDOUT])
-    return _Decided(_decided_by(checkpoint, asked, options), calibration, _given_masks(checkpoint, options))
+    decided_by = _decided_by(checkpoint, asked, options)
+    return _Decided(decided_by, calibration, options.training, _given_masks(checkpoint, options))
 
 
 def _given_masks(checkpoint: Checkpoint, options: SweepOptions) -> dict[str, HeadMask]:
@@ -415,16 +429,20 @@ def _anywhere(options: SweepOptions) -> SweepOptions:
 def _convert(data: SweepData, out: Path, mask: HeadMask, compensation: str | None) -> Report:
     """Write a point as a checkpoint: its compensation is fitted to the same statistics."""
     assert compensation is not None
-    repository = data.checkpoint.repository
+    repository, options = data.checkpoint.repository, data.options
+    measured: dict[str, Any] = {"statistics": data.directory}
+    if MODES[compensation].trained:  # on samples, which statistics are not
+        calibration, images, number = options.calibration, options.calibration_images, options.calibration_samples
+        measured = {"calibration": calibration, "images": images, "num_samples": number, **options.training.to_json()}
     return convert(
         data.checkpoint.path if repository is None else str(repository),
         out,
         mask,
         compensation=compensation,
-        statistics=data.directory,
-        device=None if data.directory is None else data.options.device,
-        vision_tower=data.options.vision_tower,
-        progress=data.options.progress,
+        device=None if data.directory is None else options.device,
+        vision_tower=options.vision_tower,
+        progress=options.progress,
+        **measured,
     )
 
 

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..calibration.inputs import Inputs
+from ..calibration.statistics import CalibrationData
 from ..checkpoint import Checkpoint
 from ..compensation import MODES, Fits, fit
+from ..compensation.modes import REFIT
 from ..compensation.stated import stated_fits
 from ..errors import CheckpointError, UsageError, VerificationError, shown
 from ..mask import HeadMask
 from ..model.decoder import check_device
 from ..output.manifest import StatedConversion, check_digests, check_unproven, read_conversion
+from ..output.origin import files_of, taken_of
 from ..sources import locate_checkpoint, locate_tower, open_checkpoint
 from ..verify.cause import naming_the_cause
 from ..verify.checks import check_claim, default_jobs
 from ..verify.claim import Claim
 from ..verify.report import Report
+from .distill import held_out_inputs
 from .notes import notes_on
 from .options import ConversionOptions, options_of
 
@@ -32,21 +38,33 @@ class VerifyOptions(ConversionOptions):
     compensation is ``scale``. *statistics* are those that it was fitted to, with the *image_weight* that it was
     fitted with.
 
+    On *calibration*, a file of questions or plain text or several, with *images*, the directory of their images or one
+    for each, the KL of what
+    both say is measured, on *device*: on the samples that the manifest holds out, if it is the file of the fit, and
+    else on all samples.
+
     Raises:
         UsageError: an option is of the wrong type, or means nothing without another.
     """
 
     mask: str | Path | HeadMask | None = None
     compensation: str | None = None
+    calibration: str | Path | Sequence[str | Path] | None = None
+    images: str | Path | Sequence[str | Path] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         about_the_mask = (self.mask_polarity, self.schedule, self.rate)
         if self.mask is None and any(option is not None for option in about_the_mask):
             raise UsageError("`mask_polarity`, `rate` and `schedule` are about a `mask` file; give that too")
-        for name in ("image_weight", "device"):
-            if self.statistics is None and getattr(self, name) is not None:
-                raise UsageError(f"`{name}` is about `statistics`; give that as well, or leave it out")
+        if self.statistics is None and self.image_weight is not None:
+            raise UsageError("`image_weight` is about `statistics`; give that as well, or leave it out")
+        if self.statistics is None and self.calibration is None and self.device is not None:
+            raise UsageError("`device` is about `statistics` or `calibration`; give one as well, or leave it out")
+        if self.calibration is None and self.images is not None:
+            raise UsageError("`images` is about calibration data; give it with `calibration`")
+        if self.calibration is not None and not self.check_behaviour:
+            raise UsageError("`calibration` is for what is said, which is not checked; leave it out")
         if self.vision_tower is not None and not self.check_behaviour:
             raise UsageError("`vision_tower` is for hidden states, which are not checked; leave it out")
 
@@ -77,17 +95,26 @@ def verify_conversion(
     if options.kept_statistics is not None:
         check_device(options.device or "cpu")
         options.kept_statistics.check(before, mask.touched_layers, foreign=options.foreign_statistics)
-    tower = None
+    data, tower = _held_out_data(options, stated), None
+    if data is not None:
+        check_device(options.device or "cpu")
     if options.check_behaviour:
-        tower = locate_tower(before, options.vision_tower, needed=False, progress=options.progress)
+        needed = data is not None and data.check().has_images
+        tower = locate_tower(before, options.vision_tower, needed=needed, progress=options.progress)
     own_files = frozenset[str]() if stated is None else stated.card
     with tempfile.TemporaryDirectory(prefix="s4convert-") as scratch, naming_the_cause(before, after, mask):
         fits = _fits(before, after, mask, stated, options, Path(scratch))
+        held_out: list[Inputs] = []
+        if data is not None:
+            training = None if stated is None else stated.training
+            held_out = held_out_inputs(before, data, training, tower=tower, progress=options.progress)
         report = check_claim(
             Claim(before, after, mask, fits, own_files),
             check_behaviour=options.check_behaviour,
             tower=tower,
             moments=options.given_moments,
+            held_out=held_out,
+            device=options.device or "cpu",
             notes=notes_on(before, mask, options.kept_statistics),
             jobs=options.jobs or default_jobs(),
             progress=options.progress,
@@ -96,6 +123,20 @@ def verify_conversion(
         check_digests(stated, after, report)
         check_unproven(stated, after, report)
     return report
+
+
+def _held_out_data(options: VerifyOptions, stated: StatedConversion | None) -> CalibrationData | None:
+    """The data to compare on, split as the manifest says if it is the data of the fit; of other data, all is used."""
+    if options.calibration is None:
+        return None
+    data = CalibrationData(options.calibration, options.images, holdout=0.0, device=options.device or "cpu")
+    said = {} if stated is None else stated.calibration or {}
+    files, holdout = files_of(said), said.get("holdout")
+    if [file.sha256 for file in data.check().files] == [file["sha256"] for file in files] and isinstance(
+        holdout, float
+    ):
+        return replace(data, holdout=holdout, **taken_of(files))
+    return data
 
 
 def _open_converted(converted: Path | str, before: Checkpoint, options: VerifyOptions) -> Checkpoint:
@@ -147,10 +188,13 @@ def _fits(
     mode, moments = options.compensation, options.given_moments
     if mode is None:
         mode = "scale" if stated is None else stated.compensation
-    if mode not in MODES or not MODES[mode].needs_moments or moments is not None:
-        return fit(mode, before, mask, scratch, moments=moments, progress=options.progress)
+    trains = "" if stated is None else stated.trains
+    if mode not in MODES or not MODES[mode].needs_moments or (moments is not None and not trains):
+        is_refit = mode in MODES and MODES[mode].trained
+        fits = fit(REFIT if is_refit else mode, before, mask, scratch, moments=moments, progress=options.progress)
+        return replace(fits, mode=mode)
     if stated is None or stated.compensation != mode:
         raise UsageError(
             f"{after.path}: has no manifest that states a {mode} fit; give the `statistics` that it was made of"
         )
-    return stated_fits(mode, before, after, mask, stated.choices, stated.factors, scratch)
+    return stated_fits(mode, before, after, mask, stated.choices, stated.factors, scratch, trains)

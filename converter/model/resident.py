@@ -71,8 +71,7 @@ class ResidentModel:
         self.dtype: torch.dtype = getattr(torch, dtype) if dtype else torch.float32 if device == "cpu" else stored
         self.device = device
         self._checkpoint = checkpoint
-        self._model = _build(checkpoint, device, self.dtype)
-        self._model.requires_grad_(False)
+        self._model = _build(checkpoint, device, self.dtype).requires_grad_(False)
         self._parameters: dict[str, torch.nn.Parameter] = {}
         pairs = list(self._stored_parameters())
         with byte_bar("load", sum(tensor.entry.num_bytes for tensor, _ in pairs), shown=progress) as bar:
@@ -127,6 +126,56 @@ class ResidentModel:
                 for rows, saved in reversed(before):
                     rows.copy_(saved)
 
+    def module(self, layer: int, name: str) -> torch.nn.Module:
+        """The module *name* (``self_attn.q_proj``) of decoder layer *layer*."""
+        found: torch.nn.Module = self._model.model.layers[layer].get_submodule(name)
+        return found
+
+    @contextlib.contextmanager
+    def replaced(self, modules: Mapping[tuple[int, str], torch.nn.Module]) -> Iterator[None]:
+        """Let *modules* stand in the place of those of their (layer, name) inside the block."""
+        before = {place: self.module(*place) for place in modules}
+        try:
+            self._put(modules)
+            yield
+        finally:
+            self._put(before)
+
+    def _put(self, modules: Mapping[tuple[int, str], torch.nn.Module]) -> None:
+        for (layer, name), module in modules.items():
+            parent, _, own_name = name.rpartition(".")
+            setattr(self.module(layer, parent), own_name, module)
+
+    @contextlib.contextmanager
+    def recomputing(self) -> Iterator[None]:
+        """Inside the block, a backward pass computes each decoder layer again instead of keeping what is inside it."""
+        from torch.utils.checkpoint import checkpoint
+
+        layers = list(self._model.model.layers)
+        try:
+            for layer in layers:
+                layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+            yield
+        finally:
+            for layer in layers:
+                vars(layer).pop("forward", None)
+
+    def states(self, samples: Sequence[torch.Tensor]) -> torch.Tensor:
+        """What the final norm makes of *samples* [1, tokens, hidden_size]: [samples, longest, hidden_size].
+
+        A shorter sample has other numbers behind its end. Gradients flow to what is in :meth:`replaced`.
+        """
+        import torch
+
+        longest = max(sample.shape[1] for sample in samples)
+        # Padded on the right, where causal attention never looks: so there is no mask, and kernels are the fastest.
+        hidden = torch.zeros(len(samples), longest, samples[0].shape[2], dtype=self.dtype, device=self.device)
+        for number, sample in enumerate(samples):
+            hidden[number, : sample.shape[1]] = sample[0].to(self.device, self.dtype)
+        with stock_code():
+            found: torch.Tensor = self._model.model(inputs_embeds=hidden, use_cache=False).last_hidden_state
+        return found
+
     def silent_heads(self, layer: int) -> tuple[int, ...]:
         """The heads of *layer* whose ``o_proj`` columns are all zero as the weights are now, sorted."""
         heads = self._checkpoint.geometry.num_heads
@@ -175,11 +224,6 @@ class ResidentModel:
 
         The result is in float32, [tail, vocabulary]: row i is what was to come in the place of token i of the tail.
         """
-        states = self.states(samples)
-        return [self.vocabulary(state[-tail - 1 : -1]) for state, tail in zip(states, tails, strict=True)]
-
-    def states(self, samples: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """What goes into ``lm_head`` [tokens, hidden_size] for each sample [1, tokens, hidden_size], in one batch."""
         import torch
 
         hidden, attention = self._batch(samples)
@@ -188,7 +232,7 @@ class ResidentModel:
             states = self._model.model(
                 inputs_embeds=hidden, attention_mask=attention, position_ids=positions, use_cache=False
             ).last_hidden_state
-            return [state[-sample.shape[1] :] for state, sample in zip(states, samples, strict=True)]
+        return [self.vocabulary(state[-tail - 1 : -1]) for state, tail in zip(states, tails, strict=True)]
 
     def vocabulary(self, states: torch.Tensor) -> torch.Tensor:
         """The logits [tokens, vocabulary] of *states*, in float32."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import isfinite
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -13,8 +13,9 @@ from ..checkpoint import MANIFEST_FILE, Checkpoint
 from ..compensation import MODES
 from ..compensation.figures import Choice
 from ..compensation.modes import FITTED_MODES
+from ..compensation.training import TrainingSettings
 from ..disk import write_synced
-from ..errors import CheckpointError, VerificationError, shown
+from ..errors import CheckpointError, UsageError, VerificationError, shown
 from ..mask import HeadMask
 from ..mask.formats.json_masks import read_native
 from ..rewrite.plan import Plan
@@ -55,6 +56,7 @@ def manifest(
         "mask_file": None if plan.mask.file is None else plan.mask.file.to_json(),
         "compensation": plan.fits.mode,
         **({"fitted": fitted} if fitted else {}),
+        **({} if plan.fits.training is None else {"training": plan.fits.training.to_json()}),
         "calibration": None if origin.calibration is None else dict(origin.calibration),
         "shard_bytes": origin.shard_bytes,
         "plan": {"edits": len(plan.edits), "rewritten_bytes": plan.num_bytes},
@@ -78,13 +80,17 @@ class StatedConversion:
     *card* are the names of those that are the model card, and not the original's. *source* and *fingerprint* name the
     original, *versions* and *calibration* what the result depends on otherwise, *shard_bytes* is the bound of shards
     that were built. *choices* are the modes of layers where a compensation was fitted, *factors* those of each head in
-    the layers that have some. On the *probe*, *errors_left* are what the compensation left of E.
+    the layers that have some. *training* are the settings of a training, None where there was none, and *trains* the
+    letters of the projections that it replaced, none where the refit stayed. On the *probe*, *errors_left* are what
+    the compensation left of E.
     """
 
     mask: HeadMask
     compensation: str
     choices: Mapping[int, Choice]
     factors: Mapping[int, tuple[float, ...]]
+    training: TrainingSettings | None
+    trains: str
     files: Mapping[str, Digest]
     card: frozenset[str]
     source: str
@@ -118,12 +124,15 @@ def read_conversion(converted: Checkpoint) -> StatedConversion | None:
     ):  # nothing else may go uncompared
         raise CheckpointError(f"{where}: card is {shown(card)}, not files of a model card; convert the original again")
     choices, factors = _read_fits(content, mask, where)
+    training, trains = _read_training(content, mode, where)
     probe, errors_left = _read_probe(content, where)
     return StatedConversion(
         mask,
         mode,
         choices,
         factors,
+        training,
+        trains,
         files,
         frozenset(card),
         source=_of_kind(content, "source", str, where, ""),
@@ -183,9 +192,21 @@ def _read_fits(
         if len(of_heads) != mask.num_heads or not all(map(isfinite, of_heads)):
             raise CheckpointError(f"{where}: its fitted factors do not fit its mask; convert the original again")
     for layer, choice in choices.items():
-        if layer not in mask.touched_layers or choice.mode not in FITTED_MODES:
+        if layer not in mask.touched_layers or choice.mode not in (*FITTED_MODES, "distill"):
             raise CheckpointError(f"{where}: its fits do not fit its mask; convert the original again")
     return choices, factors
+
+
+def _read_training(content: Mapping[str, Any], mode: str, where: Path) -> tuple[TrainingSettings | None, str]:
+    """(the settings of the training of a *mode* that trains, the projections that it replaced)."""
+    if not MODES[mode].trained:
+        return None, ""
+    try:
+        said = content["training"]
+        settings = TrainingSettings(**{field.name: said[field.name] for field in fields(TrainingSettings)})
+        return settings, settings.train if said["best_step"] else ""
+    except (KeyError, TypeError, UsageError) as error:
+        raise CheckpointError(f"{where}: its training is malformed; convert the original again") from error
 
 
 def _read_probe(content: Mapping[str, Any], where: Path) -> tuple[Any, dict[int, float]]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..calibration.statistics import Statistics
 from ..compensation import MomentsSource
+from ..errors import UsageError, shown
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,27 @@ def describe_moments(moments: MomentsSource | None) -> dict[str, Any] | None:
 
     # The sums of a fit are cut up by threads, so another number of them rounds otherwise.
     return moments.describe() | {"threads": torch.get_num_threads()}
+
+
+def files_of(calibration: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The files that a description of *calibration* names; UsageError where it is malformed."""
+    kinds = {"file": str, "sha256": str, "samples": int, "window_tokens": int}
+    files = calibration.get("files", [])
+    if not isinstance(files, list) or any(
+        not isinstance(file, dict) or any(not isinstance(file.get(name), kind) for name, kind in kinds.items())
+        for file in files
+    ):
+        raise UsageError(f"the files of the calibration data are {shown(files)}; convert the original again")
+    return files
+
+
+def taken_of(files: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """How much of *files*, which :func:`files_of` gave, was taken, as the options ``num_samples`` and ``window``."""
+    # Of each file so many samples are taken, or all that it has; and questions may be longer than windows.
+    return {
+        "num_samples": max(file["samples"] for file in files),
+        "window": min(file["window_tokens"] for file in files),
+    }
 
 
 def in_words(said: Mapping[str, Any]) -> str:

@@ -6,9 +6,12 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from ..checkpoint import Checkpoint, Projection, StoredTensor
 from ..checkpoint.geometry import Geometry
 from ..compensation import ROW_BLOCK, Fits, HeadMix
+from ..compensation.training import TrainedRows
 from ..mask import HeadMask
 from .assembly import OutputFile, Piece
 
@@ -38,11 +41,11 @@ class Edit(ABC):
         return max(1, block_bytes // self.tensor.row_bytes // ROW_BLOCK) * ROW_BLOCK
 
     @abstractmethod
-    def transform(self, rows: Any) -> Any:
+    def transform(self, rows: Any, at: int = 0) -> Any:
         """What *rows* in float32 become, still to be rounded to the stored dtype: in float32, or in float64.
 
         They are an array of numpy, or a tensor of torch, and so is the result. They are :meth:`rows_per_block` rows at
-        a time, or all of them, the first of them the edit's first row.
+        a time, or all of them; the first of them is number *at* of the edit's.
         """
 
     @abstractmethod
@@ -54,7 +57,7 @@ class Edit(ABC):
 class RowEdit(Edit):
     """The rows become zero."""
 
-    def transform(self, rows: Any) -> Any:
+    def transform(self, rows: Any, at: int = 0) -> Any:
         return rows - rows  # +0, in numpy and in torch, of every finite number
 
     def describe(self) -> str:
@@ -86,7 +89,7 @@ class ValueEdit(MixEdit):
     def rows_per_block(self, block_bytes: int) -> int:
         return self.count  # a head takes from others, wherever they stand
 
-    def transform(self, rows: Any) -> Any:
+    def transform(self, rows: Any, at: int = 0) -> Any:
         mixed = self.fitted.apply_to_values(rows)
         mixed[self.fitted.pruned_columns] = 0.0
         return mixed
@@ -99,11 +102,31 @@ class ValueEdit(MixEdit):
 class ColumnEdit(MixEdit):
     """The columns of ``o_proj`` are mixed by heads; those of pruned heads become +0."""
 
-    def transform(self, rows: Any) -> Any:
+    def transform(self, rows: Any, at: int = 0) -> Any:
         return self.fitted.apply_to_rows(rows)
 
     def describe(self) -> str:
         return f"{self.num_zeroed} of {self.tensor.shape[1]} columns become 0, the others {self.change}"
+
+
+@dataclass(frozen=True)
+class TrainedEdit(Edit):
+    """The rows become those that a training made, *trained*; None where it has not been yet. *zeroed* says of what."""
+
+    trained: TrainedRows | None
+    zeroed: str
+
+    def transform(self, rows: Any, at: int = 0) -> Any:
+        assert self.trained is not None, "a plan without fits can only be shown"
+        values = self.trained.values(at, len(rows))
+        if isinstance(rows, np.ndarray):
+            return values
+        import torch
+
+        return torch.from_numpy(values).to(rows.device)
+
+    def describe(self) -> str:
+        return f"{self.zeroed} become 0, the others are trained"
 
 
 @dataclass(frozen=True)
@@ -156,11 +179,13 @@ def make_plan(checkpoint: Checkpoint, mask: HeadMask, fits: Fits, files: tuple[O
 
     For a pruned head h with rows r(h) = [h * head_dim, (h + 1) * head_dim): rows r(h) of ``q``, rows of a kv
     head whose query heads are all pruned in ``k`` and ``v``, and columns r(h) of ``o`` become zero. Only the
-    columns of ``o`` silence a head for certain: zero q rows alone make its attention uniform.
+    columns of ``o`` silence a head for certain: zero q rows alone make its attention uniform. What a training made
+    has these zeros already.
     """
     geometry = checkpoint.geometry
     edits: list[Edit] = []
     for layer in mask.touched_layers:
+        trained = fits.trained.get(layer, {})
         pruned, kv_heads = mask.pruned[layer], mask.pruned_kv_heads(layer, geometry)
         mix, num_zeroed = fits.mixes.get(layer), len(pruned) * geometry.head_dim
         for projection, heads in (("q", pruned), ("k", kv_heads), ("v", kv_heads)):
@@ -168,13 +193,21 @@ def make_plan(checkpoint: Checkpoint, mask: HeadMask, fits: Fits, files: tuple[O
                 rows = checkpoint.projection(layer, projection, kind)
                 if rows is None:
                     continue
-                if projection == "v" and fits.description.mixes_values:
+                if projection in fits.trains and kind == "weight":
+                    zeroed = f"{len(heads) * geometry.head_dim} of {rows.count} rows"
+                    given = trained.get(projection)
+                    edits.append(TrainedEdit(rows.tensor, layer, projection, rows.first, rows.count, given, zeroed))
+                elif projection == "v" and fits.description.mixes_values:
                     change = "take from those like them"
                     edits.append(ValueEdit(rows.tensor, layer, "v", rows.first, rows.count, mix, num_zeroed, change))
                 else:
                     edits += _row_edits(rows, layer, projection, heads, geometry)
         output = checkpoint.output_projection(layer)
-        edits.append(ColumnEdit(output, layer, "o", 0, output.shape[0], mix, num_zeroed, fits.change(layer)))
+        if fits.trains:
+            zeroed = f"{num_zeroed} of {output.shape[1]} columns"
+            edits.append(TrainedEdit(output, layer, "o", 0, output.shape[0], trained.get("o"), zeroed))
+        else:
+            edits.append(ColumnEdit(output, layer, "o", 0, output.shape[0], mix, num_zeroed, fits.change(layer)))
     edits.sort(key=lambda edit: (edit.tensor.shard, edit.begin))
     return Plan(mask, fits, tuple(edits), files)
 

@@ -184,7 +184,7 @@ def _write_edit(
         if not np.isfinite(rows).all():
             raise CheckpointError(f"{where} holds NaN or infinity; mend the checkpoint first")
         with np.errstate(over="ignore"):
-            edited = edit.transform(rows)
+            edited = edit.transform(rows, first - edit.first)
         if not -OVERFLOW[tensor.dtype] < float(edited.min()) <= float(edited.max()) < OVERFLOW[tensor.dtype]:
             raise CheckpointError(
                 f"{where} would overflow {tensor.dtype} when compensated; store it as F32, or use `compensation='none'`"

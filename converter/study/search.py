@@ -190,8 +190,11 @@ class Searcher:
 
     def _states(self) -> list[torch.Tensor]:
         """What goes into ``lm_head`` at the positions of each held-out sample, [positions, hidden_size]."""
-        states = [state for batch in self._batches for state in self._model.states(batch)]
-        return [state[places] for state, places in zip(states, self._places, strict=True)]
+        import torch
+
+        with torch.inference_mode():
+            states = [state for batch in self._batches for state in self._model.states(batch)]
+            return [state[places] for state, places in zip(states, self._places, strict=True)]
 
 
 def _batches(samples: Sequence[Inputs]) -> list[list[torch.Tensor]]:

@@ -111,14 +111,15 @@ def some_of(inputs: Sequence[Inputs]) -> list[Inputs]:
     return list(inputs[::step])
 
 
-def measure_agreement(claim: Claim, inputs: Sequence[Inputs], *, device: str, advance: Advance) -> Agreement | None:
+def check_agreement(claim: Claim, inputs: Sequence[Inputs], *, device: str, advance: Advance) -> Agreement | None:
     """The agreement on the text tokens of *inputs*, one decoder layer in memory at a time; None without such tokens.
 
     What needs no data is applied at the input of ``o_proj`` at run time; the converted weights are those of OUT. The
     models run on *device*; *advance* is told 1 after every layer.
 
     Raises:
-        VerificationError: what the converted model says is not finite.
+        VerificationError: what the converted model says is not finite; or it was trained, and is no nearer to the
+            original than no compensation.
         CheckpointError: weights do not fit the stock code.
         StorageError: they cannot be read.
     """
@@ -143,7 +144,13 @@ def measure_agreement(claim: Claim, inputs: Sequence[Inputs], *, device: str, ad
     nearness = {model: Nearness(kl / num_tokens, same / num_tokens) for model, (kl, same) in totals.items()}
     if not all(math.isfinite(one.kl) for one in nearness.values()):
         raise VerificationError("on held-out samples, what the model says is not finite; check IN's weights")
-    return Agreement(len(inputs), num_tokens, claim.fits.mode, nearness.pop("converted"), nearness)
+    trained, none = nearness.pop("converted"), nearness["none"]
+    if claim.fits.trains and not trained.kl < none.kl:
+        raise VerificationError(
+            f"{claim.converted.path}: on held-out samples, its KL to the original is {trained.kl:.4g}, and that of no "
+            f"compensation {none.kl:.4g}; do not use it, and train with more data or a lower rate"
+        )
+    return Agreement(len(inputs), num_tokens, claim.fits.mode, trained, nearness)
 
 
 def _through_layers(

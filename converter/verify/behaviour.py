@@ -2,7 +2,8 @@
 
 *original*: the input's weights. *reference*: the input's weights with a pre-hook on ``o_proj`` that applies
 mask and compensation at run time; this is what pruning means. *converted*: the output's weights, nothing else.
-Where a compensation mixes the heads' values, the reference's ``v_proj`` is mixed in memory, in float32, too.
+Where a compensation mixes the heads' values, the reference's ``v_proj`` is mixed in memory, in float32, too; where one
+trains weights, these stand in the reference's, and its hook silences the pruned heads.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 from ..checkpoint import Checkpoint, StoredTensor
 from ..checkpoint.dtypes import EPSILON, Float32Array
 from ..compensation import Fits, HeadMix
+from ..compensation.training import TrainedRows
 from ..errors import VerificationError
 from ..mask import HeadMask
 from ..model.decoder import HeadsHook, LayerDecoder, full_float32
@@ -40,6 +42,22 @@ class _MixedCheckpoint(Checkpoint):
         return self.mixed[tensor.name][first : None if count is None else first + count]
 
 
+def with_trained_weights(original: Checkpoint, layer: int, trained: Mapping[str, TrainedRows]) -> Checkpoint:
+    """*original* with the weights *trained* in the place of *layer*'s projections of these names; nothing is written.
+
+    Raises:
+        StorageError: the weights cannot be read.
+    """
+    mixed: dict[str, Float32Array] = {}
+    for projection, given in trained.items():
+        rows = original.projection(layer, projection, "weight")
+        assert rows is not None, "a checkpoint without it cannot be opened"
+        values = np.array(mixed.get(rows.tensor.name, original.read_rows(rows.tensor)))
+        values[rows.first : rows.first + rows.count] = given.values(0, rows.count)
+        mixed[rows.tensor.name] = values
+    return _with(original, mixed)
+
+
 def with_mixed_values(original: Checkpoint, layer: int, mix: HeadMix) -> Checkpoint:
     """*original* with the rows of *layer*'s ``v_proj``, weight and bias, that *mix* changes; nothing is written.
 
@@ -58,6 +76,10 @@ def with_mixed_values(original: Checkpoint, layer: int, mix: HeadMix) -> Checkpo
         part = slice(rows.first, rows.first + rows.count)
         values[part] = mix.apply_to_values(values[part])
         mixed[rows.tensor.name] = values
+    return _with(original, mixed)
+
+
+def _with(original: Checkpoint, mixed: Mapping[str, Float32Array]) -> Checkpoint:
     inherited = {field.name: getattr(original, field.name) for field in fields(Checkpoint)}
     return _MixedCheckpoint(**inherited, mixed=mixed)
 
@@ -139,6 +161,8 @@ def check_behaviour(claim: Claim, probe: Probe, *, advance: Advance) -> Behaviou
         own_weight = decoder.output_weight.clone()
         if mix is not None and mix.values is not None:
             decoder.load(with_mixed_values(original, layer, mix), layer)
+        if layer in fits.trained:
+            decoder.load(with_trained_weights(original, layer, fits.trained[layer]), layer)
         if layer < mask.touched_layers[0]:
             after_reference = after_original  # the same weights, inputs and code
         else:
@@ -252,6 +276,8 @@ def _tolerance(original: Checkpoint, mask: HeadMask, fits: Fits) -> float:
 
 
 def _rounds(fits: Fits, layer: int) -> bool:
-    """Whether kept columns change at all; a map that took a fit is taken to change them."""
+    """Whether kept columns change at all and are rounded; a map that took a fit is taken to do so."""
     mix = fits.mixes[layer]
+    if layer in fits.trained:  # as they are stored
+        return False
     return not fits.description.from_mask_alone or bool((mix.factors[mix.kept_columns] != 1.0).any())

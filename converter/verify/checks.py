@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
+from ..calibration.inputs import Inputs
 from ..compensation import MODES, MomentsSource
 from ..progress import byte_bar, layer_bar
 from .claim import Claim
@@ -19,6 +21,8 @@ def check_claim(
     check_behaviour: bool,
     tower: Path | None = None,
     moments: MomentsSource | None = None,
+    held_out: Sequence[Inputs] = (),
+    device: str = "cpu",
     notes: tuple[str, ...] = (),
     jobs: int,
     progress: bool,
@@ -27,7 +31,8 @@ def check_claim(
 
     *tower* is the directory of the vision tower for the probe, see :func:`~s4convert.verify.probe.make_probe`. With the
     *moments* that its fits were made of, fitted ones are checked as well, and the error of the weights as they are
-    stored is measured. *notes* go into the report.
+    stored is measured. On some of the samples *held_out*, if there are any, what original and converted say is
+    compared, on *device*, where *check_behaviour* is on. *notes* go into the report.
 
     Raises:
         VerificationError: the first thing that is wrong.
@@ -44,7 +49,7 @@ def check_claim(
             if error is not None:
                 errors[layer] = error
             bar.update(1)
-    figures = None
+    figures = agreement = None
     if check_behaviour:
         # Imported here, because transformers takes seconds to import and a check of bytes does without.
         from . import behaviour
@@ -52,10 +57,26 @@ def check_claim(
 
         with layer_bar("probe", claim.original.geometry.num_layers, shown=progress) as bar:
             figures = behaviour.check_behaviour(claim, make_probe(claim.original, tower), advance=bar.update)
+        if held_out:
+            from .agreement import check_agreement, some_of
+
+            with layer_bar("agreement", claim.original.geometry.num_layers, shown=progress) as bar:
+                agreement = check_agreement(claim, some_of(held_out), device=device, advance=bar.update)
     fits = claim.fits
     fitted = (layer for layer in touched if MODES[fits.choice(layer).mode].needs_moments)
-    unproven = tuple(fitted) if moments is None else ()
-    return Report(claim.mask, fits.mode, structure, figures, fits.figures, errors, notes, unproven)
+    unproven = tuple(fitted) if moments is None and not (fits.trains and agreement) else ()
+    return Report(
+        claim.mask,
+        fits.mode,
+        structure,
+        figures,
+        fits.figures,
+        errors,
+        notes,
+        unproven,
+        training=fits.training,
+        agreement=agreement,
+    )
 
 
 def default_jobs() -> int:

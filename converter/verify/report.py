@@ -35,10 +35,11 @@ class Report:
 
     *compensation* is its mode. *figures* are those of its fit in each layer that loses heads, where there was
     calibration data, and *stored_errors* the errors of the same weights as they were stored, rounded.
-    *agreement* is how near the converted model is to the original on held-out samples, where there are some, and
-    *calibration* what calibration data came to, see :func:`~s4convert.calibration.inputs.describe`. *notes* are
-    sentences that a reader of the verdict must know. *unproven_layers* are those whose fit was not checked
-    against the data that it was made of. *evaluation* is what original and converted answered, where they were asked.
+    *training* is what became of one. *agreement* is how near the converted model is to the original on held-out
+    samples, where there are some, and *calibration* what calibration data came to, see
+    :func:`~s4convert.calibration.inputs.describe`. *notes* are sentences that a reader of the verdict must know.
+    *unproven_layers* are those whose fit was not checked against the data that it was made of. *evaluation* is what
+    original and converted answered, where they were asked.
     """
 
     mask: HeadMask
@@ -50,6 +51,7 @@ class Report:
     notes: tuple[str, ...] = ()
     unproven_layers: tuple[int, ...] = ()
     evaluation: Told | None = None
+    training: Told | None = None
     agreement: Agreement | None = None
     calibration: Mapping[str, Any] = field(default_factory=dict)
 
@@ -104,6 +106,7 @@ class Report:
             "behaviour": None if self.behaviour is None else _behaviour_json(self.behaviour),
             **({"compensation": self._compensation_json()} if self.figures else {}),
             **({"calibration": dict(self._tokens())} if self.calibration else {}),
+            **({"training": self.training.to_json()} if self.training is not None else {}),
             **({"agreement": self.agreement.to_json()} if self.agreement is not None else {}),
             **({"notes": list(self.notes)} if self.notes else {}),
             **({"unproven_layers": list(self.unproven_layers)} if self.unproven_layers else {}),
@@ -169,6 +172,7 @@ class Report:
             f"heads: {self.mask.num_pruned} {self.mask.realised}",
             f"structure: {self.structure.edited_tensors} tensors edited, {self.structure.identical_tensors} tensors"
             f" and {self.structure.sidecars} other files byte-identical",
+            *([] if self.training is None else [f"training: {self.training.to_text()}"]),
             *(f"note: {note}" for note in self.notes),
             f"verdict: {self.verdict}",
         ]

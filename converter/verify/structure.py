@@ -7,6 +7,7 @@ or the writer must not be able to vouch for itself.
 from __future__ import annotations
 
 import hashlib
+import math
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,7 @@ from ..checkpoint.dtypes import ITEM_BYTES, Float64Array, decode, encode, unit_i
 from ..checkpoint.files import read_span
 from ..checkpoint.safetensors_header import SafetensorsHeader
 from ..compensation import HeadMix
+from ..compensation.training import TrainedRows
 from ..errors import StorageError, VerificationError
 from ..progress import Advance
 from .claim import Claim
@@ -111,31 +113,60 @@ def expected_rows(claim: Claim, tensor: StoredTensor, first: int, data: bytes) -
     """What the rows *data* of the original's *tensor*, from row *first* on, must be after the conversion.
 
     A map that was recovered from the converted columns was compared with all of them then, and says nothing more of
-    single numbers.
+    single numbers; of weights that were trained, all that they must be by themselves is zero where a head is pruned.
     """
     original, mask = claim.original, claim.mask
     layer, held = original.projections_in(tensor) or (0, ())
     if not held or not mask.pruned[layer]:
         return ExpectedRows(data)
-    mix = claim.fits.mixes[layer]
+    mix, trained, is_recovered = (
+        claim.fits.mixes[layer],
+        claim.fits.trained.get(layer, {}),
+        layer in claim.fits.recovered,
+    )
     if held[0].projection == "o":
         if held[0].kind == "bias":
             return ExpectedRows(data)
+        if "o" in trained:
+            return _expected_trained_columns(tensor, first, data, trained["o"], mix, is_recovered=is_recovered)
         values = decode(data, tensor.dtype).reshape(-1, tensor.shape[1])
-        return _expected_columns(values, tensor.dtype, mix, is_recovered=layer in claim.fits.recovered)
+        return _expected_columns(values, tensor.dtype, mix, is_recovered=is_recovered)
     geometry = original.geometry
     rows = np.frombuffer(bytearray(data), np.uint8).reshape(-1, tensor.row_bytes)
     numbers = np.arange(first, first + len(rows))
+    is_free = np.zeros(len(rows), np.bool_)
     for part in held:
         silenced: npt.NDArray[np.intp] = np.array(mask.pruned[layer])
         if part.projection != "q":  # kv heads of which every query head is pruned
             pruned_of = np.bincount(silenced // geometry.heads_per_group, minlength=geometry.num_kv_heads)
             silenced = np.flatnonzero(pruned_of == geometry.heads_per_group)
         within = (part.first <= numbers) & (numbers < part.first + part.count)
-        rows[within & np.isin((numbers - part.first) // geometry.head_dim, silenced)] = 0
+        is_silenced = within & np.isin((numbers - part.first) // geometry.head_dim, silenced)
+        if part.kind == "weight" and part.projection in trained and within.any():
+            begin, count = int(numbers[within][0]) - part.first, int(within.sum())
+            given = trained[part.projection].read(begin, count)
+            rows[within] = np.frombuffer(given, np.uint8).reshape(count, -1)
+            is_free |= within & ~is_silenced & is_recovered
+        rows[is_silenced] = 0
         if part.projection == "v" and mix.values is not None:
             return _expected_values(original, tensor, numbers, part.first, rows.tobytes(), mix)
+    if is_free.any():
+        return ExpectedRows(rows.tobytes(), None, np.repeat(is_free[:, None], math.prod(tensor.shape[1:]), axis=1))
     return ExpectedRows(rows.tobytes())
+
+
+def _expected_trained_columns(
+    tensor: StoredTensor, first: int, data: bytes, trained: TrainedRows, mix: HeadMix, *, is_recovered: bool
+) -> ExpectedRows:
+    """Rows of ``o_proj`` from row *first* on, of a training: pruned columns are +0, kept ones what it made."""
+    item, num_rows = ITEM_BYTES[tensor.dtype], len(data) // tensor.row_bytes
+    rows = np.frombuffer(bytearray(trained.read(first, num_rows)), np.uint8).reshape(num_rows, -1, item)
+    rows[:, mix.pruned_columns] = 0
+    if not is_recovered:
+        return ExpectedRows(rows.tobytes())
+    is_free = np.zeros(rows.shape[:2], np.bool_)
+    is_free[:, mix.kept_columns] = True
+    return ExpectedRows(rows.tobytes(), None, is_free)
 
 
 def _expected_columns(values: npt.NDArray[np.float32], dtype: str, mix: HeadMix, *, is_recovered: bool) -> ExpectedRows:

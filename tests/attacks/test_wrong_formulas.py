@@ -23,6 +23,7 @@ from s4convert.compensation.pruned_layer import PrunedLayer
 from s4convert.errors import VerificationError
 from tests.support import seams
 from tests.support.disk import hidden_siblings
+from tests.support.modes import MAPS
 from tests.support.synthetic import Spec, read_safetensors, write_checkpoint, write_safetensors
 
 Formula = Callable[[PrunedLayer, Moments, float], HeadMix]
@@ -494,7 +495,7 @@ RIGHT = {
 
 
 @pytest.mark.parametrize("dtype", ["F16", "BF16", "F32"])
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", MAPS)
 def test_the_formulas_that_the_mistakes_are_made_in_are_right(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, dtype: str
 ) -> None:

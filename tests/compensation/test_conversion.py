@@ -17,11 +17,12 @@ import torch
 
 from s4convert import Checkpoint, HeadMask, convert, plan_conversion, verify_conversion
 from s4convert.calibration.moments import LayerMoments, Moments
-from s4convert.compensation import MODES, MomentsSource
+from s4convert.compensation import MomentsSource
 from s4convert.errors import CheckpointError, CompensationError, UsageError, VerificationError
 from s4convert.rewrite.plan import ColumnEdit, Edit, ValueEdit
 from tests.compensation.stock_moments import language_model, output_projection_inputs
 from tests.support import seams
+from tests.support.modes import MAPS
 from tests.support.synthetic import Spec, read_safetensors, write_checkpoint, write_safetensors
 
 SPEC = Spec(
@@ -136,7 +137,7 @@ def test_residual_transfer_writes_kept_value_rows_and_their_biases(tmp_path: Pat
 
 @pytest.mark.parametrize(
     ("mode", "dtype"),
-    [*((mode, "F16") for mode in MODES), *itertools.product(("least-squares", "residual-transfer"), ("BF16", "F32"))],
+    [*((mode, "F16") for mode in MAPS), *itertools.product(("least-squares", "residual-transfer"), ("BF16", "F32"))],
 )
 def test_the_bytes_depend_neither_on_the_threads_nor_on_the_blocks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, dtype: str
@@ -154,7 +155,7 @@ def test_the_bytes_depend_neither_on_the_threads_nor_on_the_blocks(
     assert all(files == outputs[0] for files in outputs)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", MAPS)
 def test_layers_that_lose_no_head_stay_bit_for_bit_and_their_moments_are_not_asked_for(
     source: Path, tmp_path: Path, mode: str
 ) -> None:
@@ -293,7 +294,7 @@ def compensated(source: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("dtype", UNIT)
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", MAPS)
 def test_a_conversion_is_verified_later_without_its_moments(tmp_path: Path, mode: str, dtype: str) -> None:
     source = write_checkpoint(tmp_path / "in", replace(SPEC, dtype=dtype))
     moments = calibrate(source)

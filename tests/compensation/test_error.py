@@ -11,11 +11,12 @@ from s4convert.compensation import MODES
 from s4convert.compensation.error import best_uniform_factor, head_gram, mix_error
 from s4convert.errors import CompensationError
 from tests.compensation.layers import example, weight_error
+from tests.support.modes import MAPS
 
-FROM_O = [mode for mode in MODES if mode != "residual-transfer"]
+FROM_O = [mode for mode in MAPS if mode != "residual-transfer"]
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", MAPS)
 def test_is_that_streamed_over_the_tokens(mode: str) -> None:
     case = example()
     mix = MODES[mode].fit(case.layer, case.moments, 1e-2)

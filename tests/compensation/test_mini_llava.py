@@ -13,11 +13,12 @@ import s4convert
 from s4convert import ConvertOptions, make_mask
 from s4convert.calibration.moments import LayerMoments, Moments
 from s4convert.checkpoint import Checkpoint
-from s4convert.compensation import MODES, MomentsSource
+from s4convert.compensation import MomentsSource
 from tests.compensation.layers import weight_error
 from tests.compensation.stock_moments import mini_llava as load
 from tests.compensation.stock_moments import mini_samples, output_projection_inputs
 from tests.conftest import MINI_LLAVA
+from tests.support.modes import MAPS
 
 MASK = make_mask(MINI_LLAVA, metric="magnitude", schedule="uniform", rate=0.25).mask
 
@@ -33,7 +34,7 @@ def moments() -> MomentsSource:
     return table.__getitem__
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", MAPS)
 def test_every_compensation_passes_verification(tmp_path: Path, moments: MomentsSource, mode: str) -> None:
     report = s4convert.convert(MINI_LLAVA, tmp_path / "out", MASK, compensation=mode, statistics=moments)
     assert report.behaviour is not None

@@ -17,7 +17,6 @@ from s4convert.calibration.moments import LayerMoments
 from s4convert.calibration.samples import read_samples
 from s4convert.calibration.statistics import CalibrationData, Statistics
 from s4convert.checkpoint import Checkpoint
-from s4convert.compensation import MODES
 from s4convert.mask import HeadMask
 from s4convert.model.decoder import LayerDecoder
 from tests.conftest import MINI_LLAVA
@@ -26,6 +25,7 @@ from tests.support.command_line import Outcome, run_here
 from tests.support.disk import digests
 from tests.support.environments import in_llavas_environment
 from tests.support.forks import assert_all_was_left, assert_nothing_or_all_was_left, in_forked_children
+from tests.support.modes import MAPS
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ def test_kept_statistics_give_the_same_conversion_without_a_second_pass(
 
 
 @pytest.mark.parametrize("held_out", [True, False], ids=["held-out tokens", "no held-out tokens"])
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", MAPS)
 def test_the_map_of_each_layer_is_fitted_once(
     tmp_path: Path, mini_mask: HeadMask, statistics: Path, monkeypatch: pytest.MonkeyPatch, mode: str, held_out: bool
 ) -> None:

@@ -13,12 +13,12 @@ import torch
 
 import s4convert
 from s4convert.calibration.statistics import Statistics
-from s4convert.choices import COMPENSATIONS
 from s4convert.demo import QUESTIONS
 from s4convert.mask import HeadMask
 from tests.conftest import MINI_LLAVA
 from tests.support.command_line import run_here
 from tests.support.disk import hidden_siblings
+from tests.support.modes import MAPS
 from tests.support.synthetic import Spec
 from tests.test_torch_checkpoints import write_torch_checkpoint
 
@@ -56,7 +56,7 @@ def edit_manifest(directory: Path, **fields: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
-@pytest.mark.parametrize("compensation", COMPENSATIONS)
+@pytest.mark.parametrize("compensation", MAPS)
 def test_every_mode_is_made_again(converted: Path, statistics: Path, tmp_path: Path, compensation: str) -> None:
     out, kept = tmp_path / "mini-llava-pruned", {"statistics": statistics} if compensation in FITTED else {}
     mask = HeadMask(8, ((1, 5), (), (2,), (), (), (), (), ()))

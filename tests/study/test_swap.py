@@ -15,6 +15,7 @@ from s4convert.errors import VerificationError
 from s4convert.model.resident import ResidentModel
 from s4convert.study.swap import relative_change, swapped
 from tests.compensation.test_conversion import calibrate
+from tests.support.modes import MAPS
 from tests.support.synthetic import Spec, write_checkpoint
 
 OWN = Spec(num_layers=3, num_kv_heads=4, head_dim=4, hidden_size=16, dtype="F16", text_model="qwen2")
@@ -42,7 +43,7 @@ def moments(source: Path) -> MomentsSource:
     return calibrate(source)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", MAPS)
 def test_a_swapped_point_answers_as_its_conversion_and_leaves_no_bit_behind(
     source: Path, moments: MomentsSource, tmp_path: Path, mode: str
 ) -> None:

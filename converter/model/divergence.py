@@ -1,0 +1,68 @@
+"""How far a model's output is from another's: the Kullback-Leibler divergence of what they say comes next."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .decoder import full_float32
+from .output_head import OutputHead
+
+if TYPE_CHECKING:
+    import torch
+
+_BLOCK = 512  # tokens at a time: a row has a number for each token of the vocabulary
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """The mean KL(original || other) in nats over *tokens* positions, and the share at which both prefer one token."""
+
+    kl: float
+    agreement: float
+    tokens: int
+
+    def to_json(self) -> dict[str, float]:
+        """The figures, rounded to four significant digits."""
+        return {"kl": float(f"{self.kl:.4g}"), "agreement": float(f"{self.agreement:.4g}")}
+
+    @staticmethod
+    def mean(parts: list[Compared]) -> Divergence:
+        """Over all positions of *parts*."""
+        tokens = sum(part.tokens for part in parts)
+        return Divergence(
+            sum(float(part.total) for part in parts) / tokens, sum(int(part.equal) for part in parts) / tokens, tokens
+        )
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The sum *total* [] of the divergences of *tokens* positions, and how many are *equal* [] in what they prefer.
+
+    *gradient* [tokens, hidden_size] is that of *total* with respect to the other's states.
+    """
+
+    total: torch.Tensor
+    equal: torch.Tensor
+    tokens: int
+    gradient: torch.Tensor | None = None
+
+
+def compare(head: OutputHead, original: torch.Tensor, other: torch.Tensor, *, with_gradient: bool = False) -> Compared:
+    """KL(original || other) of what *head* makes of states [tokens, hidden_size] behind the final norm, in float32."""
+    import torch
+
+    with torch.no_grad(), full_float32():
+        total = torch.zeros((), dtype=torch.float64, device=other.device)
+        equal = torch.zeros((), dtype=torch.int64, device=other.device)
+        pulled = []
+        for first in range(0, len(other), _BLOCK):
+            wanted, found = (
+                head.logits(states[first : first + _BLOCK].float()).log_softmax(-1) for states in (original, other)
+            )
+            equal += (wanted.argmax(-1) == found.argmax(-1)).sum()
+            probabilities = wanted.exp()
+            total += wanted.sub_(found).mul_(probabilities).sum(-1).double().sum()
+            if with_gradient:  # of the logits, it is the difference of the probabilities
+                pulled.append(head.pull_back(found.exp_().sub_(probabilities)))
+        return Compared(total, equal, len(other), torch.cat(pulled) if with_gradient else None)
