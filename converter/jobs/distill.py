@@ -29,8 +29,8 @@ def check_training(data: CalibrationData | None, settings: TrainingSettings) -> 
             "compensation distill is trained on calibration data; give it with `calibration`, or use least-squares"
         )
     samples = data.check().samples
-    if data.holdout == 0:
-        raise UsageError("`holdout` 0: compensation distill is judged by held-out samples; give a share above 0")
+    if not data.holdout or all(file.window is None for file in data.read.files):  # else texts are still to be cut up
+        _held_out(len(samples), data.holdout)
     if settings.self_answers and not any(sample.turns for sample in samples):
         raise UsageError("the `calibration` data has no questions to answer, only texts; leave `self_answers` out")
 
@@ -61,12 +61,7 @@ def distilled(
     if model is None:
         model = ResidentModel(checkpoint, device=data.device, progress=progress)
     inputs = _inputs(checkpoint, data, settings, model, tower=tower, progress=progress)
-    flags = held_out_of(len(inputs), data.holdout)
-    if not any(flags):
-        raise UsageError(
-            f"`holdout` {data.holdout:g} of {len(inputs)} samples is none, and compensation distill is judged by "
-            "held-out ones; give more `calibration` data, or a larger share"
-        )
+    flags = _held_out(len(inputs), data.holdout)
     pupils, held_out = ([one for one, out in zip(inputs, flags, strict=True) if out == wanted] for wanted in (0, 1))
     judges = judging(held_out)
     return distill(checkpoint, mask, refit, model, pupils, judges, settings, scratch, progress=progress), held_out
@@ -83,6 +78,17 @@ def held_out_inputs(
     """The samples of *data* that are held out of a training by *settings*, or of any fit; all where none are."""
     inputs = _inputs(checkpoint, data, settings, None, tower=tower, progress=progress)
     return [*compress(inputs, held_out_of(len(inputs), data.holdout))] or inputs
+
+
+def _held_out(num_samples: int, holdout: float) -> list[bool]:
+    """Which samples judge; UsageError where none does."""
+    flags = held_out_of(num_samples, holdout)
+    if not any(flags):
+        raise UsageError(
+            f"`holdout` {holdout:g} of {num_samples} samples is none, and compensation distill is judged by held-out "
+            "ones; give more `calibration` data, or a larger share"
+        )
+    return flags
 
 
 def _inputs(

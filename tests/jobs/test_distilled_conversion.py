@@ -59,8 +59,8 @@ def test_only_q_k_v_and_o_of_touched_layers_differ_and_pruned_heads_are_silent(
             by_head = after.read_rows(rows.tensor, rows.first, rows.count).reshape(8, -1)
             assert tuple(np.flatnonzero(~by_head.any(axis=1))) == pruned
     told = report.to_json()
-    assert told["held_out"]["converted"]["kl"] < told["training"]["refit_kl"] < told["held_out"]["none"]["kl"]
-    assert told["held_out"]["converted"]["kl"] == pytest.approx(told["training"]["kl"], rel=1e-3)
+    assert told["agreement"]["converted"]["kl"] < told["training"]["refit_kl"] < told["agreement"]["none"]["kl"]
+    assert told["agreement"]["converted"]["kl"] == pytest.approx(told["training"]["kl"], rel=1e-3)
     assert max(row["own_error"] for row in told["behaviour"]["layers"]) < 1e-6
 
 
@@ -73,7 +73,7 @@ def test_it_is_verified_later_from_the_two_directories_and_with_the_data_its_kl_
     assert "the fits of 3 layers are not checked against their data" in without.stdout
     again = s4convert.verify_conversion(MINI_LLAVA, out, **data)
     assert again.unproven_layers == ()
-    assert again.to_json()["held_out"] == report.to_json()["held_out"]  # on the same samples
+    assert again.to_json()["agreement"] == report.to_json()["agreement"]  # on the same samples
 
 
 def test_it_is_made_again_byte_for_byte(converted: tuple[Path, s4convert.Report], data: dict[str, Any]) -> None:
@@ -136,10 +136,11 @@ def test_own_answers_are_those_that_stock_generate_gives(data: dict[str, Any]) -
             ("--compensate", "distill", "--statistics", "s"),
             "is trained on calibration data; give it with --calib",
         ),
-        (("--compensate", "distill", "--calibration", "t.txt"), "--holdout 0.2 of 2 samples is none"),
+        (("--compensate", "distill", "--calibration", "q.json"), "--holdout 0.2 of 2 samples is none"),
+        (("--compensate", "distill", "--calibration", "q.json", "--holdout", "0"), "--holdout 0 of 2 samples is"),
         (
             ("--compensate", "distill", "--calibration", "t.txt", "--holdout", "0.5", "--self-answers"),
-            "t.txt: has no questions to answer, only texts; leave --self-answers out",
+            "the --calibration data has no questions to answer, only texts; leave --self-answers out",
         ),
         (("--compensate", "distill", "--calibration", "t.txt", "--learning-rate", "0"), "--learning-rate 0.0: give"),
     ],
@@ -149,6 +150,7 @@ def test_what_cannot_be_trained_is_refused_before_any_work(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("t.txt").write_text("The box has two.\nThe cup has nine.\n")
+    Path("q.json").write_text('[{"id": "1", "text": "What?"}, {"id": "2", "text": "Who?"}]')
     outcome = run_here(MINI_LLAVA, "out", "--mask", mini_mask_file, *options)
     assert outcome.exit_code == 2
     assert message in outcome.error
