@@ -35,7 +35,7 @@ class MaskOptions(Options):
     A checkpoint is scored by *metric*, a row of :data:`~s4convert.saliency.metrics.METRICS`, on *calibration*, a file
     of questions or plain text, with *images*, the directory of its images, of which the first *num_samples* (all) are
     used. *gamma* is the weight of the mean in ``cross-attention``, *seed* that of ``fisher`` and ``random``, *device*
-    runs the model. For ``fisher``, *loss* says which tokens count, those of ``answers`` or ``all``, and *resident*
+    runs the model. For ``fisher``, *loss* says which tokens count, ``all`` or those of ``answers``, and *resident*
     keeps the whole model on the device.
 
     *vision_tower*, a directory or ``org/name[@revision]`` on the Hub, is the CLIP for images in place of the one that
@@ -231,7 +231,7 @@ def _searched(data: _Data, mask: HeadMask, scores: HeadScores, schedule: Schedul
         data.samples.samples,
         tower=data.tower,
         device=options.device,
-        find_answers=options.loss == LOSSES[0],
+        find_answers=options.loss == "answers",
         progress=options.progress,
     )
     train, held_out = (

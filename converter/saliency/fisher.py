@@ -29,7 +29,6 @@ import numpy as np
 from ..calibration.inputs import Inputs
 from ..calibration.stream import stream_layers
 from ..checkpoint import Checkpoint
-from ..choices import LOSSES
 from ..disk import free_bytes
 from ..errors import CalibrationError, StorageError, enough_memory
 from ..mask.head_scores import Ladder
@@ -48,8 +47,8 @@ _ROWS = 256  # of logits at a time, at the most
 class Labels:
     """Where *inputs* have a label, and the numbers that draw it from the model's output; the same on every device.
 
-    Under the *loss* ``answers``, a sample with answers has labels in the places of their tokens, and every other sample
-    all that ``all`` gives it: one behind each token, unless an image's token comes next.
+    Under the *loss* ``all``, there is one behind each token, unless an image's token comes next. Under ``answers``, a
+    sample with answers has labels in the places of their tokens, and every other sample all.
 
     Raises:
         CalibrationError: there is no label, because all answers were cut off.
@@ -64,7 +63,7 @@ class Labels:
         for sample in inputs:
             self._draws.append(torch.rand(len(sample.is_image), dtype=torch.float64, generator=generator))
             positions = torch.ones_like(sample.is_image)
-            if loss == LOSSES[0] and sample.is_answer is not None:
+            if loss == "answers" and sample.is_answer is not None:
                 positions[:-1], positions[-1] = sample.is_answer[1:], False
             else:
                 positions[:-1] = ~sample.is_image[1:]
