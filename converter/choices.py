@@ -7,7 +7,7 @@ from typing import Literal, get_args
 Polarity = Literal["keep", "prune"]
 Granularity = Literal["head", "group"]
 Metric = Literal["cross-attention", "energy", "reconstruction", "fisher", "magnitude", "random"]
-Loss = Literal["answers", "all"]
+Loss = Literal["all", "answers"]
 Recipe = Literal["fast", "best"]
 Compensation = Literal[
     "scale", "none", "uniform-ls", "head-ls", "least-squares", "distill", "residual-transfer", "similarity"

@@ -24,7 +24,7 @@ from s4convert.mask.files import load_scores
 
 CALIBRATION_SEED = HELD_OUT_SEED + 1
 RANDOM_SEEDS = (0, 1, 2)
-METRICS = ("cross-attention", "energy", "reconstruction", "magnitude", "random")
+METRICS = ("cross-attention", "energy", "reconstruction", "fisher", "magnitude", "random")
 SCHEDULES = ("uniform", "adaptive", "global")
 RATES = {2: "0.25", 3: "0.375", 4: "0.5"}  # heads of 8
 

@@ -40,7 +40,7 @@ class MaskOptions(Options):
     of questions or plain text or several, with *images*, the directory of their images or one for each; the first
     *num_samples* (all) of each are used. Plain text is packed into windows of *window* (640) tokens. *gamma* is the
     weight of the mean in ``cross-attention``, *seed* that of ``fisher`` and ``random``, *device* runs the model. For
-    ``fisher``, *loss* says which tokens count, those of ``answers`` or ``all``, and *resident* keeps the whole model on
+    ``fisher``, *loss* says which tokens count, ``all`` or those of ``answers``, and *resident* keeps the whole model on
     the device.
 
     *vision_tower*, a directory or ``org/name[@revision]`` on the Hub, is the CLIP for images in place of the one that
@@ -200,7 +200,7 @@ class _Data:
             self.samples.samples,
             tower=self.tower,
             device=options.device,
-            find_answers=options.loss == LOSSES[0] and (options.metric == "fisher" or options.search is not None),
+            find_answers=options.loss == "answers" and (options.metric == "fisher" or options.search is not None),
             progress=options.progress,
         )
 

@@ -19,6 +19,7 @@ Sources: the Fisher information of natural gradient (Amari 1998); its use for pr
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
@@ -29,7 +30,6 @@ import numpy as np
 from ..calibration.inputs import Inputs
 from ..calibration.stream import stream_layers
 from ..checkpoint import Checkpoint
-from ..choices import LOSSES
 from ..disk import free_bytes
 from ..errors import CalibrationError, StorageError, enough_memory
 from ..mask.head_scores import Ladder
@@ -42,14 +42,15 @@ from .reconstruction import Reconstruction
 if TYPE_CHECKING:
     import torch
 
+_DEVICE_BYTES = 2 << 30  # of all samples' gradients, which stay on the device up to so many
 _ROWS = 256  # of logits at a time, at the most
 
 
 class Labels:
     """Where *inputs* have a label, and the numbers that draw it from the model's output; the same on every device.
 
-    Under the *loss* ``answers``, a sample with answers has labels in the places of their tokens, and every other sample
-    all that ``all`` gives it: one behind each token, unless an image's token comes next.
+    Under the *loss* ``all``, there is one behind each token, unless an image's token comes next. Under ``answers``, a
+    sample with answers has labels in the places of their tokens, and every other sample all.
 
     Raises:
         CalibrationError: there is no label, because all answers were cut off.
@@ -64,7 +65,7 @@ class Labels:
         for sample in inputs:
             self._draws.append(torch.rand(len(sample.is_image), dtype=torch.float64, generator=generator))
             positions = torch.ones_like(sample.is_image)
-            if loss == LOSSES[0] and sample.is_answer is not None:
+            if loss == "answers" and sample.is_answer is not None:
                 positions[:-1], positions[-1] = sample.is_answer[1:], False
             else:
                 positions[:-1] = ~sample.is_image[1:]
@@ -129,7 +130,7 @@ class LosingHeads:
 def streamed_ladders(
     checkpoint: Checkpoint, inputs: list[Inputs], labels: Labels, *, device: str, progress: bool
 ) -> list[Ladder]:
-    """The ladder of every layer, with one decoder layer in memory at a time; *inputs* is overwritten.
+    """The ladder of every layer, with two decoder layers in memory at the most; *inputs* is overwritten.
 
     On the way up, the residual stream before every layer goes to a directory in the system's temporary one; on the way
     down, it is read again, and each layer is run again with gradients.
@@ -142,9 +143,10 @@ def streamed_ladders(
     _check_room(checkpoint, inputs)
     with (
         TemporaryDirectory(prefix="s4convert-fisher-") as directory,
+        ThreadPoolExecutor(1) as worker,
         layer_bar("fisher", 2 * num_layers, shown=progress) as bar,
     ):
-        scratch = _Scratch(Path(directory), [len(sample.is_image) for sample in inputs], checkpoint)
+        scratch = _Scratch(Path(directory), [len(sample.is_image) for sample in inputs], checkpoint, worker)
         scratch.keep(0, inputs)
         for seen in stream_layers(
             checkpoint, inputs, lambda layer: Reconstruction(checkpoint, layer, device), device=device
@@ -154,21 +156,27 @@ def streamed_ladders(
                 scratch.keep(seen.layer + 1, inputs)
             del seen  # free the moments of this layer before the next one
             bar.update(1)
+        scratch.settle()
         with stock_code(), full_float32():
             head = OutputHead(checkpoint, device)
+            stay = device if sum(sample.hidden.nbytes for sample in inputs) <= _DEVICE_BYTES else "cpu"
             gradients = [
-                labels.gradient(number, head, sample.hidden.to(device)).cpu() for number, sample in enumerate(inputs)
+                labels.gradient(number, head, sample.hidden.to(device)).to(stay) for number, sample in enumerate(inputs)
             ]
             del head
-            decoder = LayerDecoder(checkpoint, device)
+            decoder, following = (LayerDecoder(checkpoint, device) for _ in range(2))
+            loading = worker.submit(following.load, checkpoint, num_layers - 1)
             ladders = []
             for layer in reversed(range(num_layers)):
-                decoder.load(checkpoint, layer)
+                loading.result()
+                decoder, following = following, decoder
+                if layer:  # the next one loads while this one computes
+                    loading = worker.submit(following.load, checkpoint, layer - 1)
                 losing = scratch.losing(layer, device)
                 for number, gradient in enumerate(gradients):
                     hidden = scratch.hidden(layer, number).to(device)
                     before, heads, at_heads = decoder.backward(hidden, gradient.to(device))
-                    gradients[number] = before.cpu()
+                    gradients[number] = before.to(stay)
                     losing.observe(heads[0], at_heads[0])
                 ladders.append(losing.ladder())
                 bar.update(1)
@@ -223,18 +231,21 @@ def _path(moments: Reconstruction) -> tuple[list[int], torch.Tensor]:
 class _Scratch:
     """What the way down needs of the way up, in files of *directory*, for samples of *lengths* tokens."""
 
-    def __init__(self, directory: Path, lengths: Sequence[int], checkpoint: Checkpoint) -> None:
+    def __init__(self, directory: Path, lengths: Sequence[int], checkpoint: Checkpoint, worker: Executor) -> None:
         self._directory, self._lengths, self._geometry = directory, lengths, checkpoint.geometry
+        self._worker = worker
+        self._writing: Future[None] | None = None
         self._heads: dict[int, list[int]] = {}
 
     def keep(self, layer: int, inputs: Sequence[Inputs]) -> None:
-        """Write the residual stream before *layer*."""
-        try:
-            with self._path("hidden", layer).open("wb") as file:
-                for sample in inputs:
-                    sample.hidden.numpy().tofile(file)
-        except OSError as error:
-            raise _full(error) from error
+        """Write the residual stream before *layer*, while work goes on."""
+        self.settle()
+        self._writing = self._worker.submit(_write, self._path("hidden", layer), [sample.hidden for sample in inputs])
+
+    def settle(self) -> None:
+        """Wait until everything is written; StorageError where it cannot be."""
+        if self._writing is not None:
+            self._writing.result()
 
     def hidden(self, layer: int, number: int) -> torch.Tensor:
         """The residual stream of sample *number* before *layer*, [1, tokens, hidden_size]."""
@@ -248,10 +259,7 @@ class _Scratch:
     def keep_losing(self, layer: int, moments: Reconstruction) -> None:
         """Write in which order, and by which updates, *layer* loses its heads."""
         self._heads[layer], updates = _path(moments)
-        try:
-            updates.cpu().numpy().tofile(self._path("updates", layer))
-        except OSError as error:
-            raise _full(error) from error
+        _write(self._path("updates", layer), [updates.cpu()])
 
     def losing(self, layer: int, device: str) -> LosingHeads:
         """*layer*, which will lose its heads so."""
@@ -277,5 +285,13 @@ def _check_room(checkpoint: Checkpoint, inputs: Sequence[Inputs]) -> None:
         )
 
 
-def _full(error: OSError) -> StorageError:
-    return StorageError(f"{gettempdir()}: cannot be written: {error.strerror or error}; free some space")
+def _write(path: Path, tensors: Sequence[torch.Tensor]) -> None:
+    try:
+        with path.open("wb") as file:
+            for tensor in tensors:
+                tensor.numpy().tofile(file)
+    except OSError as error:
+        raise StorageError(
+            f"{path.parent.parent}: cannot be written: {error.strerror or error}; free some space, or name another "
+            "directory with TMPDIR"
+        ) from error

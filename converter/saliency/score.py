@@ -42,7 +42,7 @@ def score_heads(
 
     *samples* are calibration data; ``magnitude`` and ``random`` need none. *gamma* is the weight of the mean in
     ``cross-attention``, *seed* the seed of ``random`` and of the labels of ``fisher``, of which *loss* says where they
-    stand, in the places of answers or of ``all`` text; *resident* keeps the whole model on the device for it, and
+    stand, in ``all`` text or in the places of ``answers``; *resident* keeps the whole model on the device for it, and
     gives scores with ladders as without. *tower* is the directory of the vision tower, see
     :func:`~s4convert.model.front_end.open_front_end`. The same arguments on the same machine give the same scores, bit
     for bit. With calibration data, the provenance has the ``residual_energy`` that the schedule ``global`` divides by.
@@ -57,7 +57,7 @@ def score_heads(
     check_metric(metric, settings, has_data=samples is not None)
     if samples is None:
         return score_inputs(checkpoint, metric, [], settings, progress=progress)
-    find_answers = metric == "fisher" and loss == LOSSES[0]
+    find_answers = metric == "fisher" and loss == "answers"
     inputs = make_inputs(
         checkpoint, samples.samples, tower=tower, device=device, find_answers=find_answers, progress=progress
     )

@@ -154,7 +154,7 @@ def test_what_cannot_be_trained_is_refused_before_any_work(
     outcome = run_here(MINI_LLAVA, "out", "--mask", mini_mask_file, *options)
     assert outcome.exit_code == 2
     assert message in outcome.error
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["mask.json", "t.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mask.json", "q.json", "t.txt"]
 
 
 def test_a_sweep_trains_a_point_as_a_conversion_does(data: dict[str, Any], tmp_path: Path) -> None:

@@ -245,9 +245,9 @@ def test_what_is_no_ladder_is_refused(tmp_path: Path, content: dict[str, Any], m
 def test_bad_requests(monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = Checkpoint.open(MINI_LLAVA)
     for options, message in (
-        ({"metric": "energy", "loss": "all"}, "are for `metric='fisher'`"),
+        ({"metric": "energy", "loss": "answers"}, "are for `metric='fisher'`"),
         ({"metric": "energy", "resident": True}, "are for `metric='fisher'`"),
-        ({"metric": "fisher", "loss": "some"}, "`loss` 'some' is none of answers, all"),
+        ({"metric": "fisher", "loss": "some"}, "`loss` 'some' is none of all, answers"),
     ):
         with pytest.raises(UsageError, match=message):
             score_heads(checkpoint, **options, samples=read_samples(FILE, QUESTIONS, 1))
@@ -264,8 +264,10 @@ def test_bad_requests(monkeypatch: pytest.MonkeyPatch) -> None:
     sample = some_inputs(128, [(4, 0, 0)])[0]
     cut = Inputs(sample.hidden, sample.is_image, 9, torch.zeros(4, dtype=torch.bool))
     with pytest.raises(CalibrationError, match="cut off before its answers"):
-        score_inputs(checkpoint, "fisher", [cut], Settings())
-    mixed = score_inputs(checkpoint, "fisher", [cut, Inputs(sample.hidden.clone(), sample.is_image)], Settings())
+        score_inputs(checkpoint, "fisher", [cut], Settings(loss="answers"))
+    mixed = score_inputs(
+        checkpoint, "fisher", [cut, Inputs(sample.hidden.clone(), sample.is_image)], Settings(loss="answers")
+    )
     assert mixed.provenance is not None and mixed.provenance["num_labels"] == 4
     seams.leave_for_fisher(monkeypatch, 1000)
     with pytest.raises(StorageError, match=r"fisher keeps .* bytes there .* but 1,000 are free; .* TMPDIR"):

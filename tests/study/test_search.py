@@ -108,7 +108,7 @@ def test_it_ends_where_every_swap_was_tried_in_vain(searcher: Searcher) -> None:
 
 def test_the_command_searches_says_so_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seams.tick_in_search(monkeypatch)
-    data = ("--calibration", FILE, "--images", QUESTIONS, "--schedule", "global", "--rate", "0.3", "--loss", "all")
+    data = ("--calibration", FILE, "--images", QUESTIONS, "--schedule", "global", "--rate", "0.3")
     scores, mask, more = tmp_path / "scores.json", tmp_path / "mask.json", tmp_path / "more.json"
     first = run_here(
         "mask", MINI_LLAVA, "-o", mask, "--metric", "energy", "--save-scores", scores, *data, "--search", "40"
