@@ -347,13 +347,14 @@ def open_processor(checkpoint: Checkpoint) -> Any:
 
 def load_processor(path: Path) -> Any:
     """The checkpoint's stock processor: its image processor and tokenizer."""
-    from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, LlavaProcessor
+    from transformers import AutoImageProcessor, AutoProcessor, LlamaTokenizerFast, LlavaProcessor
 
     try:
         return AutoProcessor.from_pretrained(path, **_NO_CODE)
     except TypeError:  # transformers 4.37 cannot read a processor_config.json that newer ones wrote
         image_processor = AutoImageProcessor.from_pretrained(path, **_NO_CODE)
-        return LlavaProcessor(image_processor, AutoTokenizer.from_pretrained(path, **_NO_CODE))
+        # Its processor takes this class alone, which does what a tokenizer.json says, of whatever kind that is.
+        return LlavaProcessor(image_processor, LlamaTokenizerFast.from_pretrained(path))
 
 
 def _without_decoder(checkpoint: Checkpoint) -> Any:
