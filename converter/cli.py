@@ -296,7 +296,6 @@ def convert(
     process.set_up(cli, verbose, quiet=quiet)
     from .hub.names import check_repo_id
     from .jobs import convert as jobs
-    from .jobs.push import convert_and_push
     from .verify.report import Report
 
     options = jobs.ConvertOptions(**settings, progress=not quiet)
@@ -320,6 +319,8 @@ def convert(
         if push_to_hub is None:
             show(jobs.convert(source, out, mask, options, command=sys.argv[1:]))
         else:
+            from .jobs.push import convert_and_push
+
             arguments = (source, out, mask, push_to_hub, options)
             _, pushed = convert_and_push(*arguments, command=sys.argv[1:], on_written=show)
             result["pushed"] = pushed.to_json()

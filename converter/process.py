@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import gc
 import io
 import logging
 import os
@@ -21,6 +23,7 @@ from .redaction import RedactingFormatter, redact
 
 EXIT_USAGE, EXIT_STORAGE, EXIT_INTERNAL, EXIT_INTERRUPTED = 2, 3, 70, 130
 
+_OBJECTS = 200_000  # new ones between two looks for garbage
 _HTTP_LIBRARIES = ("httpx", "httpx2", "httpcore", "httpcore2", "urllib3")
 _PARAMETER = re.compile(r"`([a-z_]+)(?:=([^`]+))?`")
 
@@ -42,6 +45,10 @@ def set_up(group: click.Group, verbose: int, *, quiet: bool) -> None:
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup leaves it
         signal.signal(signal.SIGHUP, _interrupt)
     interruptible.set(_ending_at_once)
+    # To import torch and transformers makes a million objects and no garbage, and looking for some takes a third of the
+    # time; so does looking through all of them once more at the exit.
+    gc.set_threshold(_OBJECTS, *gc.get_threshold()[1:])
+    atexit.register(gc.freeze)
 
 
 def run(group: click.Group, arguments: list[str]) -> NoReturn:

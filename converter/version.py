@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import platform
-from importlib.metadata import PackageNotFoundError, version
-
 __version__ = "0.1.0"
 
 _LIBRARIES = ("torch", "transformers", "safetensors", "numpy")
@@ -12,6 +9,9 @@ _LIBRARIES = ("torch", "transformers", "safetensors", "numpy")
 
 def versions() -> dict[str, str]:
     """The versions of s4convert, Python and the libraries that a result depends on, by name."""
+    import platform  # these two take longer to import than --help takes
+    from importlib.metadata import PackageNotFoundError, version
+
     found = {"s4convert": __version__, "python": platform.python_version()}
     for library in _LIBRARIES:
         try:

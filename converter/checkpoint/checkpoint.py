@@ -311,16 +311,15 @@ class Checkpoint:
                 if not held:
                     continue
                 expected = expected_shape(held, self.geometry)
-                where = f"{self.path / tensor.shard}: {tensor.name}"
                 if tensor.shape != expected:
                     raise CheckpointError(
-                        f"{where} has shape {list(tensor.shape)}, but {CONFIG_FILE} asks for {shown(list(expected))}; "
-                        "mend the config or the weights"
+                        f"{self.path / tensor.shard}: {tensor.name} has shape {list(tensor.shape)}, but {CONFIG_FILE} "
+                        f"asks for {shown(list(expected))}; mend the config or the weights"
                     )
                 if tensor.dtype not in ITEM_BYTES:
                     raise CheckpointError(
-                        f"{where} is stored as {tensor.dtype}, and only {', '.join(ITEM_BYTES)} can be rewritten; "
-                        "dequantise or cast it first"
+                        f"{self.path / tensor.shard}: {tensor.name} is stored as {tensor.dtype}, and only "
+                        f"{', '.join(ITEM_BYTES)} can be rewritten; dequantise or cast it first"
                     )
             self._check_parts(layer)
 

@@ -23,6 +23,7 @@ MAX_HEADER_BYTES = 100_000_000  # the reference parser's limit
 LENGTH_BYTES = 8
 _MAX_INTEGER = 2**64 - 1
 _METADATA_KEY = "__metadata__"
+_FIELDS = {"dtype", "shape", "data_offsets"}
 
 DTYPE_BITS: Mapping[str, int] = {
     "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
@@ -108,7 +109,7 @@ def format_header(tensors: Sequence[tuple[str, str, tuple[int, ...], int]]) -> b
 
 
 def _parse_entry(name: str, entry: Any, data_begin: int) -> TensorEntry:
-    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+    if not isinstance(entry, dict) or entry.keys() != _FIELDS:
         raise ValueError(f"tensor {name!r} must have exactly dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
@@ -138,7 +139,7 @@ def check_name_and_shape(name: str, shape: Sequence[int]) -> None:
 
 
 def _check_unicode(text: str) -> None:
-    if any("\ud800" <= character <= "\udfff" for character in text):
+    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
         raise ValueError(f"lone surrogate in {text!r}")
 
 

@@ -76,8 +76,14 @@ def read_weight_map(index: Path) -> dict[str, str]:
     weight_map = read_json_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: has no weight_map; restore the file")
+    plain: set[str] = set()
     for tensor, shard in weight_map.items():
-        # Only plain names: nothing outside the directory may be read or uploaded.
-        if not isinstance(shard, str) or Path(shard).name != shard or {"\0", "\\"} & set(shard) or shard in (".", ".."):
+        if not isinstance(shard, str) or (shard not in plain and not _is_plain(shard)):
             raise CheckpointError(f"{index}: {tensor} is mapped to {shard!r}, which is not a plain file name")
+        plain.add(shard)
     return weight_map
+
+
+def _is_plain(name: str) -> bool:
+    """Whether *name* is of a file in the directory itself: nothing outside of it may be read or uploaded."""
+    return Path(name).name == name and not {"\0", "\\"} & set(name) and name not in (".", "..")

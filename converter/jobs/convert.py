@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import compress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..calibration.inputs import Inputs
 from ..calibration.statistics import CalibrationData, held_out_of
@@ -45,15 +45,17 @@ from ..rewrite.staging import (
 )
 from ..rewrite.writer import DiskFlusher, disk_flusher, stage
 from ..sources import locate_tower, open_checkpoint
-from ..study.evaluation import Tasks
 from ..verify.checks import check_claim, default_jobs
 from ..verify.claim import Claim
 from ..verify.report import Report
 from .distill import check_training, distilled
-from .evaluate import Asked, Evaluated, EvaluateOptions, answers_of, embedded, read_asked
 from .notes import notes_on
 from .options import ConversionOptions, TrainingOptions, as_path, options_of
 from .recipe import RECIPES, check_recipe, mask_by_recipe
+
+if TYPE_CHECKING:  # and else imported where questions are asked, so that other conversions start sooner
+    from ..study.evaluation import Tasks
+    from .evaluate import Asked, Evaluated, EvaluateOptions
 
 _log = logging.getLogger(__name__)
 
@@ -154,6 +156,8 @@ class ConvertOptions(ConversionOptions, TrainingOptions):
         """How IN and OUT are asked, if they are."""
         if self.evaluate is None:
             return None
+        from .evaluate import EvaluateOptions
+
         return EvaluateOptions(
             questions=self.evaluate,
             images=self.evaluate_images,
@@ -356,6 +360,8 @@ def _read_asked(checkpoint: Checkpoint, options: ConvertOptions) -> Asked | None
     """The questions of an evaluation, read; refuses, before any work, what is seen to be wrong with them."""
     if options.evaluation is None:
         return None
+    from .evaluate import read_asked
+
     try:
         return read_asked(checkpoint, options.evaluation)
     except (CalibrationError, UsageError) as error:  # which names the parameters of the job evaluate
@@ -379,7 +385,11 @@ def _carry_out(planned: PlannedConversion, made_by: str) -> Report:
     checkpoint, options, asked = planned.checkpoint, planned.options, planned.asked
     if options.check_behaviour or asked is not None:
         require_stock_code(checkpoint)
-    tasks = None if asked is None else embedded(checkpoint, asked)
+    tasks = None
+    if asked is not None:
+        from .evaluate import embedded
+
+        tasks = embedded(checkpoint, asked)
     picture = None if planned.base_card is None else draw_picture(planned.mask)
     with open_staging(planned.out) as staging, disk_flusher() as flusher:
         check_replaceable(planned.out, force=options.force)
@@ -405,6 +415,8 @@ def _carry_out(planned: PlannedConversion, made_by: str) -> Report:
 
 def _evaluate(original: Checkpoint, converted: Checkpoint, asked: Asked, tasks: Tasks) -> Evaluated:
     """What both answer to the same embeddings, which a conversion leaves as they are."""
+    from .evaluate import Evaluated, answers_of
+
     sides = {"original": original, "converted": converted}
     answers = {name: answers_of(checkpoint, tasks, asked.options) for name, checkpoint in sides.items()}
     return Evaluated(answers, tasks.conversation, tasks.shown)

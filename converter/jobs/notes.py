@@ -18,7 +18,8 @@ def notes_on(checkpoint: Checkpoint, mask: HeadMask, statistics: Statistics | No
         StorageError: the weights cannot be read.
     """
     said, notes = mask.provenance or {}, []
-    if said.get("fingerprint") not in (None, checkpoint.fingerprint):
+    made_on = said.get("fingerprint")
+    if made_on is not None and made_on != checkpoint.fingerprint:
         notes.append(f"the mask was made on another model, {shown(said.get('source'))}, as the fingerprint tells")
     if statistics is not None:
         description = read_description(statistics.directory)

@@ -345,11 +345,11 @@ def language_model_config(checkpoint: Checkpoint, *, num_layers: int) -> dict[st
 
 
 def _build(checkpoint: Checkpoint, device: str) -> Any:
-    """The stock model with one decoder layer and no vocabulary, in float32 on *device*; its weights are random."""
+    """The stock model with one decoder layer and no vocabulary, in float32 on *device*; its weights are not set."""
     from transformers import AutoConfig, AutoModel
 
     config = language_model_config(checkpoint, num_layers=1)
-    with building(checkpoint, "a decoder layer in float32"):
+    with building(checkpoint, "a decoder layer in float32"), without_initial_weights():
         stock_config = AutoConfig.for_model(**config)
         return AutoModel.from_config(stock_config, trust_remote_code=False).float().eval().to(device)
 
@@ -372,6 +372,18 @@ def building(checkpoint: Checkpoint, what: str) -> Iterator[None]:
             f"{checkpoint.path / CONFIG_FILE}: stock transformers cannot build the language model from it "
             f"({type(error).__name__}: {str(error).strip().partition(chr(10))[0]}); mend the config"
         ) from error
+
+
+def without_initial_weights() -> contextlib.AbstractContextManager[None]:
+    """While stock code builds a model, it makes up no weights: those are loaded, and random ones take seconds.
+
+    On the device ``meta``, they would take torch's compiler, whose import alone takes half a second.
+    """
+    try:
+        from transformers.initialization import no_init_weights
+    except ImportError:  # before transformers 5
+        from transformers.modeling_utils import no_init_weights
+    return no_init_weights()  # type: ignore[no-any-return]
 
 
 @contextlib.contextmanager

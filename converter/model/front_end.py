@@ -23,7 +23,7 @@ from ..checkpoint.shards import open_shards
 from ..checkpoint.sidecars import list_files
 from ..checkpoint.tensors import TensorEntry
 from ..errors import CheckpointError, S4ConvertError, StorageError, enough_memory, shown
-from .decoder import full_float32, language_model_config, stock_code, stored_rows
+from .decoder import full_float32, language_model_config, stock_code, stored_rows, without_initial_weights
 
 if TYPE_CHECKING:
     import torch
@@ -438,7 +438,7 @@ def _check_stored(model_class: Any, config: Any, stored: Sequence[Stored], where
     """Raise CheckpointError where the model of *config* has more numbers than are *stored*, before it takes memory."""
     import torch
 
-    with torch.device("meta"):
+    with torch.device("meta"), without_initial_weights():
         numbers = sum(parameter.numel() for parameter in model_class(config).parameters())
     held = sum(math.prod(tensor.shape) for tensor in stored)
     if numbers > held:

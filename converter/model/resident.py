@@ -28,6 +28,7 @@ from .decoder import (
     load_tensor,
     stock_code,
     stored_rows,
+    without_initial_weights,
 )
 
 if TYPE_CHECKING:
@@ -336,17 +337,12 @@ def _build(checkpoint: Checkpoint, device: str, dtype: torch.dtype) -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    try:
-        from transformers.initialization import no_init_weights
-    except ImportError:  # before transformers 5
-        from transformers.modeling_utils import no_init_weights
-
     config = language_model_config(checkpoint, num_layers=checkpoint.geometry.num_layers)
     config |= {"vocab_size": checkpoint.embedding.num_rows, "tie_word_embeddings": False}
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)  # as from_pretrained does, for what is no parameter
     try:
-        with building(checkpoint, f"the language model in {dtype}"), torch.device(device), no_init_weights():
+        with building(checkpoint, f"the language model in {dtype}"), torch.device(device), without_initial_weights():
             stock_config = AutoConfig.for_model(**config)
             return AutoModelForCausalLM.from_config(stock_config, trust_remote_code=False).eval()
     finally:

@@ -50,3 +50,10 @@ def test_the_hook_replaces_the_input_of_o_proj(tmp_path: Path) -> None:
     assert not torch.equal(decoder.forward(hidden, lambda heads: heads * 0), plain)
     assert torch.equal(decoder.forward(hidden, lambda heads: heads * 1), plain)
     assert torch.equal(decoder.forward(hidden), plain)
+
+
+def test_no_weights_are_made_up_for_those_that_are_loaded(tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(write_checkpoint(tmp_path / "model", Spec()))
+    before = torch.get_rng_state()
+    LayerDecoder(checkpoint)
+    assert torch.equal(torch.get_rng_state(), before)
