@@ -39,7 +39,7 @@ class Settings:
     """How long and how much; *seconds* is when the second stage ends at the latest, from the beginning."""
 
     device: str = "cuda"
-    tower_steps: int = 3000
+    tower_steps: int = 4000
     tower_batch: int = 1024
     steps: int = 1500
     conversations: int = 40_000  # of each kind

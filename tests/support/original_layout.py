@@ -64,10 +64,13 @@ def write_original_layout(source: Path, directory: Path, tower: Path, *, num_sha
     if num_shards > 1:
         size = sum(tensor.nbytes for tensor in weights.values())
         _write_json(directory / "model.safetensors.index.json", {"metadata": {"total_size": size}, "weight_map": files})
-    special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<unk>"}
-    tokenizer = read_json_object(source / "tokenizer_config.json")
-    added = {index: token for index, token in tokenizer["added_tokens_decoder"].items() if int(index) < vocabulary}
+    special = read_json_object(source / "special_tokens_map.json")
+    special["pad_token"] = special["unk_token"]  # token 0
+    tokenizer = read_json_object(source / "tokenizer_config.json") | special
     del tokenizer["processor_class"]
+    if "added_tokens_decoder" in tokenizer:
+        added = tokenizer["added_tokens_decoder"].items()
+        tokenizer["added_tokens_decoder"] = {index: token for index, token in added if int(index) < vocabulary}
     _write_json(
         directory / "config.json",
         text_config
@@ -88,10 +91,12 @@ def write_original_layout(source: Path, directory: Path, tower: Path, *, num_sha
             "use_cache": True,
         },
     )
-    _write_json(directory / "generation_config.json", {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0})
-    _write_json(directory / "tokenizer_config.json", tokenizer | special | {"added_tokens_decoder": added})
+    ends = {name: text_config[name] for name in ("bos_token_id", "eos_token_id")}
+    _write_json(directory / "generation_config.json", ends | {"pad_token_id": 0})
+    _write_json(directory / "tokenizer_config.json", tokenizer)
     _write_json(directory / "special_tokens_map.json", special)
-    shutil.copyfile(source / "tokenizer.model", directory / "tokenizer.model")
+    for file in source.glob("tokenizer.*"):
+        shutil.copyfile(file, directory / file.name)
 
 
 def _write_json(path: Path, content: Mapping[str, object]) -> None:
