@@ -1,6 +1,7 @@
 """Train the tower alone, and then tower, projector and low-rank changes of the language model together, on one GPU.
 
-1. The tower names drawings: a linear layer behind the mean of its patches tells the thing.
+1. The tower names drawings: of all things' names, the one whose embedding in the language model is most like the mean
+   of what the projector makes of its patches. So the second stage begins with patches that mean something to it.
 2. The whole model answers questions about drawings and about facts in a context. On plain text, it must say what the
    pretrained language model says (KL of its next-token distribution), so that its abilities stay.
 
@@ -115,26 +116,37 @@ class Training:
 
     def _train_tower(self) -> None:
         settings, model, pictures = self._settings, self._model, self._pictures
-        width, num_things = model.tower.config.hidden_size, len(self._drawings.names)
-        head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, num_things)).to(self._device)
-        optimizer = _adamw([(list(model.tower.parameters()), 1e-3), (list(head.parameters()), 1e-3)], weight_decay=0.1)
+        names, num_things = self._name_embeddings(), len(self._drawings.names)
+        sharpness = nn.Parameter(torch.tensor(20.0, device=self._device))
+        parts = (model.tower.parameters(), model.projector.parameters(), [sharpness])
+        optimizer = _adamw([(list(part), 1e-3) for part in parts], weight_decay=0.1)
+
+        def named(drawn: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            """(how like each name the drawings are [batch, things], the means of their patches [batch, hidden])."""
+            with self._autocast():
+                means = model.projector(model.features(drawn)).mean(1).float()
+            likeness = functional.normalize(means, dim=-1) @ functional.normalize(names, dim=-1).T
+            return sharpness * likeness, means
+
         steps, warm_up = settings.tower_steps, max(1, settings.tower_steps // 15)
         for step in range(1, steps + 1):
             _set_rate(optimizer, min(step / warm_up, 0.5 + 0.5 * math.cos(math.pi * step / steps)))
             things = torch.randint(num_things, (settings.tower_batch,), device=self._device)
             drawn = pictures.changed(pictures.any_drawing(things))
-            with self._autocast():
-                logits = head(model.features(drawn).mean(1))
-                loss = functional.cross_entropy(logits.float(), things, label_smoothing=0.1)
-            _step(optimizer, loss)
+            logits, means = named(drawn)
+            distance = (means - names[things]).square().sum(-1) / names[things].square().sum(-1)
+            _step(optimizer, functional.cross_entropy(logits, things, label_smoothing=0.1) + 0.1 * distance.mean())
             if step % (10 * settings.log_every) == 0 or step == steps:
-                drawn = pictures.plain(pictures.held_out)
-                with torch.no_grad(), self._autocast():
-                    named = head(model.features(drawn).mean(1))
-                right = (named.argmax(1) == pictures.things[pictures.held_out]).float().mean()
-                self._log(
-                    {"tower step": step, "loss": round(loss.item(), 4), "held-out drawings": round(right.item(), 4)}
-                )
+                with torch.no_grad():
+                    said = named(pictures.plain(pictures.held_out))[0].argmax(1)
+                right = (said == pictures.things[pictures.held_out]).float().mean()
+                self._log({"tower step": step, "held-out drawings": round(right.item(), 4)})
+
+    def _name_embeddings(self) -> torch.Tensor:
+        """The mean embedding of the tokens of each thing's name [things, hidden]."""
+        table = self._model.language_model.model.embed_tokens.weight.detach().float()
+        encoded = self._tokenizer.encode_batch([f" {name}" for name in self._drawings.names])
+        return torch.stack([table[torch.tensor(one.ids, device=self._device)].mean(0) for one in encoded])
 
     def _train_all(self) -> None:
         settings, model, pictures, device = self._settings, self._model, self._pictures, self._device
