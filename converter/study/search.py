@@ -8,6 +8,7 @@ samples that neither scores nor fits have seen. The whole model is in memory. Sw
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -144,13 +145,20 @@ class Searcher:
     ) -> Searched:
         """Search from *counts* for so many *seconds*, or *most* proposals, or until every swap was tried in vain.
 
-        *frozen* layers keep what they have. What is proposed depends on the *seed* alone, and the model is left with
-        the heads of the result swapped out.
+        *frozen* layers keep what they have. What is proposed depends on the *seed* alone, and the model is left without
+        the heads that the result prunes.
+
+        Raises:
+            CompensationError: a layer cannot be refitted, or the model's output is not finite.
         """
         found = list(counts)
         for layer, count in enumerate(found):
             self.refit(layer, count)
         begin = best = self.divergence()
+        if not math.isfinite(begin):
+            raise CompensationError(
+                "the model's output is not finite numbers, so the search cannot begin; check the checkpoint's weights"
+            )
         numbers = np.random.Generator(np.random.PCG64(list(seed)))
         swaps: list[tuple[int, int, float]] = []
         tried: set[tuple[int, int]] = set()
@@ -162,6 +170,7 @@ class Searcher:
                     break
                 back, lost = left[int(numbers.integers(len(left)))]
                 proposals += 1
+                before = [(layer, self._model.output_weight(layer).clone()) for layer in (back, lost)]
                 self.refit(back, found[back] - 1)
                 self.refit(lost, found[lost] + 1)
                 divergence = self.divergence()
@@ -170,8 +179,8 @@ class Searcher:
                     swaps.append((back, lost, divergence))
                     tried.clear()
                 else:
-                    self.refit(back, found[back])
-                    self.refit(lost, found[lost])
+                    for layer, weight in before:
+                        self._model.output_weight(layer).copy_(weight)
                     tried.add((back, lost))
                 bar.set_postfix_str(f"KL {best:.4g}, {len(swaps)} of {proposals} accepted", refresh=False)
                 bar.update(min(time.monotonic() - start, seconds) - bar.n)

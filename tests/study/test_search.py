@@ -134,7 +134,7 @@ def test_the_command_searches_says_so_and_goes_on(tmp_path: Path, monkeypatch: p
 
 
 def test_bad_requests(tmp_path: Path) -> None:
-    good: dict[str, Any] = {**DATA, "metric": "energy", "search": 1.0}
+    good: dict[str, Any] = {**DATA, "metric": "magnitude", "search": 1.0}
     wrong = HeadMask(8, ((7,), (0, 1, 2, 3, 4, 5), (0, 1, 2, 3, 4, 5), (0, 1, 2, 3, 4, 5), (), (), (), ()))
     wrong.save(tmp_path / "wrong.json")
     HeadMask(8, ((7,), *[()] * 7)).save(tmp_path / "few.json")
