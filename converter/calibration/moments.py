@@ -26,32 +26,49 @@ if TYPE_CHECKING:
 class Moments:
     """The moments of the inputs x [columns] of a layer's ``o_proj``, over *num_tokens* tokens.
 
-    *second* [columns, columns] is E[x x^T], *mean* [columns] is E[x]. Large products with them run on torch's *device*.
+    *tensor* [columns, columns] is E[x x^T], in float64 on the device that computes with it (an array of numpy is taken,
+    too), *mean* [columns] is E[x].
     """
 
-    second: Float64Array
+    tensor: torch.Tensor
     mean: Float64Array
     num_tokens: int
-    device: str = "cpu"
 
     def __post_init__(self) -> None:
+        import torch
+
+        if isinstance(self.tensor, np.ndarray):
+            object.__setattr__(self, "tensor", torch.from_numpy(self.tensor))
         columns = len(self.mean)
-        if self.second.shape != (columns, columns):
+        if self.tensor.shape != (columns, columns):
             raise CompensationError(
-                f"moments: the second one has shape {list(self.second.shape)}, but the mean {columns} entries"
+                f"moments: the second one has shape {list(self.tensor.shape)}, but the mean {columns} entries"
             )
-        if self.second.dtype != np.float64 or self.mean.dtype != np.float64:
+        if self.tensor.dtype != torch.float64 or self.mean.dtype != np.float64:
             raise CompensationError("moments: are not float64, in which alone they are precise enough to solve with")
         if self.num_tokens < 1:
             raise CompensationError("moments: are those of no token at all; calibrate with more data")
-        if not np.isfinite(self.second).all() or not np.isfinite(self.mean).all():
+        if not self.tensor.isfinite().all() or not np.isfinite(self.mean).all():
             raise CompensationError("moments: hold NaN or infinity; check the checkpoint and the calibration data")
+
+    @property
+    def device(self) -> torch.device:
+        """Where large products with them run."""
+        return self.tensor.device
+
+    @property
+    def second(self) -> Float64Array:
+        """:attr:`tensor` as an array of numpy, which is a copy where that is on a GPU."""
+        array: Float64Array = self.tensor.cpu().numpy()
+        return array
 
     @staticmethod
     def of(inputs: Float64Array) -> Moments:
         """The moments of *inputs* [tokens, columns]."""
+        import torch
+
         inputs = np.asarray(inputs, np.float64)
-        return Moments(inputs.T @ inputs / len(inputs), inputs.mean(axis=0), len(inputs))
+        return Moments(torch.from_numpy(inputs.T @ inputs / len(inputs)), inputs.mean(axis=0), len(inputs))
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,10 +93,9 @@ def mix_moments(text: Moments | None, image: Moments | None, *, image_weight: fl
             raise CompensationError("moments: neither of text nor of image tokens; calibrate with more data")
         return moments
     return Moments(
-        (1 - image_weight) * text.second + image_weight * image.second,
+        (1 - image_weight) * text.tensor + image_weight * image.tensor,
         (1 - image_weight) * text.mean + image_weight * image.mean,
         text.num_tokens + image.num_tokens,
-        text.device,
     )
 
 

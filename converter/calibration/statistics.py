@@ -262,7 +262,9 @@ def _moments(tensors: Mapping[str, npt.NDArray[Any]], name: str, device: str) ->
     triangle, (num_tokens,) = tensors[f"{name}.second"], tensors[f"{name}.num_tokens"]
     if mean.ndim != 1 or triangle.shape != (len(mean) * (len(mean) + 1) // 2,):
         raise ValueError(f"{name}.second has shape {list(triangle.shape)}, {name}.mean {list(mean.shape)}")
-    return Moments(_symmetric_matrix(triangle, len(mean)), mean, int(num_tokens), device)
+    import torch
+
+    return Moments(torch.from_numpy(_symmetric_matrix(triangle, len(mean))).to(device), mean, int(num_tokens))
 
 
 # At the size of a 7B model, numpy's tril_indices takes 0.5 GB and ten times as long as the loops below.
