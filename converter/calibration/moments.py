@@ -6,9 +6,9 @@ image tokens and far fewer text tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -131,6 +131,14 @@ class ModalityMean:
         """The mean over the image tokens, or over the text tokens; None where there are none."""
         return self._sums[image] / self._counts[image] if image in self._sums else None
 
+    def take(self, *, image: bool) -> torch.Tensor | None:
+        """As :meth:`mean`, but of what was counted nothing is left, which saves a copy."""
+        import torch
+
+        total = self._sums.pop(image, None)
+        with torch.inference_mode():  # as the sums were made
+            return None if total is None else total.div_(self._counts[image])
+
     def mixed(self) -> torch.Tensor:
         """The two means, mixed by :data:`IMAGE_WEIGHT`; where there is only one, that one."""
         text, image = self.mean(image=False), self.mean(image=True)
@@ -156,15 +164,42 @@ class SecondMoments(ModalityMean):
         self.add(sample.heads[0], sample.is_image, lambda outputs: outputs.T @ outputs)
 
 
+MODALITIES = {"text": False, "image": True}
+# Of a layer, by part of the samples (train, held_out) and modality; None where there were no such tokens.
+PartedMoments: TypeAlias = "Mapping[str, Mapping[str, Moments | None]]"
+
+
 class SplitMoments:
     """The moments of a layer over two parts of the samples; *held_out* says for each sample whether it is held out."""
 
     def __init__(self, held_out: Sequence[bool]) -> None:
         self._held_out = list(held_out)
         self._num_seen = 0
-        self.parts = {name: (FirstMoments(), SecondMoments()) for name in ("train", "held_out")}
+        self._parts = {name: (FirstMoments(), SecondMoments()) for name in ("train", "held_out")}
 
     def observe(self, sample: LayerSample) -> None:
-        for moments in self.parts["held_out" if self._held_out[self._num_seen] else "train"]:
+        for moments in self._parts["held_out" if self._held_out[self._num_seen] else "train"]:
             moments.observe(sample)
         self._num_seen += 1
+
+    def take(self) -> PartedMoments:
+        """What was seen, by part and modality; nothing is left of it here.
+
+        Of a second moment, the lower triangle stands on both sides, as it does in what is kept on the disk.
+        """
+        return {
+            part: {modality: self._taken(*moments, image=image) for modality, image in MODALITIES.items()}
+            for part, moments in self._parts.items()
+        }
+
+    @staticmethod
+    def _taken(first: FirstMoments, second: SecondMoments, *, image: bool) -> Moments | None:
+        import torch
+
+        count, mean, square = second.count(image=image), first.take(image=image), second.take(image=image)
+        if mean is None or square is None:
+            return None
+        with torch.inference_mode():  # as the sums were made
+            square.tril_()
+            square += square.tril(-1).T
+        return Moments(square, mean.cpu().numpy(), count)
