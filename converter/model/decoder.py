@@ -123,22 +123,23 @@ class LayerDecoder:
                 self.load(checkpoint, layer)
                 yield layer
             return
-        wanted = iter(layers)
+        import torch
+
+        wanted, beside = iter(layers), torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         with ThreadPoolExecutor(1) as reader:
             coming = next(wanted, None)
-            ahead = None if coming is None else reader.submit(self._read, *coming)
+            ahead = None if coming is None else reader.submit(self._read, *coming, beside)
             while coming is not None and ahead is not None:
                 weights, (_, layer), coming = ahead.result(), coming, next(wanted, None)
-                ahead = None if coming is None else reader.submit(self._read, *coming)
+                ahead = None if coming is None else reader.submit(self._read, *coming, beside)
                 self._take(weights)
                 yield layer
 
-    def _read(self, checkpoint: Checkpoint, layer: int) -> dict[str, torch.Tensor]:
-        """The weights of *layer* in their stored dtype, on the GPU, copied there beside what it computes."""
+    def _read(self, checkpoint: Checkpoint, layer: int, beside: torch.cuda.Stream) -> dict[str, torch.Tensor]:
+        """The weights of *layer* in their stored dtype, on the GPU, copied there *beside* what it computes."""
         import torch
 
         _check_shapes(self._model, checkpoint, layer)
-        beside = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         weights = {}
         with torch.cuda.stream(beside):
             for name, _ in self._layer.named_parameters():
