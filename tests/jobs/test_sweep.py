@@ -21,7 +21,7 @@ from s4convert.demo import MINI_LLAVA
 from s4convert.errors import CheckpointError, StorageError, UsageError
 from s4convert.jobs import bench
 from s4convert.jobs import sweep as job
-from s4convert.jobs.sweep import Swept, read_study, summarise_results, sweep
+from s4convert.jobs.sweep import SweepOptions, Swept, read_study, summarise_results, sweep
 from s4convert.mask import HeadMask
 from s4convert.study.results import STUDY_FILE, Results, open_results
 from tests.support.command_line import ROOT, run_here
@@ -278,6 +278,19 @@ def test_a_study_file_says_what_the_options_say(tmp_path: Path, texts: dict[str,
     assert rows_of(tmp_path / "a") == rows_of(tmp_path / "b")
     third = run_here("sweep", MINI_LLAVA, "-o", tmp_path / "b", "--study", study, "--rates", "0.3")
     assert third.exit_code == 0 and len(rows_of(tmp_path / "b")) == 3
+
+
+def test_several_files_of_a_study_lie_beside_it_and_are_fitted_to(tmp_path: Path) -> None:
+    study = tmp_path / "study.yaml"
+    study.write_text(
+        "calibration: [a.json, b.txt]\ncalibration_images: [x, y]\nwindow: 99\ntext: t.txt\nrates: [0.3]\n"
+    )
+    options = SweepOptions(**read_study(study))
+    assert options.calibration == [tmp_path / "a.json", tmp_path / "b.txt"]
+    assert options.calibration_images == [tmp_path / "x", tmp_path / "y"]
+    data = options.calibration_data
+    assert data is not None and data.window == 99 and options.modes == ("least-squares",)
+    assert SweepOptions(text="t.txt", rates="0.3").modes == ("scale",)
 
 
 @pytest.mark.parametrize(
