@@ -6,9 +6,9 @@ image tokens and far fewer text tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -26,32 +26,49 @@ if TYPE_CHECKING:
 class Moments:
     """The moments of the inputs x [columns] of a layer's ``o_proj``, over *num_tokens* tokens.
 
-    *second* [columns, columns] is E[x x^T], *mean* [columns] is E[x]. Large products with them run on torch's *device*.
+    *tensor* [columns, columns] is E[x x^T], in float64 on the device that computes with it (an array of numpy is taken,
+    too), *mean* [columns] is E[x].
     """
 
-    second: Float64Array
+    tensor: torch.Tensor
     mean: Float64Array
     num_tokens: int
-    device: str = "cpu"
 
     def __post_init__(self) -> None:
+        import torch
+
+        if isinstance(self.tensor, np.ndarray):
+            object.__setattr__(self, "tensor", torch.from_numpy(self.tensor))
         columns = len(self.mean)
-        if self.second.shape != (columns, columns):
+        if self.tensor.shape != (columns, columns):
             raise CompensationError(
-                f"moments: the second one has shape {list(self.second.shape)}, but the mean {columns} entries"
+                f"moments: the second one has shape {list(self.tensor.shape)}, but the mean {columns} entries"
             )
-        if self.second.dtype != np.float64 or self.mean.dtype != np.float64:
+        if self.tensor.dtype != torch.float64 or self.mean.dtype != np.float64:
             raise CompensationError("moments: are not float64, in which alone they are precise enough to solve with")
         if self.num_tokens < 1:
             raise CompensationError("moments: are those of no token at all; calibrate with more data")
-        if not np.isfinite(self.second).all() or not np.isfinite(self.mean).all():
+        if not self.tensor.isfinite().all() or not np.isfinite(self.mean).all():
             raise CompensationError("moments: hold NaN or infinity; check the checkpoint and the calibration data")
+
+    @property
+    def device(self) -> torch.device:
+        """Where large products with them run."""
+        return self.tensor.device
+
+    @property
+    def second(self) -> Float64Array:
+        """:attr:`tensor` as an array of numpy, which is a copy where that is on a GPU."""
+        array: Float64Array = self.tensor.cpu().numpy()
+        return array
 
     @staticmethod
     def of(inputs: Float64Array) -> Moments:
         """The moments of *inputs* [tokens, columns]."""
+        import torch
+
         inputs = np.asarray(inputs, np.float64)
-        return Moments(inputs.T @ inputs / len(inputs), inputs.mean(axis=0), len(inputs))
+        return Moments(torch.from_numpy(inputs.T @ inputs / len(inputs)), inputs.mean(axis=0), len(inputs))
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,10 +93,9 @@ def mix_moments(text: Moments | None, image: Moments | None, *, image_weight: fl
             raise CompensationError("moments: neither of text nor of image tokens; calibrate with more data")
         return moments
     return Moments(
-        (1 - image_weight) * text.second + image_weight * image.second,
+        (1 - image_weight) * text.tensor + image_weight * image.tensor,
         (1 - image_weight) * text.mean + image_weight * image.mean,
         text.num_tokens + image.num_tokens,
-        text.device,
     )
 
 
@@ -115,6 +131,14 @@ class ModalityMean:
         """The mean over the image tokens, or over the text tokens; None where there are none."""
         return self._sums[image] / self._counts[image] if image in self._sums else None
 
+    def take(self, *, image: bool) -> torch.Tensor | None:
+        """As :meth:`mean`, but of what was counted nothing is left, which saves a copy."""
+        import torch
+
+        total = self._sums.pop(image, None)
+        with torch.inference_mode():  # as the sums were made
+            return None if total is None else total.div_(self._counts[image])
+
     def mixed(self) -> torch.Tensor:
         """The two means, mixed by :data:`IMAGE_WEIGHT`; where there is only one, that one."""
         text, image = self.mean(image=False), self.mean(image=True)
@@ -140,15 +164,42 @@ class SecondMoments(ModalityMean):
         self.add(sample.heads[0], sample.is_image, lambda outputs: outputs.T @ outputs)
 
 
+MODALITIES = {"text": False, "image": True}
+# Of a layer, by part of the samples (train, held_out) and modality; None where there were no such tokens.
+PartedMoments: TypeAlias = "Mapping[str, Mapping[str, Moments | None]]"
+
+
 class SplitMoments:
     """The moments of a layer over two parts of the samples; *held_out* says for each sample whether it is held out."""
 
     def __init__(self, held_out: Sequence[bool]) -> None:
         self._held_out = list(held_out)
         self._num_seen = 0
-        self.parts = {name: (FirstMoments(), SecondMoments()) for name in ("train", "held_out")}
+        self._parts = {name: (FirstMoments(), SecondMoments()) for name in ("train", "held_out")}
 
     def observe(self, sample: LayerSample) -> None:
-        for moments in self.parts["held_out" if self._held_out[self._num_seen] else "train"]:
+        for moments in self._parts["held_out" if self._held_out[self._num_seen] else "train"]:
             moments.observe(sample)
         self._num_seen += 1
+
+    def take(self) -> PartedMoments:
+        """What was seen, by part and modality; nothing is left of it here.
+
+        Of a second moment, the lower triangle stands on both sides, as it does in what is kept on the disk.
+        """
+        return {
+            part: {modality: self._taken(*moments, image=image) for modality, image in MODALITIES.items()}
+            for part, moments in self._parts.items()
+        }
+
+    @staticmethod
+    def _taken(first: FirstMoments, second: SecondMoments, *, image: bool) -> Moments | None:
+        import torch
+
+        count, mean, square = second.count(image=image), first.take(image=image), second.take(image=image)
+        if mean is None or square is None:
+            return None
+        with torch.inference_mode():  # as the sums were made
+            square.tril_()
+            square += square.tril(-1).T
+        return Moments(square, mean.cpu().numpy(), count)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,13 +27,12 @@ from ..errors import CalibrationError, CompensationError, StorageError, UsageErr
 from ..progress import layer_bar
 from ..version import __version__
 from .inputs import Inputs, describe, make_inputs
-from .moments import LayerMoments, Moments, SplitMoments, mix_moments
+from .moments import MODALITIES, LayerMoments, Moments, PartedMoments, SplitMoments, mix_moments
 from .samples import Paths, Samples, read_samples
 from .stream import stream_layers
 
 STATISTICS_FORMAT = "s4convert-statistics/1"
 DESCRIPTION_FILE = "statistics.json"
-_MODALITIES = {"text": False, "image": True}
 LAYER_FILE = re.compile(r"layer-([0-9]{5})\.safetensors")
 _SIZES = ("num_layers", "num_heads", "num_kv_heads", "head_dim", "hidden_size")
 _BLOCK = 256  # rows of a matrix at a time
@@ -98,7 +98,11 @@ class Statistics:
         try:
             with safe_open(path, framework="numpy") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            train, held_out = (self._mixed(tensors, part) for part in ("train", "held_out"))
+            parts = {
+                part: {modality: _moments(tensors, f"{part}.{modality}", self.device) for modality in MODALITIES}
+                for part in ("train", "held_out")
+            }
+            train, held_out = (self.mixed(of_part) for of_part in parts.values())
         except (OSError, SafetensorError) as error:
             raise StorageError(f"{path}: cannot be read ({error}); gather the statistics again") from error
         except (KeyError, TypeError, ValueError, IndexError, CompensationError) as error:
@@ -161,55 +165,108 @@ class Statistics:
             S4ConvertError: as in :func:`read_samples`, :func:`make_inputs` and :func:`stream_layers`.
         """
         inputs = data.inputs(checkpoint, tower=tower, progress=progress)
-        self.gather_inputs(checkpoint, inputs, layers, holdout=data.holdout, device=data.device, progress=progress)
+        how = data.holdout, data.device
+        PassingMoments(checkpoint, inputs, layers, *how, kept=self, whole=True, progress=progress).finish()
 
-    def gather_inputs(
-        self,
-        checkpoint: Checkpoint,
-        inputs: list[Inputs],
-        layers: Collection[int],
-        *,
-        holdout: float,
-        device: str,
-        progress: bool = False,
-    ) -> None:
-        """As :meth:`gather`, for ready *inputs*, which are overwritten."""
-        calibration = {**describe(inputs), "holdout": holdout, "device": device.partition(":")[0]}
-        held_out = held_out_of(len(inputs), holdout)
-        try:
-            self.directory.mkdir(exist_ok=True)
-            with layer_bar("calibrate", checkpoint.geometry.num_layers, shown=progress) as bar:
-                for seen in stream_layers(checkpoint, inputs, lambda _: SplitMoments(held_out), device=device):
-                    if seen.layer in layers:
-                        self._save(seen.layer, seen.observer)
-                    bar.update(1)
-                    if seen.layer == max(layers):
-                        break
-            description = _description(checkpoint) | {"calibration": calibration}
-            (self.directory / DESCRIPTION_FILE).write_text(json.dumps(description, indent=1) + "\n", encoding="ascii")
-        except OSError as error:
-            raise StorageError(f"{self.directory}: cannot be written: {error.strerror or error}") from error
-
-    def _mixed(self, tensors: Mapping[str, npt.NDArray[Any]], part: str) -> Moments | None:
-        text, image = (_moments(tensors, f"{part}.{modality}", self.device) for modality in _MODALITIES)
+    def mixed(self, by_modality: Mapping[str, Moments | None]) -> Moments | None:
+        """The moments of text and image tokens in one; None where there are neither."""
+        text, image = (by_modality[modality] for modality in MODALITIES)
         return None if text is None and image is None else mix_moments(text, image, image_weight=self.image_weight)
 
     def _path(self, layer: int) -> Path:
         return self.directory / f"layer-{layer:05}.safetensors"
 
-    def _save(self, layer: int, moments: SplitMoments) -> None:
+    def save(self, layer: int, parts: PartedMoments) -> None:
+        """Write the moments of *layer*."""
         from safetensors.numpy import save_file
 
         tensors: dict[str, npt.NDArray[Any]] = {}
-        for part, (first, second) in moments.parts.items():
-            for modality, image in _MODALITIES.items():
-                mean, square = first.mean(image=image), second.mean(image=image)
-                if mean is None or square is None:
-                    continue
-                tensors[f"{part}.{modality}.second"] = _lower_triangle(square.cpu().numpy())
-                tensors[f"{part}.{modality}.mean"] = mean.cpu().numpy()
-                tensors[f"{part}.{modality}.num_tokens"] = np.array([second.count(image=image)], np.int64)
+        for part, by_modality in parts.items():
+            for modality, moments in by_modality.items():
+                if moments is not None:
+                    tensors[f"{part}.{modality}.second"] = _lower_triangle(moments.second)
+                    tensors[f"{part}.{modality}.mean"] = moments.mean
+                    tensors[f"{part}.{modality}.num_tokens"] = np.array([moments.num_tokens], np.int64)
         save_file(tensors, self._path(layer))
+
+
+class PassingMoments:
+    """The moments of *layers* while the data streams through *checkpoint*: each layer's are at hand once, in order.
+
+    Of *inputs*, which are overwritten, the share *holdout* is held out; the model and the fits run on *device*. What is
+    to be read again goes into the directory of *kept*: all moments where it is to be *whole*, and otherwise what a
+    check of the fits needs, those of the other samples, mixed.
+
+    Raises:
+        StorageError: the directory cannot be made.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        inputs: list[Inputs],
+        layers: Collection[int],
+        holdout: float,
+        device: str,
+        *,
+        kept: Statistics,
+        whole: bool,
+        progress: bool = False,
+    ) -> None:
+        self.kept, self._whole, self._checkpoint = kept, whole, checkpoint
+        self._calibration = {**describe(inputs), "holdout": holdout, "device": device.partition(":")[0]}
+        with self._writing():
+            kept.directory.mkdir(exist_ok=True)
+        held_out = held_out_of(len(inputs), holdout)
+        self._passing = self._stream(inputs, sorted(layers), held_out, device, progress=progress)
+
+    def __call__(self, layer: int) -> LayerMoments:
+        """The moments of *layer*, which must be behind those asked for before.
+
+        Raises:
+            S4ConvertError: as in :func:`stream_layers`.
+        """
+        parts = next(parts for passing, parts in self._passing if passing == layer)
+        train, held_out = (self.kept.mixed(of_part) for of_part in parts.values())
+        assert train is not None, "a share below 1 is held out"
+        if not self._whole:
+            with self._writing():
+                self.kept.save(layer, {"train": {"text": train}})
+        return LayerMoments(train, held_out)
+
+    def finish(self) -> Statistics:
+        """Let the rest pass; returns what was kept."""
+        for _ in self._passing:
+            pass
+        description = _description(self._checkpoint) | {"calibration": self._calibration}
+        with self._writing():
+            text = json.dumps(description, indent=1) + "\n"
+            (self.kept.directory / DESCRIPTION_FILE).write_text(text, encoding="ascii")
+        return self.kept
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            where = self.kept.directory
+            raise StorageError(f"{where}: cannot be written: {error.strerror or error}") from error
+
+    def _stream(
+        self, inputs: list[Inputs], layers: list[int], held_out: list[bool], device: str, *, progress: bool
+    ) -> Iterator[tuple[int, PartedMoments]]:
+        with layer_bar("calibrate", self._checkpoint.geometry.num_layers, shown=progress) as bar:
+            for seen in stream_layers(self._checkpoint, inputs, lambda _: SplitMoments(held_out), device=device):
+                bar.update(1)
+                if seen.layer in layers:
+                    parts = seen.observer.take()
+                    if self._whole:
+                        with self._writing():
+                            self.kept.save(seen.layer, parts)
+                    yield seen.layer, parts
+                    del parts  # before the next layer's are there
+                if seen.layer == layers[-1]:
+                    return
 
 
 def read_description(directory: Path) -> Mapping[str, Any]:
@@ -238,10 +295,10 @@ def read_description(directory: Path) -> Mapping[str, Any]:
     return stated
 
 
-def scratch_bytes(checkpoint: Checkpoint, num_layers: int) -> int:
-    """The most bytes that the moments of *num_layers* layers take on the disk."""
+def scratch_bytes(checkpoint: Checkpoint, num_layers: int, *, whole: bool = True) -> int:
+    """The most bytes that the moments of *num_layers* layers take on the disk, or what a check needs of them."""
     columns = checkpoint.geometry.num_columns("o")
-    return num_layers * 2 * len(_MODALITIES) * 8 * (columns * (columns + 1) // 2 + columns)
+    return num_layers * (2 * len(MODALITIES) if whole else 1) * 8 * (columns * (columns + 1) // 2 + columns)
 
 
 def _description(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -262,7 +319,9 @@ def _moments(tensors: Mapping[str, npt.NDArray[Any]], name: str, device: str) ->
     triangle, (num_tokens,) = tensors[f"{name}.second"], tensors[f"{name}.num_tokens"]
     if mean.ndim != 1 or triangle.shape != (len(mean) * (len(mean) + 1) // 2,):
         raise ValueError(f"{name}.second has shape {list(triangle.shape)}, {name}.mean {list(mean.shape)}")
-    return Moments(_symmetric_matrix(triangle, len(mean)), mean, int(num_tokens), device)
+    import torch
+
+    return Moments(torch.from_numpy(_symmetric_matrix(triangle, len(mean))).to(device), mean, int(num_tokens))
 
 
 # At the size of a 7B model, numpy's tril_indices takes 0.5 GB and ten times as long as the loops below.

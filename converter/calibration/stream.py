@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     import torch
 
 
+_SHARE_OF_MEMORY = 0.2  # of a GPU, for the residual streams of all samples
+
+
 @dataclass(frozen=True)
 class LayerSample:
     """One sample inside one layer, on the device that computes.
@@ -57,7 +60,7 @@ def stream_layers(
     """Run *inputs* through *checkpoint* layer by layer; *observer* makes the observer of a layer.
 
     *inputs* is overwritten: each layer replaces its entries by the residual stream after the layer. One sample at a
-    time is on *device*.
+    time is on *device*, or all where that is a GPU with room for them.
 
     Raises:
         UsageError: the installed stock code cannot run this model, or shows no attention.
@@ -65,8 +68,8 @@ def stream_layers(
     """
     require_stock_code(checkpoint, "a metric or a compensation that needs no calibration data")
     decoder = LayerDecoder(checkpoint, device)
-    for layer in range(checkpoint.geometry.num_layers):
-        decoder.load(checkpoint, layer)
+    home = device if _have_room(inputs, device) else "cpu"
+    for layer in decoder.load_each((checkpoint, layer) for layer in range(checkpoint.geometry.num_layers)):
         looking, energy = observer(layer), ModalityMean()
         with stock_code(), full_float32():
             for number, sample in enumerate(inputs):
@@ -77,8 +80,18 @@ def stream_layers(
                     raise CheckpointError(
                         f"{checkpoint.path}: layer {layer}: hidden states are not finite; check its weights"
                     )
-                inputs[number] = replace(sample, hidden=after.cpu())
+                inputs[number] = replace(sample, hidden=after.to(home), is_image=is_image.to(home))
         yield ObservedLayer(layer, looking, float(energy.mixed()))
+
+
+def _have_room(inputs: list[Inputs], device: str) -> bool:
+    """Whether *device* is a GPU where all of *inputs* take a part of the free memory that is not missed."""
+    import torch
+
+    if torch.device(device).type != "cuda":
+        return False
+    free, _ = torch.cuda.mem_get_info(torch.device(device))
+    return sum(sample.hidden.nbytes for sample in inputs) <= _SHARE_OF_MEMORY * free
 
 
 def _through(decoder: LayerDecoder, hidden: torch.Tensor, is_image: torch.Tensor, observer: Observer) -> torch.Tensor:

@@ -121,11 +121,13 @@ def fit(
         for number in mask.touched_layers:
             layer = pruned_layer(checkpoint, mask, number)
             with enough_memory(f"the fit of layer {number}"):
-                choices[number], mix, measured = _fit_layer(mode, layer, None if moments is None else moments(number))
+                given = None if moments is None else moments(number)
+                layer = layer if given is None else replace(layer, device=given.train.device)
+                choices[number], mix, measured = _fit_layer(mode, layer, given)
             if measured is not None:
                 figures[number] = measured
             mixes[number] = keep(mix, number, scratch)
-            del layer, mix  # a layer's weights and map must be gone before the next one's moments come
+            del given, layer, mix  # a layer's weights and map must be gone before the next one's moments come
             bar.update(1)
     return Fits(mode, mixes, choices, figures)
 

@@ -7,8 +7,6 @@ arXiv 2403.12983); for lambda -> infinity it is no compensation.
 
 from __future__ import annotations
 
-import numpy as np
-
 from ..calibration.moments import Moments
 from ..checkpoint.dtypes import Float64Array
 from ..errors import CompensationError
@@ -24,7 +22,7 @@ def least_squares(layer: PrunedLayer, moments: Moments, damping: float) -> HeadM
     Raises:
         CompensationError: S_KK + lambda 1 is not positive definite.
     """
-    mean_power = float(np.mean(np.diag(moments.second)[layer.kept_columns]))
+    mean_power = float(moments.tensor.diagonal()[layer.kept_columns.tolist()].mean())
     transfer = fit_transfer(
         moments, layer.pruned_columns, layer.kept_columns, damping * mean_power, f"layer {layer.number}"
     )
@@ -39,8 +37,9 @@ def fit_transfer(moments: Moments, pruned: Indices, kept: Indices, ridge: float,
     """
     import torch  # for its triangular solves, which numpy has none of
 
-    rows = torch.from_numpy(moments.second).to(moments.device)[torch.from_numpy(kept)]
-    system = rows[:, torch.from_numpy(kept)]
+    of_kept, of_pruned = (torch.from_numpy(columns).to(moments.device) for columns in (kept, pruned))
+    rows = moments.tensor[of_kept]
+    system = rows[:, of_kept]
     system.diagonal().add_(ridge)
     factor, failed_at = torch.linalg.cholesky_ex(system)
     if failed_at:
@@ -48,11 +47,11 @@ def fit_transfer(moments: Moments, pruned: Indices, kept: Indices, ridge: float,
             f"{where}: the second moment of its {len(kept)} kept columns is not positive definite, so least-squares "
             "has no solution; calibrate with more data, or use another compensation"
         )
-    solution = torch.cholesky_solve(rows[:, torch.from_numpy(pruned)], factor)
-    transfer: Float64Array = solution.cpu().numpy().T
-    if not np.isfinite(transfer).all():
+    solution = torch.cholesky_solve(rows[:, of_pruned], factor).T.contiguous()
+    if not solution.isfinite().all():
         raise CompensationError(f"{where}: the least-squares solution is not finite; use another compensation")
-    return np.ascontiguousarray(transfer)
+    transfer: Float64Array = solution.cpu().numpy()
+    return transfer
 
 
 def too_few_tokens(layer: PrunedLayer, moments: Moments) -> str | None:

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..checkpoint import Geometry
 from ..checkpoint.dtypes import Float64Array
 from .head_mix import HeadMix, Indices, columns_of
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,7 +23,7 @@ class PrunedLayer:
 
     *scale* is the factor that the mask itself gives to its kept heads, or None. *read_weight* reads the weight of
     projection ``o`` [hidden_size, columns] or ``v`` [kv rows, hidden_size] whole. *warn* is told, in a sentence, what
-    a user should know.
+    a user should know. Products of its weights run on *device*.
     """
 
     number: int
@@ -28,6 +32,7 @@ class PrunedLayer:
     scale: float | None
     read_weight: Callable[[str], Float64Array]
     warn: Callable[[str], None]
+    device: torch.device | str = "cpu"
 
     @cached_property
     def kept(self) -> tuple[int, ...]:
@@ -45,11 +50,12 @@ class PrunedLayer:
         return columns_of(self.kept, self.geometry.head_dim)
 
     @cached_property
-    def weight_gram(self) -> Float64Array:
+    def weight_gram(self) -> torch.Tensor:
         """W^T W [columns, columns] of ``o_proj``: what turns a change of its inputs into one of its outputs."""
-        weight = self.read_weight("o")
-        gram: Float64Array = weight.T @ weight
-        return gram
+        import torch
+
+        weight = torch.from_numpy(self.read_weight("o")).to(self.device)
+        return weight.T @ weight
 
     def mix(
         self,

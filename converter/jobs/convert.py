@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..calibration.inputs import Inputs
-from ..calibration.statistics import CalibrationData, held_out_of
+from ..calibration.statistics import CalibrationData, PassingMoments, held_out_of
 from ..calibration.statistics import scratch_bytes as statistics_bytes
 from ..checkpoint import Checkpoint
 from ..checkpoint.loader_names import check_loader_name
 from ..checkpoint.refusals import refuse_delta_name
 from ..checkpoint.sidecars import perhaps_private
 from ..choices import HOLDOUT
-from ..compensation import MODES, Fits, MomentsSource, fit
+from ..compensation import MODES, fit
 from ..compensation.fitting import check_mode, known_before_fitting, scratch_bytes
 from ..compensation.modes import REFIT, default_mode
 from ..compensation.training import trained_bytes
@@ -217,7 +217,7 @@ class PlannedConversion:
         if MODES[options.mode].trained:
             scratch += trained_bytes(self.checkpoint, self.mask, options.training.train)
         if options.calibration is not None and options.save_statistics is None:
-            scratch += statistics_bytes(self.checkpoint, layers)
+            scratch += statistics_bytes(self.checkpoint, layers, whole=False)
         return sum(file.size for file in self.files) + scratch + SPARE_BYTES
 
     def to_json(self) -> dict[str, Any]:
@@ -431,8 +431,15 @@ def stage_and_check(planned: PlannedConversion, staging: Staging, flusher: DiskF
     """
     checkpoint, mask, options = planned.checkpoint, planned.mask, planned.options
     jobs = options.jobs or default_jobs()
-    moments, held_out = _moments(planned, staging)
-    fits, held_out = _fits(planned, moments, held_out, staging)
+    passing, held_out = _calibrated(planned, staging)
+    moments, is_trained = options.given_moments if passing is None else passing, MODES[options.mode].trained
+    mode = REFIT if is_trained else options.mode
+    fits = fit(mode, checkpoint, mask, staging.scratch, moments=moments, progress=options.progress)
+    moments = moments if passing is None else passing.finish()
+    if is_trained:
+        assert options.calibration_data is not None, "check_training has seen it"
+        how = options.calibration_data, options.training, staging.scratch
+        fits, held_out = distilled(checkpoint, mask, fits, *how, tower=planned.tower, progress=options.progress)
     plan = make_plan(checkpoint, mask, fits, planned.files)
     with byte_bar("write", plan.file_bytes, shown=options.progress) as bar:
         stage(checkpoint, plan, staging.checkpoint, flusher, jobs=jobs, advance=bar.update)
@@ -454,39 +461,25 @@ def stage_and_check(planned: PlannedConversion, staging: Staging, flusher: DiskF
     return Staged(plan, report, calibration)
 
 
-def _fits(
-    planned: PlannedConversion, moments: MomentsSource | None, held_out: list[Inputs], staging: Staging
-) -> tuple[Fits, list[Inputs]]:
-    """(the fits, the samples that are held out of them)."""
-    checkpoint, mask, options = planned.checkpoint, planned.mask, planned.options
-    mode, data, progress = options.mode, options.calibration_data, options.progress
-    if not MODES[mode].trained:
-        return fit(mode, checkpoint, mask, staging.scratch, moments=moments, progress=progress), held_out
-    assert data is not None, "check_training has seen it"
-    refit = fit(REFIT, checkpoint, mask, staging.scratch, moments=moments, progress=progress)
-    return distilled(
-        checkpoint, mask, refit, data, options.training, staging.scratch, tower=planned.tower, progress=progress
-    )
+def _calibrated(planned: PlannedConversion, staging: Staging) -> tuple[PassingMoments | None, list[Inputs]]:
+    """(the moments of the calibration data, which are still to pass; the samples that are held out of them).
 
-
-def _moments(planned: PlannedConversion, staging: Staging) -> tuple[MomentsSource | None, list[Inputs]]:
-    """(where a fit gets the moments of a layer, the samples that are held out of it).
-
-    With calibration data, they are gathered first; without any, there is None, and no sample.
+    Without calibration data, they are None, and there is no sample.
     """
     options, data = planned.options, planned.options.calibration_data
     if data is None:
-        return options.given_moments, []
-    geometry, layers = planned.checkpoint.geometry, planned.mask.touched_layers
-    statistics = options.statistics_in(options.save_statistics or staging.scratch / "statistics")
+        return None, []
+    geometry, whole = planned.checkpoint.geometry, options.save_statistics is not None
     # What is kept is for other masks as well, and so of every layer.
-    wanted = layers if options.save_statistics is None else range(geometry.num_layers)
+    wanted = range(geometry.num_layers) if whole else planned.mask.touched_layers
     inputs = data.inputs(planned.checkpoint, tower=planned.tower, progress=options.progress)
     held_out = [*compress(inputs, held_out_of(len(inputs), data.holdout))]
-    statistics.gather_inputs(
-        planned.checkpoint, inputs, wanted, holdout=data.holdout, device=data.device, progress=options.progress
+    kept = options.statistics_in(options.save_statistics or staging.scratch / "statistics")
+    how = data.holdout, data.device
+    passing = PassingMoments(
+        planned.checkpoint, inputs, wanted, *how, kept=kept, whole=whole, progress=options.progress
     )
-    return statistics, held_out
+    return passing, held_out
 
 
 @contextmanager

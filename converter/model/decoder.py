@@ -11,7 +11,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -98,6 +99,7 @@ class LayerDecoder:
         import torch
 
         _check_size(checkpoint)
+        self._device = torch.device(device)
         self._model = _build(checkpoint, device)
         self._model.norm = torch.nn.Identity()
         self._model.requires_grad_(False)
@@ -108,6 +110,57 @@ class LayerDecoder:
         _check_shapes(self._model, checkpoint, layer)
         for name, parameter in self._layer.named_parameters():
             load_tensor(parameter, checkpoint.layers[layer][name], partial(_float_rows, checkpoint))
+
+    def load_each(self, layers: Iterable[tuple[Checkpoint, int]]) -> Iterator[int]:
+        """Load each of *layers*, of a checkpoint, in turn, and yield its number while it is loaded.
+
+        On a GPU, a thread reads the next one meanwhile, in its stored dtype; so both must have room there.
+
+        Raises:
+            CheckpointError, StorageError: as of :meth:`load`.
+        """
+        if self._device.type != "cuda":
+            for checkpoint, layer in layers:
+                self.load(checkpoint, layer)
+                yield layer
+            return
+        import torch
+
+        wanted, beside = iter(layers), torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        with ThreadPoolExecutor(1) as reader:
+            coming = next(wanted, None)
+            ahead = None if coming is None else reader.submit(self._read, *coming, beside)
+            while coming is not None and ahead is not None:
+                weights, (_, layer), coming = ahead.result(), coming, next(wanted, None)
+                ahead = None if coming is None else reader.submit(self._read, *coming, beside)
+                self._take(weights)
+                yield layer
+
+    def _read(self, checkpoint: Checkpoint, layer: int, beside: torch.cuda.Stream) -> dict[str, torch.Tensor]:
+        """The weights of *layer* in their stored dtype, on the GPU, copied there *beside* what it computes."""
+        import torch
+
+        _check_shapes(self._model, checkpoint, layer)
+        weights = {}
+        with torch.cuda.stream(beside):
+            for name, _ in self._layer.named_parameters():
+                tensor = checkpoint.layers[layer][name]
+                checkpoint.read_rows(tensor, 0, 1)  # refuses a dtype that cannot be computed with
+                weight = torch.empty(tensor.shape, dtype=torch_dtype(tensor.dtype), device=self._device)
+                load_tensor(weight, tensor, partial(stored_rows, checkpoint))
+                weights[name] = weight
+        beside.synchronize()
+        return weights
+
+    def _take(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Let *weights*, which another stream of the GPU has put there, be the layer's."""
+        import torch
+
+        with torch.no_grad():
+            for name, parameter in self._layer.named_parameters():
+                parameter.copy_(weights[name])
+                # Else their memory would be the other stream's again before they are copied.
+                weights[name].record_stream(torch.cuda.current_stream(self._device))
 
     @property
     def output_weight(self) -> torch.Tensor:

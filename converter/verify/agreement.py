@@ -165,8 +165,9 @@ def _through_layers(
     def run(model: str, hook: HeadsHook | None = None) -> list[torch.Tensor]:
         return [decoder.forward(sample, hook) for sample in streams[model]]
 
-    for layer in range(original.geometry.num_layers):
-        decoder.load(original, layer)
+    sides = {layer: [original] + [converted] * (layer in mask.touched_layers) for layer in range(mask.num_layers)}
+    loaded = decoder.load_each((side, layer) for layer, of_layer in sides.items() for side in of_layer)
+    for layer in loaded:
         with stock_code(), full_float32():
             after = {"original": run("original")}
             if layer < mask.touched_layers[0]:  # in all models, it is still the same
@@ -177,7 +178,7 @@ def _through_layers(
                 mix: HeadMix | None = mixes[mode].get(layer)
                 after[mode] = run(mode, None if mix is None else mix.apply_to_heads)
             if layer in mask.touched_layers:
-                decoder.load(converted, layer)
+                next(loaded)
             after["converted"] = run("converted")
         streams = after
         advance(1)

@@ -242,31 +242,38 @@ def _check_map(stored: _Stored, moments: Moments) -> None:
     What this leaves, times (S_KK + lambda 1)^-1, is how far W' is from their solution. That is judged, as it is
     sharper: the rounding of a number spreads over all of what is left.
     """
-    kept = np.flatnonzero(stored.is_kept)
-    system = moments.second[np.ix_(kept, kept)]
-    ridge = (stored.damping or 0.0) * float(np.trace(system)) / len(kept)
-    change = stored.after - stored.before
-    residual = change @ moments.second[:, kept] + ridge * change[:, kept]
-    system[np.diag_indices_from(system)] += ridge
-    off = np.linalg.solve(system, residual.T).T
+    import torch
+
+    kept, second = np.flatnonzero(stored.is_kept), moments.tensor
+    at = torch.from_numpy(kept).to(second.device)
+    system = second[at][:, at]
+    ridge = (stored.damping or 0.0) * float(system.diagonal().sum()) / len(kept)
+    change = torch.from_numpy(stored.after - stored.before).to(second.device)
+    residual = change @ second[:, at] + ridge * change[:, at]
+    system.diagonal().add_(ridge)
+    off = torch.linalg.solve(system, residual.T).T.cpu().numpy()
     if not _is_rounded(stored.after[:, kept], stored.after[:, kept] - off, stored.dtype):
         stored.refuse("it does not solve the normal equations of the moments")
 
 
 def _check_error(claim: Claim, stored: _Stored, moments: Moments) -> float:
     """E of the stored weight, tr((W' - W) S (W' - W)^T), which must be what the report says, up to rounding."""
+    import torch
+
     original, converted = claim.original, claim.converted
     change = converted.read_rows(converted.output_projection(stored.layer)).astype(np.float64)
     unit = unit_in_last_place(change[:, stored.is_kept], stored.dtype) / 2
     # |x_i| is sqrt(S_ii) in the root mean square: the most that the roundings of a row can make together.
-    rounding = float(np.sum((unit @ np.sqrt(np.maximum(np.diag(moments.second)[stored.is_kept], 0.0))) ** 2))
+    powers = np.maximum(moments.tensor.diagonal().cpu().numpy(), 0.0)
+    rounding = float(np.sum((unit @ np.sqrt(powers[stored.is_kept])) ** 2))
     del unit
     change -= original.read_rows(original.output_projection(stored.layer))
-    products = change.T @ change
-    products *= moments.second
-    error, pruned = float(products.sum()), np.flatnonzero(~stored.is_kept)
+    changed = torch.from_numpy(change).to(moments.device)
+    products = changed.T @ changed
+    products *= moments.tensor
+    error, pruned = float(products.sum()), torch.from_numpy(np.flatnonzero(~stored.is_kept)).to(moments.device)
     # The change of a pruned head's columns is -W_P, so this is E of no compensation.
-    none = float(products[np.ix_(pruned, pruned)].sum())
+    none = float(products[pruned][:, pruned].sum())
     said = claim.fits.figures[stored.layer].train
     for name, found, stated, doubt in (("none", none, said.none, 0.0), ("the fit", error, said.fit, rounding)):
         difference = abs(math.sqrt(max(found, 0.0)) - math.sqrt(max(stated, 0.0)))

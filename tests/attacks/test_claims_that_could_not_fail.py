@@ -15,7 +15,6 @@ from s4convert import Checkpoint, HeadMask, convert, verify_conversion
 from s4convert.calibration.moments import LayerMoments, Moments
 from s4convert.checkpoint import Geometry
 from s4convert.errors import CheckpointError, VerificationError
-from tests.conftest import MINI_LLAVA
 from tests.support.command_line import run_here
 from tests.support.disk import hidden_siblings
 from tests.support.synthetic import Spec, write_checkpoint
@@ -116,17 +115,3 @@ def test_weights_that_pass_as_a_least_squares_map_are_known_by_their_error(
         VerificationError, match=r"layer 2: its compensation leaves .* of the error of none on the probe"
     ):
         verify_conversion(source, out)
-
-
-# --- worse than nothing --------------------------------------------------------------------------------------------
-
-
-def test_a_similarity_that_is_worse_than_nothing_is_advised_against(tmp_path: Path) -> None:
-    mask = tmp_path / "mask.json"
-    mask.write_text(json.dumps({"pruned_heads": {str(layer): [1, 4] for layer in range(8)}}))
-    outcome = run_here(MINI_LLAVA, tmp_path / "out", "--mask", mask, "--compensate", "similarity")
-    assert outcome.exit_code == 0
-    assert "on the probe, similarity makes the error larger than no compensation does in" in outcome.stderr
-    assert "times as large (median); --compensate least-squares is better" in outcome.stderr
-    quiet = run_here(MINI_LLAVA, tmp_path / "none", "--mask", mask, "--compensate", "none")
-    assert "larger than no compensation" not in quiet.stderr

@@ -243,7 +243,7 @@ def solved(gram: np.ndarray, kept: list[int], pruned: list[int]) -> np.ndarray:
 
 
 def centred(moments: Moments) -> Moments:
-    return replace(moments, second=moments.second - np.outer(moments.mean, moments.mean))
+    return replace(moments, tensor=moments.second - np.outer(moments.mean, moments.mean))
 
 
 BY_HEAD = {
@@ -301,7 +301,7 @@ def kept_and_pruned_swapped(layer: PrunedLayer, moments: Moments, damping: float
 
 
 def weights_of_the_next_head(layer: PrunedLayer, moments: Moments, damping: float) -> HeadMix:
-    rolled = replace(moments, second=np.roll(moments.second, D, axis=(0, 1)))
+    rolled = replace(moments, tensor=np.roll(moments.second, D, axis=(0, 1)))
     return layer.mix(1.0, ridge(layer, rolled, damping))
 
 

@@ -75,6 +75,24 @@ def test_the_data_is_run_again_as_it_was(converted: Path) -> None:
     assert "README.md" not in made_again.files
 
 
+def test_files_that_were_mixed_are_run_again_in_their_windows(tmp_path: Path) -> None:
+    text, out, mask = tmp_path / "text.txt", tmp_path / "mini-llava-out", tmp_path / "mask.json"
+    text.write_text("The boat went up the river. It was dark.\n\n" * 30)
+    mask.write_text(json.dumps({"pruned_heads": {"0": [1, 5], "2": [2]}}))
+    data = ("--calibration", FILE, "--calibration", text, "--images", QUESTIONS)
+    outcome = run_here(MINI_LLAVA, out, "--mask", mask, *data, "--num-samples", 3, "--window", 40, "--no-verify")
+    assert outcome.exit_code == 0, outcome.stderr
+    stated = json.loads((out / "s4convert.json").read_text())
+    assert stated["compensation"] == "least-squares"  # the default, with data
+    files = [(file["file"], file["samples"], file["window_tokens"]) for file in stated["calibration"]["files"]]
+    assert files == [("questions.json", 3, 2048), ("text.txt", 3, 40)]
+    again = run_here("reproduce", out, "--source", MINI_LLAVA, *data, "--json")
+    assert again.exit_code == 0, again.stderr
+    assert json.loads(again.stdout)["differences"] == {}
+    other = run_here("reproduce", out, "--source", MINI_LLAVA, "--calibration", text)
+    assert "is not the data of the fit, 'questions.json', 'text.txt', as its sha256 tells" in other.error
+
+
 def test_shards_built_from_bin_files_are_built_again(tmp_path: Path) -> None:
     source = write_torch_checkpoint(tmp_path / "source", Spec())
     s4convert.convert(source, tmp_path / "out", HeadMask(2, ((1,), ())), shard_size=2_000, check_behaviour=False)

@@ -22,7 +22,7 @@ from s4convert.errors import CheckpointError, StorageError, UsageError
 from s4convert.jobs import bench
 from s4convert.jobs import sweep as job
 from s4convert.jobs.mask import make_mask
-from s4convert.jobs.sweep import Swept, read_study, summarise_results, sweep
+from s4convert.jobs.sweep import SweepOptions, Swept, read_study, summarise_results, sweep
 from s4convert.mask import HeadMask
 from s4convert.study.results import STUDY_FILE, Results, open_results
 from tests.support.command_line import ROOT, run_here
@@ -302,6 +302,19 @@ def test_masks_made_before_are_measured_beside_the_others_or_alone(tmp_path: Pat
     sweep(MINI_LLAVA, tmp_path / "b", **texts | given | {"compensations": "none"})
     both = [row["metric"] for row in rows_of(tmp_path / "b")[1:]]
     assert both == ["random", "random; 0.3.json", "other.json"]  # the file of 0.3 is the sweep's own mask
+
+
+def test_several_files_of_a_study_lie_beside_it_and_are_fitted_to(tmp_path: Path) -> None:
+    study = tmp_path / "study.yaml"
+    study.write_text(
+        "calibration: [a.json, b.txt]\ncalibration_images: [x, y]\nwindow: 99\ntext: t.txt\nrates: [0.3]\n"
+    )
+    options = SweepOptions(**read_study(study))
+    assert options.calibration == [tmp_path / "a.json", tmp_path / "b.txt"]
+    assert options.calibration_images == [tmp_path / "x", tmp_path / "y"]
+    data = options.calibration_data
+    assert data is not None and data.window == 99 and options.modes == ("least-squares",)
+    assert SweepOptions(text="t.txt", rates="0.3").modes == ("scale",)
 
 
 @pytest.mark.parametrize(
