@@ -181,7 +181,7 @@ _MASK_FILE = (
 )
 _TRAINING = (
     click.option("--train", type=click.Choice(TRAINED), help=f"Projections of kept heads.  [default: {TRAINED[0]}]"),
-    click.option("--steps", type=click.IntRange(min=1), metavar="N", help=f"Of 4 samples.  [default: {STEPS}]"),
+    click.option("--steps", type=click.IntRange(min=1), metavar="N", help=f"Of 4 samples or more.  [default: {STEPS}]"),
     click.option("--learning-rate", type=float, metavar="RATE", help=f"At its highest.  [default: {LEARNING_RATE:g}]"),
     click.option("--self-answers", is_flag=True, help="Train on IN's own answers, not on the file's."),
 )

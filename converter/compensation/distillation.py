@@ -37,7 +37,7 @@ from ..progress import step_bar
 from .fitting import Fits, pruned_layer
 from .training import Check, TrainedRows, Training, TrainingSettings
 
-BATCH = 4  # samples a step
+BATCH, BATCH_TOKENS = 4, 2560  # samples a step, at the least, and more of them up to so many tokens
 CHECKS = 10  # times that a training is judged on the way
 PATIENCE = 3  # checks without a better one, and it ends
 WARM_UP = 0.05  # of the steps, in which the rate rises
@@ -351,12 +351,15 @@ def _backward(
 def _order(pupils: Sequence[Inputs]) -> Iterator[list[Inputs]]:
     """Batches without end; each sample comes once before any comes again."""
     generator = torch.Generator().manual_seed(SEED)
-    waiting: list[int] = []
     while True:
-        while len(waiting) < BATCH:
-            waiting += torch.randperm(len(pupils), generator=generator).tolist()
-        yield [pupils[number] for number in waiting[:BATCH]]
-        del waiting[:BATCH]
+        batch: list[Inputs] = []
+        for number in torch.randperm(len(pupils), generator=generator).tolist():
+            longest = max(len(sample.is_image) for sample in (*batch, pupils[number]))
+            if len(batch) >= BATCH and (len(batch) + 1) * longest > BATCH_TOKENS:
+                yield batch
+                batch = []
+            batch.append(pupils[number])
+        yield batch
 
 
 @contextlib.contextmanager

@@ -188,6 +188,8 @@ class SweepBench:
                 return Result(self._evaluate())
             with _noted() as notes:
                 fits = self.data.fit(point, self.model)
+            if fits.training is not None:
+                notes.append(f"training: {fits.training.to_text()}")
             before, unpruned_seconds = self._probe()
             with swapped(self.model, self.data.checkpoint, point.mask, fits):
                 after, seconds = self._probe()

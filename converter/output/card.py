@@ -14,6 +14,8 @@ from typing import Any
 
 from ..checkpoint import MANIFEST_FILE, Checkpoint
 from ..checkpoint.families import LANGUAGE_MODEL, ORIGINAL
+from ..compensation import MODES
+from ..compensation.modes import REFIT
 from ..disk import read_file, write_synced
 from ..errors import CheckpointError, StorageError
 from ..mask import HeadMask
@@ -191,7 +193,7 @@ def _body(
             _mask_origin(mask),
             "## Compensation",
             f"`{plan.fits.mode}`: of the layers that lose heads, the kept columns of `o_proj` "
-            f"{plan.fits.description.change}.{_fitted_to(origin)}",
+            f"{_change(plan)}.{_fitted_to(origin)}{_trained(plan)}",
             "## Verification",
             _verification(report),
             *([] if evaluation is None else ["## What is left", evaluation]),
@@ -239,6 +241,17 @@ def _fitted_to(origin: Origin) -> str:
     if origin.calibration is None:
         return ""
     return f" Calibration data: {in_words(origin.calibration) or 'moments that a Python function gave'}."
+
+
+def _change(plan: Plan) -> str:
+    """What kept columns become, in words; where a training replaced nothing, they are the refit's."""
+    fits = plan.fits
+    return fits.description.change if fits.trains or not fits.description.trained else MODES[REFIT].change
+
+
+def _trained(plan: Plan) -> str:
+    """What became of a training, as a sentence behind another."""
+    return "" if plan.fits.training is None else f" Training: {plan.fits.training.to_text()}."
 
 
 def _verification(report: Report) -> str:

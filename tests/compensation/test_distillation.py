@@ -163,3 +163,16 @@ def test_where_held_out_samples_do_not_get_nearer_the_refit_stays(source: Path, 
         weight = model.module(0, "self_attn.o_proj").get_parameter("weight").clone()
     with swapped(model, checkpoint, MASK, replace(fits, mode="least-squares")):
         assert torch.equal(weight, model.module(0, "self_attn.o_proj").get_parameter("weight"))
+
+
+def test_a_step_has_four_samples_or_more_as_far_as_they_are_short_and_each_comes_once_an_epoch() -> None:
+    lengths = [100] * 30 + [900] * 5
+    samples = [Inputs(torch.empty(0), torch.zeros(length, dtype=torch.bool)) for length in lengths]
+    seen: list[Inputs] = []
+    for batch in distillation_module._order(samples):
+        assert seen or len(batch) >= 4
+        assert len(batch) <= 4 or len(batch) * max(len(sample.is_image) for sample in batch) <= 2560
+        seen += batch
+        if len(seen) >= len(samples):
+            break
+    assert sorted(map(id, seen)) == sorted(map(id, samples))

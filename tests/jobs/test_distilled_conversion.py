@@ -61,6 +61,7 @@ def test_only_q_k_v_and_o_of_touched_layers_differ_and_pruned_heads_are_silent(
     told = report.to_json()
     assert told["agreement"]["converted"]["kl"] < told["training"]["refit_kl"] < told["agreement"]["none"]["kl"]
     assert told["agreement"]["converted"]["kl"] == pytest.approx(told["training"]["kl"], rel=1e-3)
+    assert "Training: 6 steps on q, k, v, o of kept heads, 8 samples; KL to" in (out / "README.md").read_text()
     assert max(row["own_error"] for row in told["behaviour"]["layers"]) < 1e-6
 
 
@@ -159,17 +160,24 @@ def test_what_cannot_be_trained_is_refused_before_any_work(
 
 def test_a_sweep_trains_a_point_as_a_conversion_does(data: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("The box has two.\n")
-    settings = {"steps": 2, "train": "o"}
     swept = s4convert.sweep(
         *(MINI_LLAVA, tmp_path / "results"),
         text=tmp_path / "text.txt",
-        rates="0.25",
-        compensations="least-squares,distill",
+        rates="0.1",
+        compensations="distill",
         calibration=data["calibration"],
         calibration_images=data["images"],
         convert_best=tmp_path / "mini-llava-best",
         best_by="perplexity",
-        **settings,
+        steps=2,
+        train="o",
     )
-    rows = {row["compensation"]: row for row in swept.to_json()["rows"]}
-    assert rows["distill"]["text_perplexity"] != rows["least-squares"]["text_perplexity"]
+    assert swept.report is not None
+    training = swept.report.to_json()["training"]
+    assert (training["steps"], training["train"], training["best_step"]) == (2, "o", 2)
+    point = swept.to_json()["rows"][1]
+    evaluated = s4convert.evaluate([tmp_path / "mini-llava-best"], text=tmp_path / "text.txt").to_json()
+    (found,) = evaluated["checkpoints"].values()
+    assert (point["compensation"], point["text_perplexity"]) == ("distill", found["text_perplexity"])
+    (measured,) = (tmp_path / "results").rglob(f"{point['point']}.json")
+    assert "2 steps on o of kept heads" in measured.read_text()
