@@ -15,6 +15,29 @@ from benchmarks.pretrained.language_model import Gguf
 RANK, SCALE = 16, 2.0
 
 
+def new_tower() -> CLIPVisionModel:
+    """A tower with fresh weights.
+
+    The stock ones begin with next to no notion of where a patch is, and with even attention. Here positions begin as
+    sines and cosines of row and column, as in Beyer et al. 2022 (2205.01580), and queries and keys with unit variance.
+    """
+    tower = CLIPVisionModel(CLIPVisionConfig(**VISION_CONFIG))
+    width, side = VISION_CONFIG["hidden_size"], VISION_CONFIG["image_size"] // VISION_CONFIG["patch_size"]
+    frequencies = 100.0 ** -torch.linspace(0, 1, width // 4)
+    angles = torch.arange(side)[:, None] * frequencies
+    waves = torch.cat([angles.sin(), angles.cos()], 1)  # [side, width / 2]
+    positions = torch.cat([waves.repeat_interleave(side, 0), waves.repeat(side, 1)], 1)
+    with torch.no_grad():
+        for name, parameter in tower.named_parameters():
+            if name.endswith("position_embedding.weight"):
+                parameter[1:] = positions
+            elif name.endswith("patch_embedding.weight"):
+                parameter.normal_(std=parameter[0].numel() ** -0.5)
+            elif name.endswith(("q_proj.weight", "k_proj.weight")):
+                parameter.normal_(std=parameter.shape[1] ** -0.5)
+    return tower
+
+
 class LowRank(nn.Module):
     """The map *weight* [out, in], which stays, plus SCALE times up [out, rank] @ down [rank, in], which is trained."""
 
@@ -47,7 +70,7 @@ class PretrainedLlava(nn.Module):
                 parent, _, child = name.rpartition(".")
                 self._changes[name] = LowRank(module.weight.detach())
                 setattr(self.language_model.get_submodule(parent), child, self._changes[name])
-        self.tower = CLIPVisionModel(CLIPVisionConfig(**VISION_CONFIG))
+        self.tower = new_tower()
         width, hidden = VISION_CONFIG["hidden_size"], config["hidden_size"]
         self.projector = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, hidden))
 
