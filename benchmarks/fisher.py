@@ -50,7 +50,7 @@ def measure(directory: Path, way: str, device: str, num_samples: int) -> None:
     tokens = sum(len(sample.is_image) for sample in inputs)
     start = time.monotonic()
     settings = Settings(device=device, resident=way == "resident")
-    score_inputs(checkpoint, "fisher", inputs, settings, {}, progress=True)
+    score_inputs(checkpoint, "fisher", inputs, settings, progress=True)
     seconds, layers = time.monotonic() - start, checkpoint.geometry.num_layers
     where = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} threads"
     print(f"{way:<9} {layers} layers, {tokens:,} tokens on {where}: {seconds:.1f} s; {peaks(device)}")
@@ -72,7 +72,7 @@ def correlate(path: Path, text: Path, device: str, num_samples: int) -> None:
     inputs = make_inputs(checkpoint, read_samples(text, num_samples=num_samples).samples, device=device)
     scored, judging = inputs[: -(-3 * len(inputs) // 4)], inputs[-(-3 * len(inputs) // 4) :]
     start = time.monotonic()
-    scores = score_inputs(checkpoint, "fisher", list(scored), Settings(device=device), {}, progress=True)
+    scores = score_inputs(checkpoint, "fisher", list(scored), Settings(device=device), progress=True)
     assert scores.ladders is not None
     tokens = sum(len(sample.is_image) for sample in scored)
     print(f"scored {tokens:,} tokens in {time.monotonic() - start:.1f} s; {peaks(device)}")
