@@ -118,12 +118,13 @@ def write_scienceqa(
     rows = [int(row) for row in (drawings.held_out == held_out).nonzero()[0]]
     rng.shuffle(rows)
     asked: list[tuple[str, Question, int | None]] = []
-    for number in range(num_image):
-        row = rows[number % len(rows)]
-        asked.append(("", things.ask(rng, int(drawings.things[row])), row))
-    for _ in range(num_text):
-        scene = FactsScene.make(rng, drawings.names)
-        asked.append((scene.context, scene.ask(rng), None))
+    for number in range(max(num_image, num_text)):  # in turn, so that the first ones are of both kinds
+        if number < num_image:
+            row = rows[number % len(rows)]
+            asked.append(("", things.ask(rng, int(drawings.things[row])), row))
+        if number < num_text:
+            scene = FactsScene.make(rng, drawings.names)
+            asked.append((scene.context, scene.ask(rng), None))
     lists: dict[str, list[dict[str, object]]] = {"questions.json": [], "open.json": []}
     problems: dict[str, dict[str, object]] = {}
     (directory / "images").mkdir(parents=True, exist_ok=True)
@@ -136,7 +137,7 @@ def write_scienceqa(
             drawings.picture(picture).save(directory / "images" / f"{name}.png")
             text = f"<image>\n{text}"
             what = f"<image>\n{WHAT}\n{WORD_INSTRUCTION}"
-            if number <= len(rows):
+            if len(lists["open.json"]) < len(rows):
                 lists["open.json"].append(entry | {"conversations": _turns(what, question.word)})
         lists["questions.json"].append(entry | {"conversations": _turns(text, question.letter)})
         problems[name] = {"choices": list(question.choices), "answer": question.answer}
