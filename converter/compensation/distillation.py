@@ -39,7 +39,7 @@ from .training import Check, TrainedRows, Training, TrainingSettings
 
 BATCH, BATCH_TOKENS = 4, 2560  # samples a step, at the least, and more of them up to so many tokens
 CHECKS = 10  # times that a training is judged on the way
-PATIENCE = 3  # checks without a better one, and it ends
+PATIENCE = 3  # checks without a better one in the second half, while the rate falls, and it ends
 WARM_UP = 0.05  # of the steps, in which the rate rises
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # of Adam
 SEED = 0  # of the order of the samples
@@ -304,7 +304,7 @@ def _train(
                 best, best_step, since = found, step + 1, 0
                 for trained in maps:
                     trained.keep()
-            if since == PATIENCE:
+            if since >= PATIENCE and step >= settings.steps // 2 + PATIENCE * every:
                 break
     for optimizer in optimizers:
         optimizer.close()
