@@ -63,12 +63,7 @@ def write_llava(directory: Path, num_layers: int) -> None:
     for name, tensor in model.state_dict().items():
         if ".layers." in name and "vision_tower" not in name:
             continue
-        # as checkpoints on the Hub have it, whatever the installed version calls it
-        stored = name.removeprefix("model.").replace("language_model.", "language_model.model.", 1)
-        stored = stored.replace("model.model.", "model.").replace("model.lm_head", "lm_head")
-        stored = f"language_model.{stored}" if stored.startswith("lm_head") else stored
-        if stored.startswith("vision_tower.") and ".vision_model." not in stored:
-            stored = stored.replace("vision_tower.", "vision_tower.vision_model.", 1)
+        stored = _stored_name(name)
         if tensor.is_floating_point():
             numbers = generator.standard_normal(tuple(tensor.shape), dtype=np.float32)
             centre = 1.0 if "norm" in name and name.endswith("weight") else 0.0
@@ -80,6 +75,18 @@ def write_llava(directory: Path, num_layers: int) -> None:
     index.write_text(
         json.dumps({"metadata": {}, "weight_map": weight_map | dict.fromkeys(rest, "model-rest.safetensors")})
     )
+
+
+def _stored_name(name: str) -> str:
+    """*name*, of a parameter in any version of transformers, as checkpoints on the Hub have it."""
+    name = name.removeprefix("model.")
+    if "lm_head" in name:
+        return "language_model.lm_head.weight"
+    if name.startswith("language_model."):
+        return "language_model.model." + name.removeprefix("language_model.").removeprefix("model.")
+    if name.startswith("vision_tower."):
+        return "vision_tower.vision_model." + name.removeprefix("vision_tower.").removeprefix("vision_model.")
+    return name
 
 
 def text_config(num_layers: int) -> dict[str, int]:
