@@ -246,7 +246,9 @@ def cli() -> None:
     *_DATA,
     click.option("--holdout", type=float, metavar="SHARE", help=f"The samples that judge a fit.  [default: {HOLDOUT}]"),
     _IMAGE_WEIGHT,
-    click.option("--device", metavar="NAME", help="Where the model and the fits run: cpu or cuda.  [default: cpu]"),
+    click.option(
+        "--device", metavar="NAME", help="Where models and fits run, checks too: cpu or cuda.  [default: cpu]"
+    ),
     click.option("--save-statistics", type=FILE, metavar="DIR", help="Keep what was measured, for --statistics."),
     click.option("--statistics", type=FILE, metavar="DIR", help="Use what --save-statistics kept."),
     _FOREIGN_STATISTICS,

@@ -372,6 +372,13 @@ def test_verify_without_a_manifest_asks_for_the_mask_and_takes_it(mini_converted
     assert "verdict: OK" in accepted.stdout
 
 
+def test_verify_runs_the_models_on_a_device_that_is_there(mini_converted: Path) -> None:
+    assert run_here("verify", MINI_LLAVA, mini_converted, "--device", "cpu").exit_code == 0
+    outcome = run_here("verify", MINI_LLAVA, mini_converted, "--device", "abacus")
+    assert outcome.exit_code == 2
+    assert outcome.error == "--device abacus: there is no such device; use cpu or cuda"
+
+
 def test_verify_with_another_mask_or_compensation_fails(mini_converted: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.json"
     other.write_text(json.dumps({"pruned_heads": {"1": [0, 3]}}))

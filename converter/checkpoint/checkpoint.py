@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -248,14 +250,18 @@ class Checkpoint:
             StorageError: the file cannot be read, or became shorter.
             OutOfMemoryError: they take too much memory.
         """
+        self.check_computable(tensor)
+        count = tensor.num_rows - first if count is None else count
+        with enough_memory(f"{self.path / tensor.shard}: {tensor.name}"):
+            return decode(self.read_bytes(tensor, first, count), tensor.dtype).reshape(count, *tensor.shape[1:])
+
+    def check_computable(self, tensor: StoredTensor) -> None:
+        """Raise CheckpointError where *tensor*'s dtype is not in :data:`ITEM_BYTES`."""
         if tensor.dtype not in ITEM_BYTES:
             raise CheckpointError(
                 f"{self.path / tensor.shard}: {tensor.name} is stored as {tensor.dtype}; only {', '.join(ITEM_BYTES)} "
                 "can be computed with: dequantise or cast it first"
             )
-        count = tensor.num_rows - first if count is None else count
-        with enough_memory(f"{self.path / tensor.shard}: {tensor.name}"):
-            return decode(self.read_bytes(tensor, first, count), tensor.dtype).reshape(count, *tensor.shape[1:])
 
     def read_bytes(self, tensor: StoredTensor, first: int = 0, count: int | None = None) -> bytes:
         """As :meth:`read_rows`, but the bytes as they are stored, one row after the other.
@@ -274,6 +280,13 @@ class Checkpoint:
         with enough_memory(f"{path}: {tensor.name}"), reading(path), path.open("rb") as file:
             data = read_span(file.fileno(), begin, end - begin, path)
             return data if entry.strides is None else _gather(data, entry)[first : first + count].tobytes()
+
+    def read_ahead(self, tensors: Iterable[StoredTensor]) -> None:
+        """Have the kernel bring *tensors* into the page cache meanwhile; where it does not, they are read later."""
+        for tensor in tensors:
+            with suppress(OSError), (self.path / tensor.shard).open("rb") as file:
+                size = tensor.entry.end - tensor.entry.begin
+                os.posix_fadvise(file.fileno(), tensor.entry.begin, size, os.POSIX_FADV_WILLNEED)
 
     def silent_heads(self, layer: int) -> tuple[int, ...]:
         """The heads of *layer* whose ``o_proj`` columns are all zero, sorted; StorageError as :meth:`read_rows`."""

@@ -122,14 +122,16 @@ class ConvertOptions(ConversionOptions, TrainingOptions):
                     "`vision_tower` is for calibration and hidden states, and here is neither; leave it out"
                 )
         about_data = ("images", "num_samples", "window", "holdout", "save_statistics")
-        about_fits = ("image_weight", "device") if self.evaluate is None else ("image_weight",)
         if self.calibration is None:
-            of_no_use = about_data if self.statistics is not None else (*about_data, *about_fits)
+            of_no_use = about_data if self.statistics is not None else (*about_data, "image_weight")
             for name in of_no_use:
                 if getattr(self, name) is not None:
                     raise UsageError(f"`{name}` is about calibration data; give it with `calibration`")
         elif self.statistics is not None:
             raise UsageError("give `calibration` data, or `statistics` kept before, one of the two")
+        with_a_model = (self.calibration, self.statistics, self.evaluate)
+        if self.device is not None and not self.check_behaviour and all(given is None for given in with_a_model):
+            raise UsageError("`device` is where models run, and here none does; leave it out")
 
     @property
     def mode(self) -> str:
@@ -338,8 +340,8 @@ def _check_data(planned: PlannedConversion) -> Path | None:
     """The vision tower; refuses, before any work, what is seen to be wrong with it, calibration data or statistics."""
     options, layers = planned.options, planned.mask.touched_layers
     data, kept, has_images = options.calibration_data, options.kept_statistics, False
-    if data is not None or kept is not None:
-        check_device(options.device or "cpu")
+    if options.device is not None:
+        check_device(options.device)
     if MODES[options.mode].trained:
         check_training(data, options.training)
     if data is not None:

@@ -53,7 +53,7 @@ class ConversionOptions(Options):
 
     *statistics* is a directory that ``save_statistics`` kept, or a function from a layer's number to its moments;
     *foreign_statistics* accepts a directory of another model of the same geometry. *image_weight* (0.5) is the share of
-    image tokens in a fit; *device* (``cpu``) runs the fits.
+    image tokens in a fit; *device* (``cpu``) runs the fits, and the models whose hidden states are compared.
 
     *vision_tower*, a directory or ``org/name[@revision]`` on the Hub, is the CLIP for images in place of the one that
     the config of a checkpoint in the original layout names.

@@ -59,8 +59,13 @@ class VerifyOptions(ConversionOptions):
             raise UsageError("`mask_polarity`, `rate` and `schedule` are about a `mask` file; give that too")
         if self.statistics is None and self.image_weight is not None:
             raise UsageError("`image_weight` is about `statistics`; give that as well, or leave it out")
-        if self.statistics is None and self.calibration is None and self.device is not None:
-            raise UsageError("`device` is about `statistics` or `calibration`; give one as well, or leave it out")
+        if (
+            self.statistics is None
+            and self.calibration is None
+            and self.device is not None
+            and not self.check_behaviour
+        ):
+            raise UsageError("`device` is for fits and hidden states, and here is neither; leave it out")
         if self.calibration is None and self.images is not None:
             raise UsageError("`images` is about calibration data; give it with `calibration`")
         if self.calibration is not None and not self.check_behaviour:
@@ -92,12 +97,11 @@ def verify_conversion(
     stated = read_conversion(after)
     _check_sides(before, after, stated)
     mask = _mask(converted, before, stated, options)
+    if options.device is not None:
+        check_device(options.device)
     if options.kept_statistics is not None:
-        check_device(options.device or "cpu")
         options.kept_statistics.check(before, mask.touched_layers, foreign=options.foreign_statistics)
     data, tower = _held_out_data(options, stated), None
-    if data is not None:
-        check_device(options.device or "cpu")
     if options.check_behaviour:
         needed = data is not None and data.check().has_images
         tower = locate_tower(before, options.vision_tower, needed=needed, progress=options.progress)

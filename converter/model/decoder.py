@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -105,23 +105,40 @@ class LayerDecoder:
         self._model.requires_grad_(False)
         self._layer = self._model.layers[0]
 
-    def load(self, checkpoint: Checkpoint, layer: int) -> None:
-        """Load the weights of *checkpoint*'s decoder layer *layer*; CheckpointError where they do not fit."""
+    def load(self, checkpoint: Checkpoint, layer: int, *, only: Collection[str] | None = None) -> None:
+        """Load the weights of *checkpoint*'s decoder layer *layer*, or *only* the stored tensors of these names.
+
+        Raises:
+            CheckpointError: they do not fit.
+            StorageError: they cannot be read.
+        """
+        self._load(checkpoint, layer, partial(_float_rows, checkpoint), only)
+
+    def _load(self, checkpoint: Checkpoint, layer: int, read: RowReader, only: Collection[str] | None = None) -> None:
         _check_shapes(self._model, checkpoint, layer)
         for name, parameter in self._layer.named_parameters():
-            load_tensor(parameter, checkpoint.layers[layer][name], partial(_float_rows, checkpoint))
+            tensor = checkpoint.layers[layer][name]
+            if only is None or tensor.name in only:
+                checkpoint.check_computable(tensor)
+                load_tensor(parameter, tensor, read)
 
     def load_each(self, layers: Iterable[tuple[Checkpoint, int]]) -> Iterator[int]:
         """Load each of *layers*, of a checkpoint, in turn, and yield its number while it is loaded.
 
-        On a GPU, a thread reads the next one meanwhile, in its stored dtype; so both must have room there.
+        On a GPU, a thread reads the next one meanwhile, in its stored dtype; so both must have room there. For a CPU,
+        where that would take half as much memory again, the kernel reads it into the page cache.
 
         Raises:
             CheckpointError, StorageError: as of :meth:`load`.
         """
         if self._device.type != "cuda":
-            for checkpoint, layer in layers:
-                self.load(checkpoint, layer)
+            following = iter(layers)
+            coming = next(following, None)
+            while coming is not None:
+                (checkpoint, layer), coming = coming, next(following, None)
+                self._load(checkpoint, layer, partial(stored_rows, checkpoint))
+                if coming is not None:
+                    coming[0].read_ahead(coming[0].layers[coming[1]].values())
                 yield layer
             return
         import torch
@@ -145,7 +162,7 @@ class LayerDecoder:
         with torch.cuda.stream(beside):
             for name, _ in self._layer.named_parameters():
                 tensor = checkpoint.layers[layer][name]
-                checkpoint.read_rows(tensor, 0, 1)  # refuses a dtype that cannot be computed with
+                checkpoint.check_computable(tensor)
                 weight = torch.empty(tensor.shape, dtype=torch_dtype(tensor.dtype), device=self._device)
                 load_tensor(weight, tensor, partial(stored_rows, checkpoint))
                 weights[name] = weight

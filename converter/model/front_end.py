@@ -5,13 +5,14 @@ Of the token embeddings, only the rows of the tokens are read, and ``lm_head`` n
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import MappingProxyType
@@ -124,6 +125,12 @@ def open_front_end(
             return OriginalFrontEnd(checkpoint, tower, device)
     except UnusableFrontEndError as error:
         raise CheckpointError(f"{error}; restore its files") from error
+
+
+def return_freed_memory() -> None:
+    """Give what was freed back to the system: the C library of Linux keeps what lies between things still in use."""
+    with suppress(OSError, AttributeError):  # there is another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 # What the disk, or the kernel, may say of a file that is there.
@@ -244,8 +251,9 @@ class HuggingFaceFrontEnd:
         language_model = next(
             module for name, module in self._model.named_modules() if name.rpartition(".")[2] == "language_model"
         )
+        captured = self._captured  # and not self, which holds the model: both would stay until garbage is looked for
         language_model.register_forward_pre_hook(
-            lambda module, args, kwargs: self._captured.append(kwargs["inputs_embeds"]), with_kwargs=True
+            lambda module, args, kwargs: captured.append(kwargs["inputs_embeds"]), with_kwargs=True
         )
 
     def text_tokens(self, text: str) -> list[int]:
@@ -373,7 +381,12 @@ def _without_decoder(checkpoint: Checkpoint) -> Any:
     for tensor in stored:
         is_vocabulary = tensor is checkpoint.embedding or tensor.name.endswith("lm_head.weight")
         weights[tensor.name] = stored_rows(checkpoint, tensor, 0, 1 if is_vocabulary else None)
-    model, loading = model_class.from_pretrained(None, config=config, state_dict=weights, output_loading_info=True)
+    # At first in the dtype that all weights have, so that old versions do not hold them twice; of several, none does.
+    dtypes = {tensor.dtype for tensor in weights.values()}
+    dtype = dtypes.pop() if len(dtypes) == 1 else None
+    model, loading = model_class.from_pretrained(
+        None, config=config, state_dict=weights, torch_dtype=dtype, output_loading_info=True
+    )
     if loading["missing_keys"]:
         raise ValueError(f"no weights for {sorted(loading['missing_keys'])[0]}")
     weights.clear()  # so that the cast frees each stored tensor in turn

@@ -42,7 +42,7 @@ class _MixedCheckpoint(Checkpoint):
         return self.mixed[tensor.name][first : None if count is None else first + count]
 
 
-def with_trained_weights(original: Checkpoint, layer: int, trained: Mapping[str, TrainedRows]) -> Checkpoint:
+def with_trained_weights(original: Checkpoint, layer: int, trained: Mapping[str, TrainedRows]) -> _MixedCheckpoint:
     """*original* with the weights *trained* in the place of *layer*'s projections of these names; nothing is written.
 
     Raises:
@@ -58,7 +58,7 @@ def with_trained_weights(original: Checkpoint, layer: int, trained: Mapping[str,
     return _with(original, mixed)
 
 
-def with_mixed_values(original: Checkpoint, layer: int, mix: HeadMix) -> Checkpoint:
+def with_mixed_values(original: Checkpoint, layer: int, mix: HeadMix) -> _MixedCheckpoint:
     """*original* with the rows of *layer*'s ``v_proj``, weight and bias, that *mix* changes; nothing is written.
 
     Multiplying values by a matrix over the heads before the attention is the same as doing so to their rows: this is
@@ -79,12 +79,13 @@ def with_mixed_values(original: Checkpoint, layer: int, mix: HeadMix) -> Checkpo
     return _with(original, mixed)
 
 
-def _with(original: Checkpoint, mixed: Mapping[str, Float32Array]) -> Checkpoint:
+def _with(original: Checkpoint, mixed: Mapping[str, Float32Array]) -> _MixedCheckpoint:
     inherited = {field.name: getattr(original, field.name) for field in fields(Checkpoint)}
     return _MixedCheckpoint(**inherited, mixed=mixed)
 
 
 FLOAT32_TOLERANCE = 1e-5
+_ROWS = 512  # of a weight in float64 at a time
 
 
 @dataclass(frozen=True)
@@ -129,8 +130,10 @@ class BehaviourReport:
     weakness: str = ""
 
 
-def check_behaviour(claim: Claim, probe: Probe, *, advance: Advance) -> BehaviourReport:
-    """Run *probe* through the three models; *advance* is told 1 after every layer.
+def check_behaviour(claim: Claim, probe: Probe, *, device: str = "cpu", advance: Advance) -> BehaviourReport:
+    """Run *probe* through the three models on *device*; *advance* is told 1 after every layer.
+
+    Every weight of the two checkpoints is read once, and a thread reads ahead.
 
     Raises:
         VerificationError: a hidden state before the first touched layer is not bit-identical to the original's,
@@ -141,41 +144,45 @@ def check_behaviour(claim: Claim, probe: Probe, *, advance: Advance) -> Behaviou
 
     original, converted, mask, fits = claim.original, claim.converted, claim.mask, claim.fits
     tolerance = _tolerance(original, mask, fits)
-    decoder = LayerDecoder(original)
+    decoder = LayerDecoder(original, device)
     shortest = min(range(len(probe.samples)), key=lambda sample: probe.samples[sample].shape[1])
-    states = _States(*[list(probe.samples)] * 3)
+    states = _States(*[[hidden.to(device) for hidden in probe.samples]] * 3)
+    layers = range(original.geometry.num_layers)
+    loaded = decoder.load_each((side, layer) for layer in layers for side in (original, converted))
     rows = []
-    for layer in range(original.geometry.num_layers):
+    for layer in layers:
         mix = fits.mixes.get(layer)
         hook: HeadsHook | None = None if mix is None else mix.apply_to_heads
         before = states
+        with full_float32():
+            next(loaded)  # the original's
+            heads: list[torch.Tensor] = []
+            after_original = [decoder.forward(hidden, _kept_in(heads)) for hidden in before.original]
+            best_factor = _best_factor(heads, decoder.output_weight, mix) if mix is not None else None
+            heads.clear()
+            # One sample is enough to compare two layers on the same input, so the shortest does.
+            own_heads: list[torch.Tensor] = []
+            own_original = decoder.forward(before.converted[shortest], _kept_in(own_heads))
+            own_weight = decoder.output_weight.clone()
+            if mix is not None and mix.values is not None:
+                mixed = with_mixed_values(original, layer, mix)
+                decoder.load(mixed, layer, only=mixed.mixed)
+            if layer in fits.trained:
+                trained = with_trained_weights(original, layer, fits.trained[layer])
+                decoder.load(trained, layer, only=trained.mixed)
+            if layer < mask.touched_layers[0]:
+                after_reference = after_original  # the same weights, inputs and code
+            else:
+                after_reference = [decoder.forward(hidden, hook) for hidden in before.reference]
+            own_reference = decoder.forward(before.converted[shortest], hook)
 
-        decoder.load(original, layer)
-        heads: list[torch.Tensor] = []
-        after_original = [decoder.forward(hidden, _kept_in(heads)) for hidden in before.original]
-        best_factor = _best_factor(heads, decoder.output_weight, mix) if mix is not None else None
-        heads.clear()
-        # One sample is enough to compare two layers on the same input, so the shortest does.
-        own_heads: list[torch.Tensor] = []
-        own_original = decoder.forward(before.converted[shortest], _kept_in(own_heads))
-        own_weight = decoder.output_weight.clone()
-        if mix is not None and mix.values is not None:
-            decoder.load(with_mixed_values(original, layer, mix), layer)
-        if layer in fits.trained:
-            decoder.load(with_trained_weights(original, layer, fits.trained[layer]), layer)
-        if layer < mask.touched_layers[0]:
-            after_reference = after_original  # the same weights, inputs and code
-        else:
-            after_reference = [decoder.forward(hidden, hook) for hidden in before.reference]
-        own_reference = decoder.forward(before.converted[shortest], hook)
-
-        decoder.load(converted, layer)
-        after_converted = [decoder.forward(hidden, _kept_in(heads)) for hidden in before.converted]
-        own_converted = after_converted[shortest]
-        error_left = None
-        if mix is not None:
-            outputs = (own_heads[0], own_weight), (heads[shortest], decoder.output_weight)
-            error_left = _error_left(*outputs, torch.from_numpy(mix.kept_columns))
+            next(loaded)  # the converted checkpoint's
+            after_converted = [decoder.forward(hidden, _kept_in(heads)) for hidden in before.converted]
+            own_converted = after_converted[shortest]
+            error_left = None
+            if mix is not None:
+                outputs = (own_heads[0], own_weight), (heads[shortest], decoder.output_weight)
+                error_left = _error_left(*outputs, torch.from_numpy(mix.kept_columns).to(device))
 
         states = _States(after_original, after_reference, after_converted)
         mean_abs_delta, relative_delta = _difference(states.converted, states.original)
@@ -230,10 +237,14 @@ def _error_left(
     original: tuple[torch.Tensor, torch.Tensor], converted: tuple[torch.Tensor, torch.Tensor], kept: torch.Tensor
 ) -> float | None:
     """|Y' - Y|^2 / |Y_K - Y|^2 over all tokens; Y is of the *original* (heads, weight), Y_K of its *kept* columns."""
-    (heads, weight), (new_heads, new_weight) = ((x[0].double(), w.double()) for x, w in (original, converted))
-    output = heads @ weight.T
-    none = float((heads[:, kept] @ weight[:, kept].T - output).square().sum())
-    return float((new_heads @ new_weight.T - output).square().sum()) / none if none else None
+    (heads, weight), (new_heads, new_weight) = ((x[0].double(), w) for x, w in (original, converted))
+    heads_kept, none, left = heads[:, kept], 0.0, 0.0
+    for first in range(0, len(weight), _ROWS):
+        rows, new_rows = (part[first : first + _ROWS].double() for part in (weight, new_weight))
+        output = heads @ rows.T
+        none += float((heads_kept @ rows[:, kept].T - output).square().sum())
+        left += float((new_heads @ new_rows.T - output).square().sum())
+    return left / none if none else None
 
 
 def _difference(found: list[torch.Tensor], wanted: list[torch.Tensor]) -> tuple[float, float]:

@@ -32,7 +32,7 @@ def check_claim(
     *tower* is the directory of the vision tower for the probe, see :func:`~s4convert.verify.probe.make_probe`. With the
     *moments* that its fits were made of, fitted ones are checked as well, and the error of the weights as they are
     stored is measured. On some of the samples *held_out*, if there are any, what original and converted say is
-    compared, on *device*, where *check_behaviour* is on. *notes* go into the report.
+    compared, where *check_behaviour* is on. The models run on *device*. *notes* go into the report.
 
     Raises:
         VerificationError: the first thing that is wrong.
@@ -56,7 +56,8 @@ def check_claim(
         from .probe import make_probe
 
         with layer_bar("probe", claim.original.geometry.num_layers, shown=progress) as bar:
-            figures = behaviour.check_behaviour(claim, make_probe(claim.original, tower), advance=bar.update)
+            probe = make_probe(claim.original, tower, device)
+            figures = behaviour.check_behaviour(claim, probe, device=device, advance=bar.update)
         if held_out:
             from .agreement import check_agreement, some_of
 

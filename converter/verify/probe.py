@@ -18,6 +18,7 @@ from ..model.front_end import (
     UnusableFrontEndError,
     embed,
     open_front_end,
+    return_freed_memory,
     stock_front_end,
 )
 
@@ -55,10 +56,11 @@ class Probe:
     weakness: str = ""
 
 
-def make_probe(checkpoint: Checkpoint, tower: Path | None = None) -> Probe:
+def make_probe(checkpoint: Checkpoint, tower: Path | None = None, device: str = "cpu") -> Probe:
     """Text prompts, and images where the vision tower is at hand; seeded token ids as a last resort.
 
-    *tower* is the directory of the vision tower, see :func:`~s4convert.model.front_end.open_front_end`. A probe that is
+    *tower* is the directory of the vision tower, see :func:`~s4convert.model.front_end.open_front_end`; it runs on
+    *device*. A probe that is
     weaker than the checkpoint's kind allows is told in a warning.
 
     Raises:
@@ -80,7 +82,8 @@ def make_probe(checkpoint: Checkpoint, tower: Path | None = None) -> Probe:
         return replace(text, description=f"{text.description} (no images: no stock class has its tower)")
     try:
         with stock_front_end(checkpoint, "vision tower"):
-            images = _image_samples(checkpoint, tower)
+            images = _image_samples(checkpoint, tower, device)
+        return_freed_memory()  # of the tower, more than a decoder layer takes
     except (UnusableFrontEndError, CheckpointError) as error:
         if isinstance(error, CheckpointError) and lineage != ORIGINAL:
             raise
@@ -109,12 +112,12 @@ def _random_samples(checkpoint: Checkpoint) -> tuple[torch.Tensor, ...]:
     )
 
 
-def _image_samples(checkpoint: Checkpoint, tower: Path | None) -> tuple[torch.Tensor, ...]:
+def _image_samples(checkpoint: Checkpoint, tower: Path | None, device: str) -> tuple[torch.Tensor, ...]:
     front_end: FrontEnd
     if checkpoint.family.lineage == ORIGINAL:
-        front_end = open_front_end(checkpoint, with_images=True, tower=tower)
+        front_end = open_front_end(checkpoint, with_images=True, tower=tower, device=device)
     else:
-        front_end = HuggingFaceFrontEnd(checkpoint)
+        front_end = HuggingFaceFrontEnd(checkpoint, device)
     return tuple(front_end(prompt, image)[0] for prompt, image in zip(IMAGE_PROMPTS, _images(), strict=True))
 
 

@@ -13,6 +13,7 @@ import s4convert
 from s4convert.demo import MINI_LLAVA, QUESTIONS
 from s4convert.errors import CalibrationError, StorageError, UsageError
 from s4convert.jobs import convert as job
+from s4convert.jobs import evaluate as evaluation
 from s4convert.mask import HeadMask
 from tests.conftest import MINI_PRUNED
 from tests.support.command_line import run_here
@@ -102,7 +103,7 @@ def broken_image(directory: Path) -> Path:
         (ASKED | {"device": "abacus"}, UsageError, "abacus"),
         ({"evaluate_images": QUESTIONS}, UsageError, "`evaluate_images` is about questions to ask; .* `evaluate`"),
         ({"conversation": "vicuna_v1"}, UsageError, "`conversation` is about questions to ask; .* `evaluate`"),
-        ({"device": "cpu"}, UsageError, "`device` is about calibration data"),
+        ({"device": "cpu", "check_behaviour": False}, UsageError, "`device` is where models run, and here none does"),
     ],
 )
 def test_what_cannot_be_asked_is_refused_before_the_first_byte_is_staged(
@@ -122,7 +123,7 @@ def test_a_dry_run_reads_the_questions_and_asks_none(
     mini_mask_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = (MINI_LLAVA, tmp_path / "out", "--mask", mini_mask_file, "--dry-run")
-    monkeypatch.setattr(job, "answers_of", None)
+    monkeypatch.setattr(evaluation, "answers_of", None)
     assert run_here(*arguments, *FLAGS).exit_code == 0
     refused = run_here(*arguments, *FLAGS[:2], *FLAGS[4:])
     assert refused.exit_code == 2
@@ -133,7 +134,7 @@ def test_an_evaluation_that_fails_leaves_nothing_at_out(tmp_path: Path, monkeypa
     def fail(*_: object) -> NoReturn:
         raise StorageError("the disk is gone; get another")
 
-    monkeypatch.setattr(job, "answers_of", fail)
+    monkeypatch.setattr(evaluation, "answers_of", fail)
     with pytest.raises(StorageError, match="is gone"):
         convert(tmp_path / "out", **ASKED)
     assert not (tmp_path / "out").exists()

@@ -104,7 +104,7 @@ def test_verify_fits_again_with_the_image_weight_of_the_fit(
     assert run_here("verify", MINI_LLAVA, out, "--statistics", statistics).exit_code == 1
 
 
-@pytest.mark.parametrize("option", [("--foreign-statistics",), ("--image-weight", "0.1"), ("--device", "cpu")])
+@pytest.mark.parametrize("option", [("--foreign-statistics",), ("--image-weight", "0.1")])
 def test_what_is_about_statistics_needs_some(mini_llava: Path, option: tuple[str, ...]) -> None:
     outcome = run_here("verify", MINI_LLAVA, mini_llava, *option)
     assert outcome.exit_code == 2

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModel
 
 from s4convert.checkpoint import Checkpoint
+from s4convert.errors import StorageError
 from s4convert.model.decoder import LayerDecoder
 from tests.support.synthetic import HUGGING_FACE, ORIGINAL, Spec, write_checkpoint
 
@@ -34,11 +35,23 @@ def test_equals_the_full_model(tmp_path: Path, text_model: str, layout: str) -> 
     hidden = torch.randn(1, 11, spec.hidden_size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected = full(inputs_embeds=hidden, output_hidden_states=True, use_cache=False).hidden_states
-    decoder = LayerDecoder(checkpoint)
-    for layer in range(spec.num_layers):
+    decoder, ahead = LayerDecoder(checkpoint), LayerDecoder(checkpoint)
+    read_ahead = hidden
+    for layer in ahead.load_each((checkpoint, layer) for layer in range(spec.num_layers)):
         decoder.load(checkpoint, layer)
-        hidden = decoder.forward(hidden)
+        hidden, read_ahead = decoder.forward(hidden), ahead.forward(read_ahead)
         assert torch.equal(hidden, expected[layer + 1])
+        assert torch.equal(read_ahead, expected[layer + 1])
+
+
+def test_what_cannot_be_read_ahead_is_told_when_its_turn_comes(tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(write_checkpoint(tmp_path / "checkpoint", Spec(num_layers=3, num_shards=2)))
+    wanted = [(checkpoint, layer) for layer in range(3)]
+    with pytest.raises(StorageError, match="cannot be read"):
+        for number, layer in enumerate(LayerDecoder(checkpoint).load_each(wanted)):
+            assert number == layer < 2
+            for shard in checkpoint.shards:
+                (checkpoint.path / shard).unlink(missing_ok=True)
 
 
 def test_the_hook_replaces_the_input_of_o_proj(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from s4convert import Checkpoint, convert, verify_conversion
 from s4convert.compensation import HeadMix
@@ -346,8 +347,13 @@ def claim(converted: Path, mask: Path) -> Claim:
     return Claim(original, Checkpoint.open(converted), head_mask, known_before_fitting("scale", original, head_mask))
 
 
-def test_an_honest_conversion_passes_the_behaviour_check_alone(converted: Path, mask: Path, probe: Probe) -> None:
-    report = check_behaviour(claim(converted, mask), probe, advance=lambda _: None)
+@pytest.mark.parametrize(
+    "device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+)
+def test_an_honest_conversion_passes_the_behaviour_check_alone(
+    converted: Path, mask: Path, probe: Probe, device: str
+) -> None:
+    report = check_behaviour(claim(converted, mask), probe, device=device, advance=lambda _: None)
     assert [row.mean_abs_delta == 0 for row in report.layers] == [True, True] + [False] * 6
 
 
