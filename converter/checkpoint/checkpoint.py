@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -52,7 +53,10 @@ class FileStamp:
 
     @staticmethod
     def of(path: Path) -> FileStamp:
-        status = path.stat()
+        return FileStamp.from_status(path.stat())
+
+    @staticmethod
+    def from_status(status: os.stat_result) -> FileStamp:
         return FileStamp(status.st_size, status.st_mtime_ns, status.st_ino, S_IMODE(status.st_mode))
 
 

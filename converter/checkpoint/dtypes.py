@@ -26,7 +26,7 @@ OVERFLOW: Mapping[str, float] = {"F32": 2.0**128 - 2.0**103, "F16": 65520.0, "BF
 _MIN_EXPONENT = {"F32": -126, "F16": -14, "BF16": -126}
 
 
-def decode(data: bytes, dtype: str) -> Float32Array:
+def decode(data: bytes | memoryview, dtype: str) -> Float32Array:
     """The stored values as a flat float32 array; exact for every dtype of :data:`ITEM_BYTES`."""
     if dtype in _NUMPY_DTYPES:
         return np.frombuffer(data, _NUMPY_DTYPES[dtype]).astype(np.float32)

@@ -43,8 +43,9 @@ from ..rewrite.writer import DiskFlusher, disk_flusher, stage
 from ..sources import locate_tower, open_checkpoint
 from ..study.evaluation import Tasks
 from ..verify.checks import check_claim, default_jobs
-from ..verify.claim import Claim
+from ..verify.claim import Claim, Terms
 from ..verify.report import Report
+from ..verify.structure import ByteChecks
 from .evaluate import Asked, Evaluated, EvaluateOptions, answers_of, embedded, read_asked
 from .notes import notes_on
 from .options import ConversionOptions, as_path, options_of
@@ -377,8 +378,9 @@ def stage_and_check(planned: PlannedConversion, staging: Staging, flusher: DiskF
     moments = _moments(planned, staging)
     fits = fit(options.compensation, checkpoint, mask, staging.scratch, moments=moments, progress=options.progress)
     plan = make_plan(checkpoint, mask, fits, planned.files)
-    with byte_bar("write", plan.file_bytes, shown=options.progress) as bar:
-        stage(checkpoint, plan, staging.checkpoint, flusher, jobs=jobs, advance=bar.update)
+    checks = ByteChecks(Terms(checkpoint, mask, fits, planned.own_files), staging.checkpoint)
+    with byte_bar("write and check", plan.file_bytes, shown=options.progress) as bar:
+        stage(checkpoint, plan, staging.checkpoint, flusher, checks, jobs=jobs, advance=bar.update)
     with _blaming_a_changed_input(checkpoint):
         claim = Claim(checkpoint, _open_staged(staging.checkpoint), mask, fits, planned.own_files)
         report = check_claim(
@@ -387,6 +389,7 @@ def stage_and_check(planned: PlannedConversion, staging: Staging, flusher: DiskF
             tower=planned.tower,
             moments=moments,
             notes=planned.notes,
+            checks=checks,
             jobs=jobs,
             progress=options.progress,
         )

@@ -6,26 +6,25 @@ or the writer must not be able to vouch for itself.
 
 from __future__ import annotations
 
-import hashlib
-import threading
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from ..checkpoint import INDEX_FILE, Checkpoint, StoredTensor, read_json_object
+from ..checkpoint.checkpoint import FileStamp
 from ..checkpoint.dtypes import ITEM_BYTES, Float64Array, decode, encode, unit_in_last_place
-from ..checkpoint.files import read_span
-from ..checkpoint.safetensors_header import SafetensorsHeader
+from ..checkpoint.safetensors_header import SafetensorsHeader, read_header
+from ..checkpoint.tensors import TensorEntry
 from ..compensation import HeadMix
-from ..errors import StorageError, VerificationError
+from ..errors import CheckpointError, VerificationError, reading
+from ..one_pass import BLOCK_BYTES, Begun, Step, go_over, read_into
 from ..progress import Advance
-from .claim import Claim
-
-BLOCK_BYTES = 256 << 10  # small enough to stay in the processor's cache between the comparison and the hash
+from .claim import Claim, Terms
 
 
 @dataclass(frozen=True)
@@ -38,12 +37,57 @@ class StructureReport:
     sidecars: int
 
 
-def check_structure(claim: Claim, *, jobs: int, advance: Advance) -> StructureReport:
+class ByteChecks:
+    """Compares the files in *directory* with what *terms* ask for, byte for byte, and keeps what was seen of each.
+
+    A file is checked while it is written, through :meth:`steps`, or when it stands, by :func:`check_structure`.
+    """
+
+    def __init__(self, terms: Terms, directory: Path) -> None:
+        self._terms = terms
+        self._directory = directory
+        self._comparisons: dict[str, _Comparison] = {}
+        self._seen: dict[str, _Seen] = {}
+
+    def steps(self, name: str) -> Iterator[Step]:
+        """The steps in which the file *name*, which stands at its full size with its header, is checked.
+
+        Raises:
+            VerificationError: the header of a shard that was built is not sound, or not of the original's tensors.
+        """
+        comparison = self._comparisons[name] = _Comparison(self._terms, self._directory, name)
+        return comparison.steps()
+
+    def seen(self, name: str, sha256: str, status: os.stat_result) -> None:
+        """Keep what was seen of the file *name*; a file whose status is another than *status* was changed since."""
+        comparison = self._comparisons.pop(name)
+        difference = min(comparison.differences, key=lambda found: (found.layer, found.byte), default=None)
+        self._seen[name] = _Seen(
+            FileStamp.from_status(status), sha256, frozenset(comparison.changed_layers), difference, comparison.entries
+        )
+
+    def unseen(self, converted: Checkpoint) -> tuple[str, ...]:
+        """The files of *converted*, which stands in the directory, that were not seen as they are now."""
+        return tuple(
+            name
+            for name, stamp in converted.stamps.items()
+            if (seen := self._seen.get(name)) is None
+            or seen.stamp != stamp
+            or (name in converted.shards and seen.entries != converted.shards[name].entries)
+        )
+
+    def of(self, converted: Checkpoint) -> dict[str, _Seen]:
+        """What was seen of every file of *converted*, by name in the order of names."""
+        return {name: self._seen[name] for name in sorted(converted.stamps)}
+
+
+def check_structure(claim: Claim, checks: ByteChecks, *, jobs: int, advance: Advance) -> StructureReport:
     """Compare the converted checkpoint with the original, every byte of every file, by *jobs* threads.
 
     Same files, same headers, tensors, dtypes, shapes and head counts; sidecars and tensors that the mask does not
     touch are byte-identical; touched ones hold :func:`expected_rows`, and in each touched layer a byte is another.
-    *advance* is told the number of bytes of every piece that is done.
+    What *checks* have seen while it was written, and is as it was then, is not read again. *advance* is told the number
+    of bytes of every piece that is done.
 
     Raises:
         VerificationError: the difference in the first layer that has one, by file and tensor, or any other; or a layer
@@ -54,16 +98,10 @@ def check_structure(claim: Claim, *, jobs: int, advance: Advance) -> StructureRe
     _check_files(claim)
     if converted.geometry != original.geometry:
         raise VerificationError(f"{converted.path}: its geometry is not the original's; convert again")
-    stop = threading.Event()
-    with ThreadPoolExecutor(max_workers=jobs, thread_name_prefix="check") as executor:
-        checks = {name: executor.submit(_check_file, claim, name, stop, advance) for name in converted.stamps}
-        try:
-            seen = {name: checks[name].result() for name in sorted(checks)}
-        except OSError as error:
-            raise StorageError(f"{error.filename or 'a file'}: cannot be read: {error.strerror}") from error
-        finally:
-            stop.set()
-            executor.shutdown(wait=False, cancel_futures=True)
+    unseen = [_Standing(name, converted.stamps[name].size, converted.path, checks) for name in checks.unseen(converted)]
+    with reading(converted.path):
+        go_over(unseen, jobs=jobs, advance=advance)
+    seen = checks.of(converted)
     differences = [each.difference for each in seen.values() if each.difference is not None]
     if differences:
         raise VerificationError(min(differences, key=lambda difference: difference.layer).message)
@@ -74,9 +112,36 @@ def check_structure(claim: Claim, *, jobs: int, advance: Advance) -> StructureRe
                 "were silent already; check the mask"
             )
     digests = {name: (converted.stamps[name].size, each.digest) for name, each in seen.items()}
-    edited = sum(_touched_layer(claim, tensor) is not None for tensor in original.tensors.values())
+    edited = sum(_touched_layer(claim.terms, tensor) is not None for tensor in original.tensors.values())
     sidecars = len(set(original.sidecars) - claim.own_files)
     return StructureReport(digests, len(original.tensors) - edited, edited, sidecars)
+
+
+@dataclass
+class _Standing:
+    """A file that stands in *directory* already, for a pass over it."""
+
+    name: str
+    size: int
+    directory: Path
+    checks: ByteChecks
+    status: os.stat_result | None = None
+
+    def begin(self) -> Begun:
+        descriptor = os.open(self.directory / self.name, os.O_RDONLY)
+        try:
+            self.status = os.fstat(descriptor)
+            return Begun(descriptor, self.status.st_size, iter(()), self.checks.steps(self.name))
+        except BaseException:
+            os.close(descriptor)
+            raise
+
+    def written(self, descriptor: int) -> None:
+        """It was, before."""
+
+    def end(self, sha256: str) -> None:
+        assert self.status is not None
+        self.checks.seen(self.name, sha256, self.status)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,13 +153,13 @@ class ExpectedRows:
     numbers are judged elsewhere. *rounded* is None where every byte is certain.
     """
 
-    data: bytes
+    data: bytes | memoryview
     exact: Float64Array | None = None
     rounded: npt.NDArray[np.bool_] | None = None
 
-    def first_difference(self, found: bytes, dtype: str) -> int | None:
+    def first_difference(self, found: memoryview, dtype: str) -> int | None:
         """The first byte at which *found*, stored as *dtype*, is not what it must be, or None."""
-        if found == self.data:
+        if _same(found, self.data):
             return None
         unequal = np.frombuffer(found, np.uint8) != np.frombuffer(self.data, np.uint8)
         if self.rounded is not None:
@@ -107,22 +172,22 @@ class ExpectedRows:
         return int(np.argmax(unequal)) if unequal.any() else None
 
 
-def expected_rows(claim: Claim, tensor: StoredTensor, first: int, data: bytes) -> ExpectedRows:
+def expected_rows(terms: Terms, tensor: StoredTensor, first: int, data: bytes) -> ExpectedRows:
     """What the rows *data* of the original's *tensor*, from row *first* on, must be after the conversion.
 
     A map that was recovered from the converted columns was compared with all of them then, and says nothing more of
     single numbers.
     """
-    original, mask = claim.original, claim.mask
+    original, mask = terms.original, terms.mask
     layer, held = original.projections_in(tensor) or (0, ())
     if not held or not mask.pruned[layer]:
         return ExpectedRows(data)
-    mix = claim.fits.mixes[layer]
+    mix = terms.fits.mixes[layer]
     if held[0].projection == "o":
         if held[0].kind == "bias":
             return ExpectedRows(data)
         values = decode(data, tensor.dtype).reshape(-1, tensor.shape[1])
-        return _expected_columns(values, tensor.dtype, mix, is_recovered=layer in claim.fits.recovered)
+        return _expected_columns(values, tensor.dtype, mix, is_recovered=layer in terms.fits.recovered)
     geometry = original.geometry
     rows = np.frombuffer(bytearray(data), np.uint8).reshape(-1, tensor.row_bytes)
     numbers = np.arange(first, first + len(rows))
@@ -216,65 +281,34 @@ def _check_rebuilt(original: Checkpoint, converted: Checkpoint) -> None:
         raise VerificationError(f"{index}: has no metadata, which stock loaders read; convert again")
 
 
-def _touched_layer(claim: Claim, tensor: StoredTensor | None) -> int | None:
+def _touched_layer(terms: Terms, tensor: StoredTensor | None) -> int | None:
     """The layer that loses heads and that the original's *tensor* holds projections of, or None."""
-    part = None if tensor is None else claim.original.projections_in(tensor)
-    return part[0] if part is not None and claim.mask.pruned[part[0]] else None
+    part = None if tensor is None else terms.original.projections_in(tensor)
+    return part[0] if part is not None and terms.mask.pruned[part[0]] else None
 
 
 @dataclass(frozen=True)
 class _Difference:
-    """What is wrong with a file; *layer* is the touched layer that it is in, or the number of layers."""
+    """What is wrong at *byte* of a file; *layer* is the touched layer that it is in, or the number of layers."""
 
     layer: int
+    byte: int
     message: str
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """What was seen of one file: its sha256, the touched layers in which a byte changed, and what is wrong first."""
+    """What was seen of one file while its stamp was *stamp*.
 
+    Its sha256, the touched layers in which a byte changed, what is wrong first, and the tensors that it was taken to
+    hold.
+    """
+
+    stamp: FileStamp
     digest: str
     changed_layers: frozenset[int]
     difference: _Difference | None
-
-
-def _check_file(claim: Claim, name: str, stop: threading.Event, advance: Advance) -> _Seen:
-    """Compare one file of the converted checkpoint.
-
-    It is read to its end, as the layers do not stand in their order there.
-    """
-    original, converted = claim.original, claim.converted
-    digest, changed = hashlib.sha256(), set[int]()
-    difference: _Difference | None = None
-    with ExitStack() as files:
-        file = files.enter_context((converted.path / name).open("rb", 0))
-        is_copied = name in original.stamps.keys() - claim.own_files
-        before = files.enter_context((original.path / name).open("rb", 0)) if is_copied else None
-        for span in _spans(claim, name):
-            touched = _touched_layer(claim, span.tensor)
-            layer = original.geometry.num_layers if touched is None else touched
-            for at in range(0, span.size, span.step):
-                if stop.is_set():
-                    return _Seen("", frozenset(), None)  # nobody waits for it any more
-                size = min(span.step, span.size - at)
-                found = read_span(file.fileno(), span.begin + at, size, converted.path / name)
-                if span.tensor is not None:
-                    first, count = at // span.tensor.row_bytes, size // span.tensor.row_bytes
-                    rows = original.read_bytes(span.tensor, first, count)
-                    if found != rows:
-                        changed.add(layer)
-                    wanted = expected_rows(claim, span.tensor, first, rows)
-                elif before is not None:
-                    wanted = ExpectedRows(read_span(before.fileno(), span.begin + at, size, original.path / name))
-                else:
-                    wanted = ExpectedRows(found)
-                off = wanted.first_difference(found, span.tensor.dtype if span.tensor is not None else "")
-                if off is not None and (difference is None or layer < difference.layer):
-                    difference = _Difference(layer, _first_difference(claim, name, span, span.begin + at + off))
-                digest.update(found)
-                advance(size)
-    return _Seen(digest.hexdigest(), frozenset(changed), difference)
+    entries: Sequence[TensorEntry]
 
 
 @dataclass(frozen=True)
@@ -299,29 +333,102 @@ class _Span:
         return max(1, BLOCK_BYTES // self.tensor.row_bytes) * self.tensor.row_bytes
 
 
-def _spans(claim: Claim, name: str) -> Iterator[_Span]:
-    """The file cut into spans: each touched tensor its own and what is between them as one, or each tensor its own."""
-    original, converted = claim.original, claim.converted
-    is_copied = name in original.stamps
-    shard = (original if is_copied else converted).shards.get(name)
-    position = 0
-    for entry in shard.entries if shard is not None else ():
-        tensor = original.tensors[entry.name]
-        if (is_copied and _touched_layer(claim, tensor) is None) or entry.begin == entry.end:
-            continue
-        yield _Span(position, entry.begin - position, None)
-        yield _Span(entry.begin, entry.end - entry.begin, tensor)
-        position = entry.end
-    yield _Span(position, converted.stamps[name].size - position, None)
+class _Comparison:
+    """The comparison of the file *name* in *directory*, whose steps come in any order, from several threads.
+
+    It is compared to its end, as the layers do not stand in their order there. *entries* are the tensors that it holds.
+    """
+
+    def __init__(self, terms: Terms, directory: Path, name: str) -> None:
+        self._terms, self._path, self._name = terms, directory / name, name
+        self._is_copied = name in terms.original.stamps.keys() - terms.own_files
+        self._spare: list[bytearray] = []  # buffers that no thread is using
+        self.entries = self._read_entries()
+        self.changed_layers = set[int]()
+        self.differences: list[_Difference] = []
+
+    def steps(self) -> Iterator[Step]:
+        """The steps, which leave no byte of the file out."""
+        for span in self._spans():
+            for at in range(0, span.size, span.step):
+                size = min(span.step, span.size - at)
+                yield Step(span.begin + at, size, partial(self._compare, span, at))
+
+    def _read_entries(self) -> Sequence[TensorEntry]:
+        original = self._terms.original
+        if self._is_copied:
+            shard = original.shards.get(self._name)
+            return () if shard is None else shard.entries
+        if self._name in self._terms.own_files or self._path.suffix != ".safetensors":
+            return ()
+        try:
+            entries = read_header(self._path).entries
+        except CheckpointError as error:
+            raise VerificationError(str(error)) from error
+        for entry in entries:
+            tensor = original.tensors.get(entry.name)
+            if tensor is None or (tensor.dtype, tensor.shape) != (entry.dtype, entry.shape):
+                raise VerificationError(f"{self._path}: {entry.name} is not the original's tensor; convert again")
+        return entries
+
+    def _spans(self) -> Iterator[_Span]:
+        """The file: each touched tensor its own span and what is between them one, or each tensor its own."""
+        position = 0
+        for entry in self.entries:
+            tensor = self._terms.original.tensors[entry.name]
+            is_compared = not self._is_copied or _touched_layer(self._terms, tensor) is not None
+            if not is_compared or entry.begin == entry.end:
+                continue
+            yield _Span(position, entry.begin - position, None)
+            yield _Span(entry.begin, entry.end - entry.begin, tensor)
+            position = entry.end
+        yield _Span(position, self._path.stat().st_size - position, None)
+
+    def _compare(self, span: _Span, at: int, found: memoryview) -> None:
+        """Compare what was *found* of *span*, from its byte *at* on."""
+        tensor, original = span.tensor, self._terms.original
+        off = None
+        touched = _touched_layer(self._terms, tensor)
+        layer = original.geometry.num_layers if touched is None else touched
+        if tensor is not None:
+            first, count = at // tensor.row_bytes, len(found) // tensor.row_bytes
+            rows = original.read_bytes(tensor, first, count)
+            if layer not in self.changed_layers and not _same(found, rows):
+                self.changed_layers.add(layer)
+            off = expected_rows(self._terms, tensor, first, rows).first_difference(found, tensor.dtype)
+        elif self._is_copied:
+            off = self._first_other_byte(span.begin + at, found)
+        if off is not None:
+            byte = span.begin + at + off
+            self.differences.append(_Difference(layer, byte, self._message(touched, byte)))
+
+    def _first_other_byte(self, begin: int, found: memoryview) -> int | None:
+        """The first byte of *found* that is not the original's, from its byte *begin* on."""
+        path = self._terms.original.path / self._name
+        try:
+            buffer = self._spare.pop()
+        except IndexError:
+            buffer = bytearray(BLOCK_BYTES)
+        wanted = memoryview(buffer)[: len(found)]
+        with reading(path), path.open("rb", 0) as file:
+            read_into(file.fileno(), begin, wanted, str(path))
+        off = ExpectedRows(wanted).first_difference(found, "")
+        self._spare.append(buffer)
+        return off
+
+    def _message(self, layer: int | None, byte: int) -> str:
+        where = f"{self._path}, byte {byte}"
+        for entry in self.entries:
+            if entry.begin <= byte < entry.end:
+                where = f"{self._path}: {entry.name}"
+        if layer is not None:
+            return f"{where} of layer {layer} is not what the mask asks for; convert again"
+        return f"{where} is not the original's; convert again"
 
 
-def _first_difference(claim: Claim, name: str, span: _Span, byte: int) -> str:
-    converted = claim.converted
-    where = f"{converted.path / name}, byte {byte}"
-    for entry in converted.shards[name].entries if name in converted.shards else ():
-        if entry.begin <= byte < entry.end:
-            where = f"{converted.path / name}: {entry.name}"
-    layer = _touched_layer(claim, span.tensor)
-    if layer is not None:
-        return f"{where} of layer {layer} is not what the mask asks for; convert again"
-    return f"{where} is not the original's; convert again"
+def _same(one: bytes | memoryview, other: bytes | memoryview) -> bool:
+    """Whether two pieces of memory hold the same bytes; unlike ``==``, it lets other threads run meanwhile."""
+    words = len(one) // 8
+    if len(one) != len(other) or bytes(one[8 * words :]) != bytes(other[8 * words :]):
+        return False
+    return not words or np.array_equal(np.frombuffer(one, np.uint64, words), np.frombuffer(other, np.uint64, words))
