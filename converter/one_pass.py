@@ -22,6 +22,7 @@ from .progress import Advance
 
 BLOCK_BYTES = 512 << 10  # so that what is read of both sides stays in the processor's cache until it is hashed
 RUN_AHEAD_BYTES = 32 << 20  # by which a file is written before it is checked, at most
+PASSED_BYTES = 8 << 20  # of which a file is told at a time
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,11 @@ class Passed(Protocol):
     def written(self, descriptor: int) -> None:
         """Told when the last part is written, before the last step is taken."""
 
-    def end(self, sha256: str) -> None:
-        """Told when all is checked and hashed, and the descriptor is closed."""
+    def passed(self, descriptor: int, begin: int, size: int) -> None:
+        """Told which bytes are written, checked and hashed, in their order, many at a time; the last few are not."""
+
+    def end(self, descriptor: int, sha256: str) -> None:
+        """Told when all is checked and hashed, before the descriptor is closed."""
 
 
 def go_over(files: Sequence[Passed], *, jobs: int, advance: Advance) -> None:
@@ -106,6 +110,7 @@ class _Lane:
     checked: dict[int, _Read] = field(default_factory=dict)  # what waits for its turn to be hashed
     steps_hashed: int = 0
     hashed_bytes: int = 0
+    told_bytes: int = 0
     is_hashing: bool = False
     is_ended: bool = False
     threads: int = 0  # that work on it
@@ -250,6 +255,10 @@ class _Pass:
             lane.checked[number] = _Read(data, buffer)
         while (read := self._next_to_hash(lane)) is not None:
             lane.digest.update(read.data)
+            passed = lane.hashed_bytes + len(read.data) - lane.told_bytes
+            if passed >= PASSED_BYTES:
+                lane.file.passed(lane.begun.descriptor, lane.told_bytes, passed)
+                lane.told_bytes += passed
             with self._lock:
                 lane.is_hashing = False
                 lane.steps_hashed += 1
@@ -276,8 +285,10 @@ class _Pass:
             lane.is_ended = True
             self._begun.remove(lane)
         assert lane.begun is not None
-        os.close(lane.begun.descriptor)
-        lane.file.end(lane.digest.hexdigest())
+        try:
+            lane.file.end(lane.begun.descriptor, lane.digest.hexdigest())
+        finally:
+            os.close(lane.begun.descriptor)
         with self._lock:
             self._left -= 1
             self._lock.notify_all()

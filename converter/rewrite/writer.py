@@ -12,25 +12,28 @@ import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from ..checkpoint import Checkpoint
-from ..checkpoint.dtypes import OVERFLOW, encode
-from ..disk import sync_file
-from ..errors import CheckpointError, StorageError
+from ..checkpoint.checkpoint import FileStamp
+from ..checkpoint.dtypes import ITEM_BYTES, all_finite, decode, encode, every_value
+from ..disk import keep_sha256, sync_file
+from ..errors import CheckpointError, StorageError, enough_memory
 from ..one_pass import Begun, Part, Step, go_over
 from ..progress import Advance
 from .assembly import OutputFile, Piece
-from .plan import Edit, Plan
+from .plan import ColumnEdit, Edit, Plan, RowEdit
 
 COPY_BYTES = 512 << 10  # so that what is copied is checked while it is in the processor's cache
 EDIT_BYTES = 512 << 10  # stored bytes of a block of rows; its float32 working copies bound the memory of an edit
+TABLE_BYTES = 1 << 20  # of a weight, from which on a table of all products is worth its making
 _BACKDATED_NS = 10**9
 
 # What file systems, and sandboxes, answer that do not copy inside the kernel, or share no blocks.
@@ -145,8 +148,15 @@ class _Staged:
         os.utime(descriptor, ns=(then, then))
         self.status = os.fstat(descriptor)
 
-    def end(self, sha256: str) -> None:
+    def passed(self, descriptor: int, begin: int, size: int) -> None:
+        """Let the kernel write these bytes out now. It drops none that it has still to write, so they stay at hand."""
+        with suppress(OSError):  # it is advice
+            os.posix_fadvise(descriptor, begin, size, os.POSIX_FADV_DONTNEED)
+
+    def end(self, descriptor: int, sha256: str) -> None:
         assert self.status is not None
+        if FileStamp.from_status(os.fstat(descriptor)) == FileStamp.from_status(self.status):
+            keep_sha256(descriptor, sha256)
         self.flusher.submit(self.directory / self.name)
         self.checks.seen(self.name, sha256, self.status)
 
@@ -194,7 +204,7 @@ class _Staged:
 
     def _copy(self, name: str, begin: int, end: int, shift: int, target: int) -> None:
         """Copy the bytes [begin, end) of IN's file *name* to *target*, *shift* bytes further on."""
-        with self._writing(name), (self.checkpoint.path / name).open("rb", 0) as source:
+        with self._writing(name), open(f"{self.checkpoint.path}/{name}", "rb", 0) as source:
             while begin < end:
                 try:
                     copied = os.copy_file_range(source.fileno(), target, end - begin, begin, begin + shift)
@@ -212,17 +222,17 @@ class _Staged:
         """Write the rows [first, first + count) of *edit* into *target*, from byte *begin* on."""
         tensor = edit.tensor
         where = f"{self.checkpoint.path / tensor.shard}: {tensor.name} (layer {edit.layer})"
-        rows = self.checkpoint.read_rows(tensor, first, count)
-        if not np.isfinite(rows).all():
+        data = self.checkpoint.read_bytes(tensor, first, count)
+        if not all_finite(data, tensor.dtype):
             raise CheckpointError(f"{where} holds NaN or infinity; mend the checkpoint first")
-        with np.errstate(over="ignore"):
-            edited = edit.transform(rows)
-        if not -OVERFLOW[tensor.dtype] < float(edited.min()) <= float(edited.max()) < OVERFLOW[tensor.dtype]:
+        with enough_memory(where):
+            edited = _edited(edit, data)
+        if not all_finite(edited, tensor.dtype):
             raise CheckpointError(
                 f"{where} would overflow {tensor.dtype} when compensated; store it as F32, or use `compensation='none'`"
             )
         with self._writing(tensor.shard):
-            _write(target, encode(edited, tensor.dtype), begin)
+            _write(target, edited, begin)
 
     @staticmethod
     @contextmanager
@@ -243,6 +253,29 @@ def _clone(source: Path, target: int) -> bool:
                 raise
             return False
     return True
+
+
+def _edited(edit: Edit, data: bytes) -> bytes:
+    """What the stored rows *data* become."""
+    dtype, columns = edit.tensor.dtype, edit.tensor.shape[1:]
+    if isinstance(edit, RowEdit):
+        return bytes(len(data))
+    if isinstance(edit, ColumnEdit) and edit.tensor.entry.num_bytes >= TABLE_BYTES and ITEM_BYTES[dtype] == 2:
+        factor = edit.fitted.only_factor
+        if factor is not None:
+            rows = np.empty((len(data) // edit.tensor.row_bytes, *columns), "<u2")
+            np.take(_multiplied(dtype, factor), np.frombuffer(data, "<u2").reshape(rows.shape), out=rows, mode="clip")
+            rows.reshape(len(rows), edit.fitted.num_heads, -1)[:, list(edit.fitted.pruned)] = 0
+            return rows.tobytes()
+    with np.errstate(over="ignore"):
+        return encode(edit.transform(decode(data, dtype).reshape(-1, *columns)), dtype)
+
+
+@lru_cache(maxsize=64)
+def _multiplied(dtype: str, factor: float) -> npt.NDArray[np.uint16]:
+    """What every number of 16 bits becomes when it is multiplied: one look is cheaper than to decode and encode it."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.frombuffer(encode(every_value(dtype) * np.float32(factor), dtype), "<u2")
 
 
 def _write(target: int, data: bytes, offset: int) -> int:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ import numpy.typing as npt
 
 from ..checkpoint import INDEX_FILE, Checkpoint, StoredTensor, read_json_object
 from ..checkpoint.checkpoint import FileStamp
-from ..checkpoint.dtypes import ITEM_BYTES, Float64Array, decode, encode, unit_in_last_place
+from ..checkpoint.dtypes import ITEM_BYTES, Float64Array, decode, encode, every_value, unit_in_last_place
 from ..checkpoint.safetensors_header import SafetensorsHeader, read_header
 from ..checkpoint.tensors import TensorEntry
 from ..compensation import HeadMix
@@ -25,6 +26,9 @@ from ..errors import CheckpointError, VerificationError, reading
 from ..one_pass import BLOCK_BYTES, Begun, Step, go_over, read_into
 from ..progress import Advance
 from .claim import Claim, Terms
+
+# Of a weight, from which on it is cheaper to look its numbers up in a table of all products than to multiply them.
+TABLE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,7 @@ def check_structure(claim: Claim, checks: ByteChecks, *, jobs: int, advance: Adv
     Raises:
         VerificationError: the difference in the first layer that has one, by file and tensor, or any other; or a layer
             is what it was.
+        CheckpointError: the hash of a shard that no edit is in is not the one that its source names.
         StorageError: a file cannot be read.
     """
     original, converted = claim.original, claim.converted
@@ -111,6 +116,10 @@ def check_structure(claim: Claim, checks: ByteChecks, *, jobs: int, advance: Adv
                 f"{converted.path}: layer {layer}: pruning {len(claim.mask.pruned[layer])} heads changed no byte, they "
                 "were silent already; check the mask"
             )
+    for name in original.shards:
+        known = original.known_sha256(name)
+        if name in seen and not seen[name].changed_layers and known not in (None, seen[name].digest):
+            raise CheckpointError(f"{original.path / name}: is not what its sha256 {known} names; download it again")
     digests = {name: (converted.stamps[name].size, each.digest) for name, each in seen.items()}
     edited = sum(_touched_layer(claim.terms, tensor) is not None for tensor in original.tensors.values())
     sidecars = len(set(original.sidecars) - claim.own_files)
@@ -139,7 +148,10 @@ class _Standing:
     def written(self, descriptor: int) -> None:
         """It was, before."""
 
-    def end(self, sha256: str) -> None:
+    def passed(self, descriptor: int, begin: int, size: int) -> None:
+        """Nothing is to be done with what was read."""
+
+    def end(self, descriptor: int, sha256: str) -> None:
         assert self.status is not None
         self.checks.seen(self.name, sha256, self.status)
 
@@ -172,11 +184,11 @@ class ExpectedRows:
         return int(np.argmax(unequal)) if unequal.any() else None
 
 
-def expected_rows(terms: Terms, tensor: StoredTensor, first: int, data: bytes) -> ExpectedRows:
+def expected_rows(terms: Terms, tensor: StoredTensor, first: int, data: memoryview) -> ExpectedRows:
     """What the rows *data* of the original's *tensor*, from row *first* on, must be after the conversion.
 
-    A map that was recovered from the converted columns was compared with all of them then, and says nothing more of
-    single numbers.
+    *data* may be changed, and is part of the result. A map that was recovered from the converted columns was compared
+    with all of them then, and says nothing more of single numbers.
     """
     original, mask = terms.original, terms.mask
     layer, held = original.projections_in(tensor) or (0, ())
@@ -186,10 +198,9 @@ def expected_rows(terms: Terms, tensor: StoredTensor, first: int, data: bytes) -
     if held[0].projection == "o":
         if held[0].kind == "bias":
             return ExpectedRows(data)
-        values = decode(data, tensor.dtype).reshape(-1, tensor.shape[1])
-        return _expected_columns(values, tensor.dtype, mix, is_recovered=layer in terms.fits.recovered)
+        return _expected_columns(data, tensor, mix, is_recovered=layer in terms.fits.recovered)
     geometry = original.geometry
-    rows = np.frombuffer(bytearray(data), np.uint8).reshape(-1, tensor.row_bytes)
+    rows = np.frombuffer(data, np.uint8).reshape(-1, tensor.row_bytes)
     numbers = np.arange(first, first + len(rows))
     for part in held:
         silenced: npt.NDArray[np.intp] = np.array(mask.pruned[layer])
@@ -199,12 +210,21 @@ def expected_rows(terms: Terms, tensor: StoredTensor, first: int, data: bytes) -
         within = (part.first <= numbers) & (numbers < part.first + part.count)
         rows[within & np.isin((numbers - part.first) // geometry.head_dim, silenced)] = 0
         if part.projection == "v" and mix.values is not None:
-            return _expected_values(original, tensor, numbers, part.first, rows.tobytes(), mix)
-    return ExpectedRows(rows.tobytes())
+            return _expected_values(original, tensor, numbers, part.first, data, mix)
+    return ExpectedRows(data)
 
 
-def _expected_columns(values: npt.NDArray[np.float32], dtype: str, mix: HeadMix, *, is_recovered: bool) -> ExpectedRows:
+def _expected_columns(data: memoryview, tensor: StoredTensor, mix: HeadMix, *, is_recovered: bool) -> ExpectedRows:
     """Rows of ``o_proj``: pruned columns are +0; kept ones times their factor, plus the pruned ones' transfer."""
+    dtype, columns = tensor.dtype, tensor.shape[1]
+    if mix.transfer is None:
+        kept = mix.factors[mix.kept_columns]
+        if tensor.entry.num_bytes >= TABLE_BYTES and ITEM_BYTES[dtype] == 2 and len(set(kept.tolist())) == 1:
+            numbers = np.frombuffer(data, "<u2").reshape(-1, mix.num_heads, mix.head_dim)
+            np.take(_times(dtype, float(kept[0])), numbers, out=numbers, mode="clip")
+            numbers[:, list(mix.pruned)] = 0
+            return ExpectedRows(data)
+    values = decode(data, dtype).reshape(-1, columns)
     if mix.transfer is None:
         with np.errstate(over="ignore", invalid="ignore"):
             products = values * mix.factors
@@ -218,12 +238,19 @@ def _expected_columns(values: npt.NDArray[np.float32], dtype: str, mix: HeadMix,
     return ExpectedRows(encode(exact, dtype), None if is_recovered else exact, rounded)
 
 
+@lru_cache(maxsize=64)
+def _times(dtype: str, factor: float) -> npt.NDArray[np.uint16]:
+    """Every number of 16 bits times *factor*, rounded as it is stored; a large weight has each of them many times."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.frombuffer(encode(every_value(dtype) * np.float32(factor), dtype), "<u2")
+
+
 def _expected_values(
     original: Checkpoint,
     tensor: StoredTensor,
     numbers: npt.NDArray[np.intp],
     first_value: int,
-    data: bytes,
+    data: memoryview,
     mix: HeadMix,
 ) -> ExpectedRows:
     """Rows *numbers* of a tensor whose value heads begin at row *first_value*; *data* has the silenced ones zeroed."""
@@ -391,30 +418,40 @@ class _Comparison:
         touched = _touched_layer(self._terms, tensor)
         layer = original.geometry.num_layers if touched is None else touched
         if tensor is not None:
-            first, count = at // tensor.row_bytes, len(found) // tensor.row_bytes
-            rows = original.read_bytes(tensor, first, count)
-            if layer not in self.changed_layers and not _same(found, rows):
-                self.changed_layers.add(layer)
-            off = expected_rows(self._terms, tensor, first, rows).first_difference(found, tensor.dtype)
+            first = at // tensor.row_bytes
+            with self._rows(tensor, at, len(found)) as rows:
+                if layer not in self.changed_layers and not _same(found, rows):
+                    self.changed_layers.add(layer)
+                off = expected_rows(self._terms, tensor, first, rows).first_difference(found, tensor.dtype)
         elif self._is_copied:
-            off = self._first_other_byte(span.begin + at, found)
+            with self._originals(self._name, span.begin + at, len(found)) as wanted:
+                off = ExpectedRows(wanted).first_difference(found, "")
         if off is not None:
             byte = span.begin + at + off
             self.differences.append(_Difference(layer, byte, self._message(touched, byte)))
 
-    def _first_other_byte(self, begin: int, found: memoryview) -> int | None:
-        """The first byte of *found* that is not the original's, from its byte *begin* on."""
-        path = self._terms.original.path / self._name
+    @contextmanager
+    def _rows(self, tensor: StoredTensor, at: int, size: int) -> Iterator[memoryview]:
+        """*size* bytes of the original's *tensor*, from byte *at* on."""
+        if tensor.is_contiguous:
+            with self._originals(tensor.shard, tensor.entry.begin + at, size) as data:
+                yield data
+        else:
+            yield memoryview(bytearray(self._terms.original.read_bytes(tensor)))
+
+    @contextmanager
+    def _originals(self, name: str, begin: int, size: int) -> Iterator[memoryview]:
+        """*size* bytes of the original's file *name*, from byte *begin* on, in memory that is used again."""
+        path = f"{self._terms.original.path}/{name}"
         try:
             buffer = self._spare.pop()
         except IndexError:
             buffer = bytearray(BLOCK_BYTES)
-        wanted = memoryview(buffer)[: len(found)]
-        with reading(path), path.open("rb", 0) as file:
-            read_into(file.fileno(), begin, wanted, str(path))
-        off = ExpectedRows(wanted).first_difference(found, "")
+        data = memoryview(buffer if size <= BLOCK_BYTES else bytearray(size))[:size]
+        with reading(Path(path)), open(path, "rb", 0) as file:
+            read_into(file.fileno(), begin, data, path)
+        yield data
         self._spare.append(buffer)
-        return off
 
     def _message(self, layer: int | None, byte: int) -> str:
         where = f"{self._path}, byte {byte}"
