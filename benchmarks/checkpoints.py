@@ -37,8 +37,8 @@ def write_with_mask(path: Path, spec: Spec) -> tuple[Path, Path]:
 def write_large(path: Path, spec: Spec) -> Path:
     """As :func:`~tests.support.synthetic.write_checkpoint`, in fp16, a tensor at a time.
 
-    Numbers come from one pool, those of each tensor from another place in it. The tensors stand in the shards in their order, as stock code saves
-    them.
+    Numbers come from one pool, those of each tensor from another place in it. The tensors stand in the shards in their
+    order, as stock code saves them.
     """
     path.mkdir(parents=True)
     generator = np.random.Generator(np.random.PCG64(spec.seed))
