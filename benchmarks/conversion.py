@@ -92,7 +92,7 @@ def merging(source: Path, out: Path, mergekit: Path) -> tuple[str, ...]:
     scale = [{"filter": "o_proj", "value": 1.45}, {"value": 1.0}]
     part = {"model": str(plain), "layer_range": [0, layers], "parameters": {"scale": scale}}
     recipe.write_text(json.dumps({"slices": [{"sources": [part]}], "merge_method": "passthrough", "dtype": "float16"}))
-    return (str(mergekit / "bin" / "mergekit-yaml"), str(recipe), str(out), "--no-copy-tokenizer", "-q")
+    return (str(mergekit / "bin" / "mergekit-yaml"), str(recipe), str(out), "--no-copy-tokenizer", "--quiet")
 
 
 def race(entered: Sequence[Contestant], out: Path, rounds: int) -> dict[str, list[Run]]:

@@ -221,7 +221,8 @@ def _expected_columns(data: memoryview, tensor: StoredTensor, mix: HeadMix, *, i
         kept = mix.factors[mix.kept_columns]
         if tensor.entry.num_bytes >= TABLE_BYTES and ITEM_BYTES[dtype] == 2 and len(set(kept.tolist())) == 1:
             numbers = np.frombuffer(data, "<u2").reshape(-1, mix.num_heads, mix.head_dim)
-            np.take(_times(dtype, float(kept[0])), numbers, out=numbers, mode="clip")
+            for row in numbers:  # one at a time: numpy makes an index of 8 bytes of each number
+                np.take(_times(dtype, float(kept[0])), row, out=row, mode="clip")
             numbers[:, list(mix.pruned)] = 0
             return ExpectedRows(data)
     values = decode(data, dtype).reshape(-1, columns)
