@@ -60,8 +60,9 @@ check: $(BIN)/.installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
+# BENCH=--quick for 2 GB in place of 14, BENCH=--growth, BENCH=--xfs: see benchmarks/conversion.py.
 bench: $(BIN)/.installed
-	$(BIN)/python -m benchmarks.copy_floor
+	$(BIN)/python -m benchmarks.conversion $(BENCH)
 	$(BIN)/python -m benchmarks.memory
 
 clean:

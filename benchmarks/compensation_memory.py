@@ -96,8 +96,9 @@ def print_parts(
     from s4convert.rewrite.assembly import assemble
     from s4convert.rewrite.plan import make_plan
     from s4convert.rewrite.writer import disk_flusher, stage
-    from s4convert.verify.claim import Claim
+    from s4convert.verify.claim import Claim, Terms
     from s4convert.verify.definition import check_definition
+    from s4convert.verify.structure import ByteChecks
 
     @contextmanager
     def timed(part: str, layers: int) -> Iterator[None]:
@@ -136,8 +137,9 @@ def print_parts(
         fit("least-squares", checkpoint, mask, again, moments=lambda layer: moments)
     plan = make_plan(checkpoint, mask, fits, assemble(checkpoint, None, own_files=frozenset()))
     (scratch / "out").mkdir()
-    with timed("write", number), disk_flusher() as flusher:
-        stage(checkpoint, plan, scratch / "out", flusher, jobs=8, advance=lambda _: None)
+    checks = ByteChecks(Terms(checkpoint, mask, fits), scratch / "out")
+    with timed("write", number), disk_flusher() as flusher:  # and compare
+        stage(checkpoint, plan, scratch / "out", flusher, checks, jobs=8, advance=lambda _: None)
         flusher.wait()
     claim = Claim(checkpoint, type(checkpoint).open(scratch / "out"), mask, fits)
     with timed("check", number):

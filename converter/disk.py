@@ -6,6 +6,7 @@ import hashlib
 import os
 import secrets
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from pathlib import Path
 from stat import S_ISREG
 
@@ -15,6 +16,7 @@ from .progress import Advance
 SMALL_BYTES = 16 << 20  # the most that is read of a file of JSON or text; the index of the largest models has 10 MB
 
 _BLOCK_BYTES = 1 << 20
+_SHA256_ATTRIBUTE = "user.s4convert.sha256"
 
 
 def read_file(path: Path, refusal: type[S4ConvertError], most: int | None = SMALL_BYTES) -> bytes:
@@ -131,6 +133,26 @@ def sha256_of(path: Path, advance: Advance = lambda _: None) -> str:
             digest.update(block)
             advance(len(block))
     return digest.hexdigest()
+
+
+def keep_sha256(descriptor: int, sha256: str) -> None:
+    """Keep *sha256*, just computed, beside an open file, where the file system can (in an extended attribute)."""
+    with suppress(OSError):
+        os.setxattr(descriptor, _SHA256_ATTRIBUTE, _statement(os.fstat(descriptor), sha256))
+
+
+def kept_sha256(path: Path) -> str | None:
+    """The sha256 that was kept beside the file *path*; None without one, or if the file changed or is a copy."""
+    try:
+        kept = os.getxattr(path, _SHA256_ATTRIBUTE)
+        sha256 = kept.partition(b" ")[0].decode("ascii", "replace")
+        return sha256 if kept == _statement(path.stat(), sha256) else None
+    except OSError:
+        return None
+
+
+def _statement(status: os.stat_result, sha256: str) -> bytes:
+    return f"{sha256} {status.st_size} {status.st_mtime_ns} {status.st_ino}".encode("ascii", "replace")
 
 
 def free_bytes(path: Path) -> int:

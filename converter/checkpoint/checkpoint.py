@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ from .tensors import Projection, StoredTensor, TensorEntry, WeightFile
 PROBE_ROWS = 16
 BLOCK_BYTES = 4 << 20
 
+_SHA256 = re.compile(r"[0-9a-f]{64}")  # the Hub's cache names by it what is in LFS, and other files by their git hash
+
 
 @dataclass(frozen=True)
 class Repository:
@@ -54,7 +57,10 @@ class FileStamp:
 
     @staticmethod
     def of(path: Path) -> FileStamp:
-        status = path.stat()
+        return FileStamp.from_status(path.stat())
+
+    @staticmethod
+    def from_status(status: os.stat_result) -> FileStamp:
         return FileStamp(status.st_size, status.st_mtime_ns, status.st_ino, S_IMODE(status.st_mode))
 
 
@@ -300,6 +306,19 @@ class Checkpoint:
             first += len(rows)
             count = max(1, BLOCK_BYTES // output.row_bytes)
         return tuple(int(head) for head in np.flatnonzero(silent))
+
+    def known_sha256(self, shard: str) -> str | None:
+        """The sha256 that *shard* should have: as the Hub's cache names it, or the manifest of an earlier conversion.
+
+        None where neither says one.
+        """
+        blob = (self.path / shard).resolve()
+        if blob.parent.name == "blobs" and _SHA256.fullmatch(blob.name):
+            return blob.name
+        files = None if self.manifest is None else self.manifest.get("files")
+        stated = files.get(shard) if isinstance(files, dict) else None
+        sha256 = stated.get("sha256") if isinstance(stated, dict) else None
+        return sha256 if isinstance(sha256, str) else None
 
     def check_unchanged(self) -> None:
         """Raise StorageError where a file of the checkpoint changed since it was opened."""

@@ -19,6 +19,9 @@ _NUMPY_DTYPES = {"F32": "<f4", "F16": "<f2"}
 # The distance from 1.0 to the next larger number of the dtype.
 EPSILON: Mapping[str, float] = {"F32": 2.0**-23, "F16": 2.0**-10, "BF16": 2.0**-7}
 
+# The bits that are all on in infinity and NaN, and in nothing else.
+_EXPONENT_BITS = {"F32": np.uint32(0x7F800000), "F16": np.uint16(0x7C00), "BF16": np.uint16(0x7F80)}
+
 # The smallest magnitude that rounds to infinity: half a step beyond the largest number of the dtype.
 OVERFLOW: Mapping[str, float] = {"F32": 2.0**128 - 2.0**103, "F16": 65520.0, "BF16": 2.0**128 - 2.0**119}
 
@@ -26,7 +29,7 @@ OVERFLOW: Mapping[str, float] = {"F32": 2.0**128 - 2.0**103, "F16": 65520.0, "BF
 _MIN_EXPONENT = {"F32": -126, "F16": -14, "BF16": -126}
 
 
-def decode(data: bytes, dtype: str) -> Float32Array:
+def decode(data: bytes | memoryview, dtype: str) -> Float32Array:
     """The stored values as a flat float32 array; exact for every dtype of :data:`ITEM_BYTES`."""
     if dtype in _NUMPY_DTYPES:
         return np.frombuffer(data, _NUMPY_DTYPES[dtype]).astype(np.float32)
@@ -42,6 +45,18 @@ def encode(values: Float32Array | Float64Array, dtype: str) -> bytes:
     # Add just less than half of the last kept bit, and one more where that bit is 1: ties go to even.
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
     return rounded.astype("<u2").tobytes()
+
+
+def all_finite(data: bytes | memoryview, dtype: str) -> bool:
+    """Whether none of the stored values is infinite or NaN."""
+    exponents = _EXPONENT_BITS[dtype]
+    bits = np.frombuffer(data, f"<u{ITEM_BYTES[dtype]}")
+    return not bool((bits & exponents == exponents).any())
+
+
+def every_value(dtype: str) -> Float32Array:
+    """The value of every bit pattern of a *dtype* of 16 bits, those of infinity and NaN among them [65536]."""
+    return decode(np.arange(1 << 16, dtype="<u2").tobytes(), dtype)
 
 
 def unit_in_last_place(values: Float64Array, dtype: str) -> Float64Array:

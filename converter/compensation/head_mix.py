@@ -66,6 +66,14 @@ class HeadMix:
         return self.transfer is None
 
     @cached_property
+    def only_factor(self) -> float | None:
+        """By which every kept column is multiplied, where that is all that becomes of it and it is one for all."""
+        factors = self.factors[self.kept_columns]
+        if self.transfer is not None or not len(factors) or (factors != factors[0]).any():
+            return None
+        return float(factors[0])
+
+    @cached_property
     def pruned_columns(self) -> Indices:
         """The columns of pruned heads."""
         return columns_of(self.pruned, self.head_dim)

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..checkpoint import MANIFEST_FILE, read_json_object
 from ..checkpoint.files import TOOL_DIRECTORIES
-from ..disk import sha256_of, walk
+from ..disk import kept_sha256, sha256_of, walk
 from ..errors import CheckpointError, UsageError, reading, text_of
 from ..output.manifest import read_files
 from ..progress import byte_bar
@@ -46,7 +46,9 @@ class Outgoing:
 
 
 def read_outgoing(directory: Path, *, progress: bool = False) -> Outgoing:
-    """Read every file of the conversion in *directory*, and compare it with the manifest.
+    """Compare every file of the conversion in *directory* with the manifest.
+
+    A file whose hash was kept when it was written, and that has not changed since, is not read again.
 
     Raises:
         UsageError: it is no directory, no conversion, or holds a link or a special file.
@@ -69,10 +71,12 @@ def read_outgoing(directory: Path, *, progress: bool = False) -> Outgoing:
                 raise CheckpointError(f"{directory / name}: is missing; convert the original again")
         with byte_bar("check", sum(standing[name] for name in stated), shown=progress) as bar:
             for name, (size, sha256) in stated.items():
-                if standing[name] != size or sha256_of(directory / name, bar.update) != sha256:
-                    raise CheckpointError(
-                        f"{directory / name}: is not what {MANIFEST_FILE} says of it; convert the original again"
-                    )
+                path = directory / name
+                is_known = standing[name] == size and kept_sha256(path) == sha256
+                if is_known:
+                    bar.update(size)
+                elif standing[name] != size or sha256_of(path, bar.update) != sha256:
+                    raise CheckpointError(f"{path}: is not what {MANIFEST_FILE} says of it; convert the original again")
         files = dict(sorted((stated | {MANIFEST_FILE: (standing[MANIFEST_FILE], sha256_of(manifest))}).items()))
     return Outgoing(directory, str(content.get("source")), files, tuple(sorted(standing.keys() - files.keys())))
 

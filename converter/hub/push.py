@@ -23,7 +23,7 @@ from .names import check_branch, check_repo_id
 from .outgoing import Outgoing, read_outgoing
 
 if TYPE_CHECKING:
-    from huggingface_hub import HfApi
+    from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.hf_api import RepoFile
 
 _log = logging.getLogger(__name__)
@@ -133,8 +133,6 @@ def push(
         CheckpointError, StorageError: as in :func:`~s4convert.hub.outgoing.read_outgoing`.
         HubError: the Hub refused, holds other files there, or what arrived differs from what was sent.
     """
-    from huggingface_hub import CommitOperationAdd
-
     outgoing = plan_push(directory, repo_id, revision=revision, create_pr=create_pr, progress=progress)
     directory = outgoing.directory
     kept = f"{directory} is whole"
@@ -149,7 +147,7 @@ def push(
             return PushReport(outgoing, repo_id, head.commit, f"{hub.endpoint}/{repo_id}/tree/{head.commit}", is_new)
         made = hub.create_commit(
             repo_id,
-            [CommitOperationAdd(name, directory / name) for name in outgoing.files],
+            [_addition(directory, name, *digest) for name, digest in outgoing.files.items()],
             commit_message=message or f"Upload a checkpoint that s4convert {__version__} wrote",
             revision=revision,
             create_pr=create_pr,
@@ -160,6 +158,19 @@ def push(
             raise HubError(f"{repo_id}@{made.oid}: {difference}; {kept}; {again}")
     url = str(made.pr_url if create_pr and made.pr_url else made.commit_url)
     return PushReport(outgoing, repo_id, made.oid, url, True)
+
+
+def _addition(directory: Path, name: str, size: int, sha256: str) -> CommitOperationAdd:
+    """The file *name* of a commit, with the hash that is known of it: made from its path, it would hash it again."""
+    from huggingface_hub import CommitOperationAdd
+    from huggingface_hub.lfs import UploadInfo
+
+    path = directory / name
+    with path.open("rb") as file:
+        info = UploadInfo(size=size, sample=file.read(512), sha256=bytes.fromhex(sha256))
+    addition = CommitOperationAdd(name, b"")
+    addition.path_or_fileobj, addition.upload_info = str(path), info
+    return addition
 
 
 def _require_token(repo_id: str) -> None:

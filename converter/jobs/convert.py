@@ -46,8 +46,9 @@ from ..rewrite.staging import (
 from ..rewrite.writer import DiskFlusher, disk_flusher, stage
 from ..sources import locate_tower, open_checkpoint
 from ..verify.checks import check_claim, default_jobs
-from ..verify.claim import Claim
+from ..verify.claim import Claim, Terms
 from ..verify.report import Report
+from ..verify.structure import ByteChecks
 from .distill import check_training, distilled
 from .notes import notes_on
 from .options import ConversionOptions, TrainingOptions, as_path, options_of
@@ -443,8 +444,9 @@ def stage_and_check(planned: PlannedConversion, staging: Staging, flusher: DiskF
         how = options.calibration_data, options.training, staging.scratch
         fits, held_out = distilled(checkpoint, mask, fits, *how, tower=planned.tower, progress=options.progress)
     plan = make_plan(checkpoint, mask, fits, planned.files)
-    with byte_bar("write", plan.file_bytes, shown=options.progress) as bar:
-        stage(checkpoint, plan, staging.checkpoint, flusher, jobs=jobs, advance=bar.update)
+    checks = ByteChecks(Terms(checkpoint, mask, fits, planned.own_files), staging.checkpoint)
+    with byte_bar("write and check", plan.file_bytes, shown=options.progress) as bar:
+        stage(checkpoint, plan, staging.checkpoint, flusher, checks, jobs=jobs, advance=bar.update)
     with _blaming_a_changed_input(checkpoint):
         claim = Claim(checkpoint, _open_staged(staging.checkpoint), mask, fits, planned.own_files)
         report = check_claim(
@@ -455,6 +457,7 @@ def stage_and_check(planned: PlannedConversion, staging: Staging, flusher: DiskF
             held_out=held_out,
             device=options.device or "cpu",
             notes=planned.notes,
+            checks=checks,
             jobs=jobs,
             progress=options.progress,
         )

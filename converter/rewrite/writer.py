@@ -1,36 +1,57 @@
 """Writing the staged checkpoint: unchanged spans are copied by the kernel, edited spans are computed.
 
 An edit keeps its tensor's dtype and shape, so a safetensors header stays as it is, and every byte outside the
-edited spans is the input's byte.
+edited spans is the input's byte. What is written is given to checks at once, see :mod:`~s4convert.one_pass`.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
-import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from ..checkpoint import Checkpoint
-from ..checkpoint.dtypes import OVERFLOW, encode
-from ..disk import sync_file
-from ..errors import CheckpointError, StorageError
+from ..checkpoint.checkpoint import FileStamp
+from ..checkpoint.dtypes import ITEM_BYTES, all_finite, decode, encode, every_value
+from ..disk import keep_sha256, sync_file
+from ..errors import CheckpointError, StorageError, enough_memory
+from ..one_pass import Begun, Part, Step, go_over
 from ..progress import Advance
-from .assembly import Piece
-from .plan import Edit, Plan
+from .assembly import OutputFile, Piece
+from .plan import ColumnEdit, Edit, Plan, RowEdit
 
-COPY_BYTES = 64 << 20  # so that progress moves and an interrupt is heard
-EDIT_BYTES = 1 << 20  # stored bytes of a block of rows; its float32 working copies bound the memory of an edit
-SEGMENT_BYTES = 256 << 20  # a large shard is written by several threads
+COPY_BYTES = 512 << 10  # so that what is copied is checked while it is in the processor's cache
+EDIT_BYTES = 512 << 10  # stored bytes of a block of rows; its float32 working copies bound the memory of an edit
+TABLE_BYTES = 1 << 20  # of a weight, from which on a table of all products is worth its making
+LOOKED_UP_ROWS = 8  # at a time: numpy makes an index of 8 bytes of each number
+_BACKDATED_NS = 10**9
 
-# What file systems, and sandboxes, answer that do not copy inside the kernel.
-_NO_KERNEL_COPY = frozenset((errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM, errno.EBADF))
+# What file systems, and sandboxes, answer that do not copy inside the kernel, or share no blocks.
+_NOT_BY_THE_KERNEL = frozenset(
+    (errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM, errno.EBADF, errno.ENOTTY)
+)
+_FICLONE = 0x40049409  # of linux/fs.h
+
+
+class Checks(Protocol):
+    """What checks the files of OUT while they are written, and knows nothing of the plan."""
+
+    def steps(self, name: str) -> Iterator[Step]:
+        """The steps in which the file *name*, which stands at its full size with its header, is checked."""
+
+    def seen(self, name: str, sha256: str, status: os.stat_result) -> None:
+        """Told the hash of what was checked; a file whose status is another one was changed since."""
 
 
 class DiskFlusher:
@@ -64,133 +85,202 @@ def disk_flusher() -> Iterator[DiskFlusher]:
 
 
 def stage(
-    checkpoint: Checkpoint, plan: Plan, directory: Path, flusher: DiskFlusher, *, jobs: int, advance: Advance
+    checkpoint: Checkpoint,
+    plan: Plan,
+    directory: Path,
+    flusher: DiskFlusher,
+    checks: Checks,
+    *,
+    jobs: int,
+    advance: Advance,
 ) -> None:
-    """Write *checkpoint* with *plan*'s edits into the empty *directory*, by *jobs* threads.
+    """Write *checkpoint* with *plan*'s edits into the empty *directory* and let *checks* see it, by *jobs* threads.
 
-    *advance* is told the number of bytes of every piece that is done. The files are given to *flusher*;
+    *advance* is told the number of bytes of every piece that is written and checked. The files are given to *flusher*;
     they are on the disk when it says so. The bytes written do not depend on *jobs*. Permissions are under the umask.
 
     Raises:
         CheckpointError: a weight that an edit reads is not finite, or its new value overflows the stored dtype.
         StorageError: the disk refused, or an input file became shorter while it was copied.
     """
-    stop = threading.Event()
     for file in plan.files:
         (directory / file.name).parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(directory / file.name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, file.mode)
+    go_over(
+        [_Staged(checkpoint, plan, file, directory, flusher, checks) for file in plan.files], jobs=jobs, advance=advance
+    )
+
+
+@dataclass
+class _Staged:
+    """A *file* of OUT on its way into *directory*."""
+
+    checkpoint: Checkpoint
+    plan: Plan
+    file: OutputFile
+    directory: Path
+    flusher: DiskFlusher
+    checks: Checks
+    status: os.stat_result | None = None
+
+    @property
+    def name(self) -> str:
+        return self.file.name
+
+    @property
+    def size(self) -> int:
+        return self.file.size
+
+    def begin(self) -> Begun:
+        """Make the file at its full size, with its head, and with all of IN's where the file system can share it."""
+        file, flags = self.file, os.O_RDWR | os.O_CREAT | os.O_EXCL
+        target = os.open(self.directory / file.name, flags, file.mode)
         try:
-            os.truncate(descriptor, file.size)
-            advance(_write(descriptor, file.head, 0))
-        finally:
-            os.close(descriptor)
-    with ThreadPoolExecutor(max_workers=jobs, thread_name_prefix="write") as executor:
-        by_file = {
-            file.name: [
-                executor.submit(_write_segment, checkpoint, plan, segment, directory / file.name, stop, advance)
-                for piece in file.pieces
-                for segment in _segments(piece)
-            ]
-            for file in plan.files
-        }
-        try:
-            for name, segments in by_file.items():
-                for segment in segments:
-                    segment.result()
-                flusher.submit(directory / name)
+            is_cloned = self._is_one_copy and _clone(self.checkpoint.path / file.pieces[0].source, target)
+            os.truncate(target, file.size)
+            _write(target, file.head, 0)
         except BaseException:
-            stop.set()
-            executor.shutdown(wait=False, cancel_futures=True)
+            os.close(target)
             raise
+        return Begun(target, file.size, self._parts(is_cloned=is_cloned), self.checks.steps(file.name))
 
+    def written(self, descriptor: int) -> None:
+        """Backdate the file: a clock that ticks slowly could give what is written to it later the same time."""
+        then = time.time_ns() - _BACKDATED_NS
+        with suppress(OSError):  # some file systems let nobody set times
+            os.utime(descriptor, ns=(then, then))
+        self.status = os.fstat(descriptor)
 
-def _segments(piece: Piece) -> list[Piece]:
-    """*piece* cut up, so that several threads can write it; a tensor that must be gathered stays in one."""
-    if piece.tensor is not None and not piece.tensor.is_contiguous:
-        return [piece]
-    return [
-        replace(
-            piece,
-            begin=piece.begin + at,
-            size=min(SEGMENT_BYTES, piece.size - at),
-            source_begin=piece.source_begin + at,
-        )
-        for at in range(0, piece.size, SEGMENT_BYTES)
-    ]
+    def passed(self, descriptor: int, begin: int, size: int) -> None:
+        """Let the kernel write these bytes out now. It drops none that it has still to write, so they stay at hand."""
+        with suppress(OSError):  # it is advice
+            os.posix_fadvise(descriptor, begin, size, os.POSIX_FADV_DONTNEED)
 
+    def end(self, descriptor: int, sha256: str) -> None:
+        assert self.status is not None
+        if FileStamp.from_status(os.fstat(descriptor)) == FileStamp.from_status(self.status):
+            keep_sha256(descriptor, sha256)
+        self.flusher.submit(self.directory / self.name)
+        self.checks.seen(self.name, sha256, self.status)
 
-def _write_segment(
-    checkpoint: Checkpoint, plan: Plan, segment: Piece, path: Path, stop: threading.Event, advance: Advance
-) -> None:
-    """Write *segment* into the file *path*: an edit belongs to the segment that it begins in."""
-    name, edits = segment.source, plan.edits_in(segment)
-    source = os.open(checkpoint.path / name, os.O_RDONLY)
-    target = os.open(path, os.O_WRONLY)
-    try:
-        if segment.tensor is not None and not segment.tensor.is_contiguous:
-            advance(_write(target, checkpoint.read_bytes(segment.tensor), segment.begin))
-            for edit in edits:
-                at = segment.begin + edit.first * edit.tensor.row_bytes
-                _write_edit(checkpoint, edit, target, at, stop, lambda _: None)
-            return
-        begin, end = segment.source_begin, segment.source_begin + segment.size
-        shift = segment.begin - begin
-        position = max([begin, *(min(edit.end, end) for edit in edits if edit.begin < begin)])
-        for edit in edits:
-            if not begin <= edit.begin < end:
+    @property
+    def _is_one_copy(self) -> bool:
+        return not self.file.head and [piece.tensor for piece in self.file.pieces] == [None]
+
+    def _parts(self, *, is_cloned: bool) -> Iterator[Part]:
+        for piece in self.file.pieces:
+            edits = self.plan.edits_in(piece)
+            if piece.tensor is not None and not piece.tensor.is_contiguous:
+                yield Part(piece.begin, partial(self._gather, piece, edits))
                 continue
-            _copy(source, target, position, edit.begin, shift, name, stop, advance)
-            _write_edit(checkpoint, edit, target, edit.begin + shift, stop, advance)
-            position = min(edit.end, end)
-        _copy(source, target, position, end, shift, name, stop, advance)
-    except OSError as error:
-        raise StorageError(f"{name}: cannot be copied to OUT: {error.strerror}; OUT is as it was") from error
-    finally:
-        os.close(source)
-        os.close(target)
+            position, end = piece.source_begin, piece.source_begin + piece.size
+            for edit in edits:
+                if not is_cloned:
+                    yield from self._copies(piece, position, edit.begin)
+                yield from self._blocks(piece, edit)
+                position = edit.end
+            if not is_cloned:
+                yield from self._copies(piece, position, end)
 
+    def _copies(self, piece: Piece, begin: int, end: int) -> Iterator[Part]:
+        """The bytes [*begin*, *end*) of the piece's source, cut up."""
+        shift = piece.begin - piece.source_begin
+        while begin < end:
+            cut = min(end, (begin + shift) // COPY_BYTES * COPY_BYTES + COPY_BYTES - shift)
+            yield Part(begin + shift, partial(self._copy, piece.source, begin, cut, shift))
+            begin = cut
 
-def _copy(
-    source: int, target: int, begin: int, end: int, shift: int, name: str, stop: threading.Event, advance: Advance
-) -> None:
-    """Copy the bytes [begin, end) of *source* to *target*, *shift* bytes further on."""
-    while begin < end and not stop.is_set():
-        size = min(COPY_BYTES, end - begin)
-        try:
-            copied = os.copy_file_range(source, target, size, begin, begin + shift)
-        except OSError as error:
-            if error.errno not in _NO_KERNEL_COPY:
-                raise
-            copied = 0
-        if not copied:  # the kernel cannot, or the file has come to its end
-            copied = _write(target, os.pread(source, min(size, EDIT_BYTES), begin), begin + shift)
-        if not copied:
-            raise StorageError(f"{name}: became shorter while it was copied; start again when IN is at rest")
-        begin += copied
-        advance(copied)
+    def _blocks(self, piece: Piece, edit: Edit) -> Iterator[Part]:
+        rows_per_block = edit.rows_per_block(EDIT_BYTES)
+        for first in range(edit.first, edit.first + edit.count, rows_per_block):
+            count = min(rows_per_block, edit.first + edit.count - first)
+            begin = edit.begin + (first - edit.first) * edit.tensor.row_bytes - piece.source_begin + piece.begin
+            yield Part(begin, partial(self._edit, edit, first, count, begin))
 
+    def _gather(self, piece: Piece, edits: tuple[Edit, ...], target: int) -> None:
+        """Write a tensor whose rows do not follow each other in IN."""
+        assert piece.tensor is not None
+        with self._writing(piece.source):
+            _write(target, self.checkpoint.read_bytes(piece.tensor), piece.begin)
+        for edit in edits:
+            self._edit(edit, edit.first, edit.count, piece.begin + edit.first * edit.tensor.row_bytes, target)
 
-def _write_edit(
-    checkpoint: Checkpoint, edit: Edit, target: int, begin: int, stop: threading.Event, advance: Advance
-) -> None:
-    """Write *edit*'s rows into *target*, from byte *begin* on."""
-    tensor = edit.tensor
-    where = f"{checkpoint.path / tensor.shard}: {tensor.name} (layer {edit.layer})"
-    rows_per_block = edit.rows_per_block(EDIT_BYTES) if tensor.is_contiguous else edit.count
-    for first in range(edit.first, edit.first + edit.count, rows_per_block):
-        if stop.is_set():
-            return
-        rows = checkpoint.read_rows(tensor, first, min(rows_per_block, edit.first + edit.count - first))
-        if not np.isfinite(rows).all():
+    def _copy(self, name: str, begin: int, end: int, shift: int, target: int) -> None:
+        """Copy the bytes [begin, end) of IN's file *name* to *target*, *shift* bytes further on."""
+        with self._writing(name), open(f"{self.checkpoint.path}/{name}", "rb", 0) as source:
+            while begin < end:
+                try:
+                    copied = os.copy_file_range(source.fileno(), target, end - begin, begin, begin + shift)
+                except OSError as error:
+                    if error.errno not in _NOT_BY_THE_KERNEL:
+                        raise
+                    copied = 0
+                if not copied:  # the kernel cannot, or the file has come to its end
+                    copied = _write(target, os.pread(source.fileno(), end - begin, begin), begin + shift)
+                if not copied:
+                    raise StorageError(f"{name}: became shorter while it was copied; start again when IN is at rest")
+                begin += copied
+
+    def _edit(self, edit: Edit, first: int, count: int, begin: int, target: int) -> None:
+        """Write the rows [first, first + count) of *edit* into *target*, from byte *begin* on."""
+        tensor = edit.tensor
+        where = f"{self.checkpoint.path / tensor.shard}: {tensor.name} (layer {edit.layer})"
+        data = self.checkpoint.read_bytes(tensor, first, count)
+        if not all_finite(data, tensor.dtype):
             raise CheckpointError(f"{where} holds NaN or infinity; mend the checkpoint first")
-        with np.errstate(over="ignore"):
-            edited = edit.transform(rows, first - edit.first)
-        if not -OVERFLOW[tensor.dtype] < float(edited.min()) <= float(edited.max()) < OVERFLOW[tensor.dtype]:
+        with enough_memory(where):
+            edited = _edited(edit, data, first - edit.first)
+        if not all_finite(edited, tensor.dtype):
             raise CheckpointError(
                 f"{where} would overflow {tensor.dtype} when compensated; store it as F32, or use `compensation='none'`"
             )
-        at = begin + (first - edit.first) * tensor.row_bytes
-        advance(_write(target, encode(edited, tensor.dtype), at))
+        with self._writing(tensor.shard):
+            _write(target, edited, begin)
+
+    @staticmethod
+    @contextmanager
+    def _writing(name: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StorageError(f"{name}: cannot be copied to OUT: {error.strerror}; OUT is as it was") from error
+
+
+def _clone(source: Path, target: int) -> bool:
+    """Let the file *target* share all of *source*'s blocks; False where the file system cannot."""
+    with source.open("rb", 0) as file:
+        try:
+            fcntl.ioctl(target, _FICLONE, file.fileno())
+        except OSError as error:
+            if error.errno not in _NOT_BY_THE_KERNEL:
+                raise
+            return False
+    return True
+
+
+def _edited(edit: Edit, data: bytes, at: int) -> bytes:
+    """What the stored rows *data*, of which the first is number *at* of the edit's, become."""
+    dtype, columns = edit.tensor.dtype, edit.tensor.shape[1:]
+    if isinstance(edit, RowEdit):
+        return bytes(len(data))
+    if isinstance(edit, ColumnEdit) and edit.tensor.entry.num_bytes >= TABLE_BYTES and ITEM_BYTES[dtype] == 2:
+        factor = edit.fitted.only_factor
+        if factor is not None:
+            rows = np.empty((len(data) // edit.tensor.row_bytes, *columns), "<u2")
+            products, numbers = _multiplied(dtype, factor), np.frombuffer(data, "<u2").reshape(rows.shape)
+            for row in range(0, len(rows), LOOKED_UP_ROWS):
+                some = slice(row, row + LOOKED_UP_ROWS)
+                np.take(products, numbers[some], out=rows[some], mode="clip")
+            rows.reshape(len(rows), edit.fitted.num_heads, -1)[:, list(edit.fitted.pruned)] = 0
+            return rows.tobytes()
+    with np.errstate(over="ignore"):
+        return encode(edit.transform(decode(data, dtype).reshape(-1, *columns), at), dtype)
+
+
+@lru_cache(maxsize=64)
+def _multiplied(dtype: str, factor: float) -> npt.NDArray[np.uint16]:
+    """What every number of 16 bits becomes when it is multiplied: one look is cheaper than to decode and encode it."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.frombuffer(encode(every_value(dtype) * np.float32(factor), dtype), "<u2")
 
 
 def _write(target: int, data: bytes, offset: int) -> int:

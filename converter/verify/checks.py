@@ -12,7 +12,7 @@ from ..progress import byte_bar, layer_bar
 from .claim import Claim
 from .definition import check_definition
 from .report import Report
-from .structure import check_structure
+from .structure import ByteChecks, check_structure
 
 
 def check_claim(
@@ -24,6 +24,7 @@ def check_claim(
     held_out: Sequence[Inputs] = (),
     device: str = "cpu",
     notes: tuple[str, ...] = (),
+    checks: ByteChecks | None = None,
     jobs: int,
     progress: bool,
 ) -> Report:
@@ -32,15 +33,17 @@ def check_claim(
     *tower* is the directory of the vision tower for the probe, see :func:`~s4convert.verify.probe.make_probe`. With the
     *moments* that its fits were made of, fitted ones are checked as well, and the error of the weights as they are
     stored is measured. On some of the samples *held_out*, if there are any, what original and converted say is
-    compared, where *check_behaviour* is on. The models run on *device*. *notes* go into the report.
+    compared, where *check_behaviour* is on. The models run on *device*. *notes* go into the report. *checks* have seen
+    the bytes while they were written.
 
     Raises:
         VerificationError: the first thing that is wrong.
         StorageError: a file cannot be read.
     """
-    total = sum(stamp.size for stamp in claim.converted.stamps.values())
-    with byte_bar("check", total, shown=progress) as bar:
-        structure = check_structure(claim, jobs=jobs, advance=bar.update)
+    checks = ByteChecks(claim.terms, claim.converted.path) if checks is None else checks
+    total = sum(claim.converted.stamps[name].size for name in checks.unseen(claim.converted))
+    with byte_bar("check", total, shown=progress and total > 0) as bar:
+        structure = check_structure(claim, checks, jobs=jobs, advance=bar.update)
     errors: dict[int, float] = {}
     touched = claim.mask.touched_layers
     with layer_bar("compensation", len(touched), shown=progress and moments is not None) as bar:

@@ -10,14 +10,28 @@ from ..mask import HeadMask
 
 
 @dataclass(frozen=True, eq=False)
-class Claim:
-    """That *converted* is *original* without the heads of *mask*, with *fits* in their place.
+class Terms:
+    """What becomes of *original*: it loses the heads of *mask* and has *fits* in their place.
 
     The files *own_files* are what OUT says itself: the model card's. They are not the original's, and only read.
     """
+
+    original: Checkpoint
+    mask: HeadMask
+    fits: Fits
+    own_files: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, eq=False)
+class Claim:
+    """That *converted* is what :class:`Terms` say of *original*, *mask*, *fits* and *own_files*."""
 
     original: Checkpoint
     converted: Checkpoint
     mask: HeadMask
     fits: Fits
     own_files: frozenset[str] = frozenset()
+
+    @property
+    def terms(self) -> Terms:
+        return Terms(self.original, self.mask, self.fits, self.own_files)

@@ -6,28 +6,31 @@ or the writer must not be able to vouch for itself.
 
 from __future__ import annotations
 
-import hashlib
 import math
-import threading
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from ..checkpoint import INDEX_FILE, Checkpoint, StoredTensor, read_json_object
-from ..checkpoint.dtypes import ITEM_BYTES, Float64Array, decode, encode, unit_in_last_place
-from ..checkpoint.files import read_span
-from ..checkpoint.safetensors_header import SafetensorsHeader
+from ..checkpoint.checkpoint import FileStamp
+from ..checkpoint.dtypes import ITEM_BYTES, Float64Array, decode, encode, every_value, unit_in_last_place
+from ..checkpoint.safetensors_header import SafetensorsHeader, read_header
+from ..checkpoint.tensors import TensorEntry
 from ..compensation import HeadMix
 from ..compensation.training import TrainedRows
-from ..errors import StorageError, VerificationError
+from ..errors import CheckpointError, VerificationError, reading
+from ..one_pass import BLOCK_BYTES, Begun, Step, go_over, read_into
 from ..progress import Advance
-from .claim import Claim
+from .claim import Claim, Terms
 
-BLOCK_BYTES = 256 << 10  # small enough to stay in the processor's cache between the comparison and the hash
+# Of a weight, from which on it is cheaper to look its numbers up in a table of all products than to multiply them.
+TABLE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -40,32 +43,72 @@ class StructureReport:
     sidecars: int
 
 
-def check_structure(claim: Claim, *, jobs: int, advance: Advance) -> StructureReport:
+class ByteChecks:
+    """Compares the files in *directory* with what *terms* ask for, byte for byte, and keeps what was seen of each.
+
+    A file is checked while it is written, through :meth:`steps`, or when it stands, by :func:`check_structure`.
+    """
+
+    def __init__(self, terms: Terms, directory: Path) -> None:
+        self._terms = terms
+        self._directory = directory
+        self._comparisons: dict[str, _Comparison] = {}
+        self._seen: dict[str, _Seen] = {}
+
+    def steps(self, name: str) -> Iterator[Step]:
+        """The steps in which the file *name*, which stands at its full size with its header, is checked.
+
+        Raises:
+            VerificationError: the header of a shard that was built is not sound, or not of the original's tensors.
+        """
+        comparison = self._comparisons[name] = _Comparison(self._terms, self._directory, name)
+        return comparison.steps()
+
+    def seen(self, name: str, sha256: str, status: os.stat_result) -> None:
+        """Keep what was seen of the file *name*; a file whose status is another than *status* was changed since."""
+        comparison = self._comparisons.pop(name)
+        difference = min(comparison.differences, key=lambda found: (found.layer, found.byte), default=None)
+        self._seen[name] = _Seen(
+            FileStamp.from_status(status), sha256, frozenset(comparison.changed_layers), difference, comparison.entries
+        )
+
+    def unseen(self, converted: Checkpoint) -> tuple[str, ...]:
+        """The files of *converted*, which stands in the directory, that were not seen as they are now."""
+        return tuple(
+            name
+            for name, stamp in converted.stamps.items()
+            if (seen := self._seen.get(name)) is None
+            or seen.stamp != stamp
+            or (name in converted.shards and seen.entries != converted.shards[name].entries)
+        )
+
+    def of(self, converted: Checkpoint) -> dict[str, _Seen]:
+        """What was seen of every file of *converted*, by name in the order of names."""
+        return {name: self._seen[name] for name in sorted(converted.stamps)}
+
+
+def check_structure(claim: Claim, checks: ByteChecks, *, jobs: int, advance: Advance) -> StructureReport:
     """Compare the converted checkpoint with the original, every byte of every file, by *jobs* threads.
 
     Same files, same headers, tensors, dtypes, shapes and head counts; sidecars and tensors that the mask does not
     touch are byte-identical; touched ones hold :func:`expected_rows`, and in each touched layer a byte is another.
-    *advance* is told the number of bytes of every piece that is done.
+    What *checks* have seen while it was written, and is as it was then, is not read again. *advance* is told the number
+    of bytes of every piece that is done.
 
     Raises:
         VerificationError: the difference in the first layer that has one, by file and tensor, or any other; or a layer
             is what it was.
+        CheckpointError: the hash of a shard that no edit is in is not the one that its source names.
         StorageError: a file cannot be read.
     """
     original, converted = claim.original, claim.converted
     _check_files(claim)
     if converted.geometry != original.geometry:
         raise VerificationError(f"{converted.path}: its geometry is not the original's; convert again")
-    stop = threading.Event()
-    with ThreadPoolExecutor(max_workers=jobs, thread_name_prefix="check") as executor:
-        checks = {name: executor.submit(_check_file, claim, name, stop, advance) for name in converted.stamps}
-        try:
-            seen = {name: checks[name].result() for name in sorted(checks)}
-        except OSError as error:
-            raise StorageError(f"{error.filename or 'a file'}: cannot be read: {error.strerror}") from error
-        finally:
-            stop.set()
-            executor.shutdown(wait=False, cancel_futures=True)
+    unseen = [_Standing(name, converted.stamps[name].size, converted.path, checks) for name in checks.unseen(converted)]
+    with reading(converted.path):
+        go_over(unseen, jobs=jobs, advance=advance)
+    seen = checks.of(converted)
     differences = [each.difference for each in seen.values() if each.difference is not None]
     if differences:
         raise VerificationError(min(differences, key=lambda difference: difference.layer).message)
@@ -75,10 +118,44 @@ def check_structure(claim: Claim, *, jobs: int, advance: Advance) -> StructureRe
                 f"{converted.path}: layer {layer}: pruning {len(claim.mask.pruned[layer])} heads changed no byte, they "
                 "were silent already; check the mask"
             )
+    for name in original.shards:
+        known = original.known_sha256(name)
+        if name in seen and not seen[name].changed_layers and known not in (None, seen[name].digest):
+            raise CheckpointError(f"{original.path / name}: is not what its sha256 {known} names; download it again")
     digests = {name: (converted.stamps[name].size, each.digest) for name, each in seen.items()}
-    edited = sum(_touched_layer(claim, tensor) is not None for tensor in original.tensors.values())
+    edited = sum(_touched_layer(claim.terms, tensor) is not None for tensor in original.tensors.values())
     sidecars = len(set(original.sidecars) - claim.own_files)
     return StructureReport(digests, len(original.tensors) - edited, edited, sidecars)
+
+
+@dataclass
+class _Standing:
+    """A file that stands in *directory* already, for a pass over it."""
+
+    name: str
+    size: int
+    directory: Path
+    checks: ByteChecks
+    status: os.stat_result | None = None
+
+    def begin(self) -> Begun:
+        descriptor = os.open(self.directory / self.name, os.O_RDONLY)
+        try:
+            self.status = os.fstat(descriptor)
+            return Begun(descriptor, self.status.st_size, iter(()), self.checks.steps(self.name))
+        except BaseException:
+            os.close(descriptor)
+            raise
+
+    def written(self, descriptor: int) -> None:
+        """It was, before."""
+
+    def passed(self, descriptor: int, begin: int, size: int) -> None:
+        """Nothing is to be done with what was read."""
+
+    def end(self, descriptor: int, sha256: str) -> None:
+        assert self.status is not None
+        self.checks.seen(self.name, sha256, self.status)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,13 +167,13 @@ class ExpectedRows:
     numbers are judged elsewhere. *rounded* is None where every byte is certain.
     """
 
-    data: bytes
+    data: bytes | memoryview
     exact: Float64Array | None = None
     rounded: npt.NDArray[np.bool_] | None = None
 
-    def first_difference(self, found: bytes, dtype: str) -> int | None:
+    def first_difference(self, found: memoryview, dtype: str) -> int | None:
         """The first byte at which *found*, stored as *dtype*, is not what it must be, or None."""
-        if found == self.data:
+        if _same(found, self.data):
             return None
         unequal = np.frombuffer(found, np.uint8) != np.frombuffer(self.data, np.uint8)
         if self.rounded is not None:
@@ -109,30 +186,27 @@ class ExpectedRows:
         return int(np.argmax(unequal)) if unequal.any() else None
 
 
-def expected_rows(claim: Claim, tensor: StoredTensor, first: int, data: bytes) -> ExpectedRows:
+def expected_rows(terms: Terms, tensor: StoredTensor, first: int, data: memoryview) -> ExpectedRows:
     """What the rows *data* of the original's *tensor*, from row *first* on, must be after the conversion.
 
-    A map that was recovered from the converted columns was compared with all of them then, and says nothing more of
-    single numbers; of weights that were trained, all that they must be by themselves is zero where a head is pruned.
+    *data* may be changed, and is part of the result. A map that was recovered from the converted columns was compared
+    with all of them then, and says nothing more of single numbers; of weights that were trained, all that they must be
+    by themselves is zero where a head is pruned.
     """
-    original, mask = claim.original, claim.mask
+    original, mask = terms.original, terms.mask
     layer, held = original.projections_in(tensor) or (0, ())
     if not held or not mask.pruned[layer]:
         return ExpectedRows(data)
-    mix, trained, is_recovered = (
-        claim.fits.mixes[layer],
-        claim.fits.trained.get(layer, {}),
-        layer in claim.fits.recovered,
-    )
+    fits, is_recovered = terms.fits, layer in terms.fits.recovered
+    mix, trained = fits.mixes[layer], fits.trained.get(layer, {})
     if held[0].projection == "o":
         if held[0].kind == "bias":
             return ExpectedRows(data)
         if "o" in trained:
             return _expected_trained_columns(tensor, first, data, trained["o"], mix, is_recovered=is_recovered)
-        values = decode(data, tensor.dtype).reshape(-1, tensor.shape[1])
-        return _expected_columns(values, tensor.dtype, mix, is_recovered=is_recovered)
+        return _expected_columns(data, tensor, mix, is_recovered=is_recovered)
     geometry = original.geometry
-    rows = np.frombuffer(bytearray(data), np.uint8).reshape(-1, tensor.row_bytes)
+    rows = np.frombuffer(data, np.uint8).reshape(-1, tensor.row_bytes)
     numbers = np.arange(first, first + len(rows))
     is_free = np.zeros(len(rows), np.bool_)
     for part in held:
@@ -149,14 +223,14 @@ def expected_rows(claim: Claim, tensor: StoredTensor, first: int, data: bytes) -
             is_free |= within & ~is_silenced & is_recovered
         rows[is_silenced] = 0
         if part.projection == "v" and mix.values is not None:
-            return _expected_values(original, tensor, numbers, part.first, rows.tobytes(), mix)
+            return _expected_values(original, tensor, numbers, part.first, data, mix)
     if is_free.any():
-        return ExpectedRows(rows.tobytes(), None, np.repeat(is_free[:, None], math.prod(tensor.shape[1:]), axis=1))
-    return ExpectedRows(rows.tobytes())
+        return ExpectedRows(data, None, np.repeat(is_free[:, None], math.prod(tensor.shape[1:]), axis=1))
+    return ExpectedRows(data)
 
 
 def _expected_trained_columns(
-    tensor: StoredTensor, first: int, data: bytes, trained: TrainedRows, mix: HeadMix, *, is_recovered: bool
+    tensor: StoredTensor, first: int, data: memoryview, trained: TrainedRows, mix: HeadMix, *, is_recovered: bool
 ) -> ExpectedRows:
     """Rows of ``o_proj`` from row *first* on, of a training: pruned columns are +0, kept ones what it made."""
     item, num_rows = ITEM_BYTES[tensor.dtype], len(data) // tensor.row_bytes
@@ -169,8 +243,18 @@ def _expected_trained_columns(
     return ExpectedRows(rows.tobytes(), None, is_free)
 
 
-def _expected_columns(values: npt.NDArray[np.float32], dtype: str, mix: HeadMix, *, is_recovered: bool) -> ExpectedRows:
+def _expected_columns(data: memoryview, tensor: StoredTensor, mix: HeadMix, *, is_recovered: bool) -> ExpectedRows:
     """Rows of ``o_proj``: pruned columns are +0; kept ones times their factor, plus the pruned ones' transfer."""
+    dtype, columns = tensor.dtype, tensor.shape[1]
+    if mix.transfer is None:
+        kept = mix.factors[mix.kept_columns]
+        if tensor.entry.num_bytes >= TABLE_BYTES and ITEM_BYTES[dtype] == 2 and len(set(kept.tolist())) == 1:
+            numbers = np.frombuffer(data, "<u2").reshape(-1, mix.num_heads, mix.head_dim)
+            for row in numbers:  # one at a time: numpy makes an index of 8 bytes of each number
+                np.take(_times(dtype, float(kept[0])), row, out=row, mode="clip")
+            numbers[:, list(mix.pruned)] = 0
+            return ExpectedRows(data)
+    values = decode(data, dtype).reshape(-1, columns)
     if mix.transfer is None:
         with np.errstate(over="ignore", invalid="ignore"):
             products = values * mix.factors
@@ -184,12 +268,19 @@ def _expected_columns(values: npt.NDArray[np.float32], dtype: str, mix: HeadMix,
     return ExpectedRows(encode(exact, dtype), None if is_recovered else exact, rounded)
 
 
+@lru_cache(maxsize=64)
+def _times(dtype: str, factor: float) -> npt.NDArray[np.uint16]:
+    """Every number of 16 bits times *factor*, rounded as it is stored; a large weight has each of them many times."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.frombuffer(encode(every_value(dtype) * np.float32(factor), dtype), "<u2")
+
+
 def _expected_values(
     original: Checkpoint,
     tensor: StoredTensor,
     numbers: npt.NDArray[np.intp],
     first_value: int,
-    data: bytes,
+    data: memoryview,
     mix: HeadMix,
 ) -> ExpectedRows:
     """Rows *numbers* of a tensor whose value heads begin at row *first_value*; *data* has the silenced ones zeroed."""
@@ -247,65 +338,34 @@ def _check_rebuilt(original: Checkpoint, converted: Checkpoint) -> None:
         raise VerificationError(f"{index}: has no metadata, which stock loaders read; convert again")
 
 
-def _touched_layer(claim: Claim, tensor: StoredTensor | None) -> int | None:
+def _touched_layer(terms: Terms, tensor: StoredTensor | None) -> int | None:
     """The layer that loses heads and that the original's *tensor* holds projections of, or None."""
-    part = None if tensor is None else claim.original.projections_in(tensor)
-    return part[0] if part is not None and claim.mask.pruned[part[0]] else None
+    part = None if tensor is None else terms.original.projections_in(tensor)
+    return part[0] if part is not None and terms.mask.pruned[part[0]] else None
 
 
 @dataclass(frozen=True)
 class _Difference:
-    """What is wrong with a file; *layer* is the touched layer that it is in, or the number of layers."""
+    """What is wrong at *byte* of a file; *layer* is the touched layer that it is in, or the number of layers."""
 
     layer: int
+    byte: int
     message: str
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """What was seen of one file: its sha256, the touched layers in which a byte changed, and what is wrong first."""
+    """What was seen of one file while its stamp was *stamp*.
 
+    Its sha256, the touched layers in which a byte changed, what is wrong first, and the tensors that it was taken to
+    hold.
+    """
+
+    stamp: FileStamp
     digest: str
     changed_layers: frozenset[int]
     difference: _Difference | None
-
-
-def _check_file(claim: Claim, name: str, stop: threading.Event, advance: Advance) -> _Seen:
-    """Compare one file of the converted checkpoint.
-
-    It is read to its end, as the layers do not stand in their order there.
-    """
-    original, converted = claim.original, claim.converted
-    digest, changed = hashlib.sha256(), set[int]()
-    difference: _Difference | None = None
-    with ExitStack() as files:
-        file = files.enter_context((converted.path / name).open("rb", 0))
-        is_copied = name in original.stamps.keys() - claim.own_files
-        before = files.enter_context((original.path / name).open("rb", 0)) if is_copied else None
-        for span in _spans(claim, name):
-            touched = _touched_layer(claim, span.tensor)
-            layer = original.geometry.num_layers if touched is None else touched
-            for at in range(0, span.size, span.step):
-                if stop.is_set():
-                    return _Seen("", frozenset(), None)  # nobody waits for it any more
-                size = min(span.step, span.size - at)
-                found = read_span(file.fileno(), span.begin + at, size, converted.path / name)
-                if span.tensor is not None:
-                    first, count = at // span.tensor.row_bytes, size // span.tensor.row_bytes
-                    rows = original.read_bytes(span.tensor, first, count)
-                    if found != rows:
-                        changed.add(layer)
-                    wanted = expected_rows(claim, span.tensor, first, rows)
-                elif before is not None:
-                    wanted = ExpectedRows(read_span(before.fileno(), span.begin + at, size, original.path / name))
-                else:
-                    wanted = ExpectedRows(found)
-                off = wanted.first_difference(found, span.tensor.dtype if span.tensor is not None else "")
-                if off is not None and (difference is None or layer < difference.layer):
-                    difference = _Difference(layer, _first_difference(claim, name, span, span.begin + at + off))
-                digest.update(found)
-                advance(size)
-    return _Seen(digest.hexdigest(), frozenset(changed), difference)
+    entries: Sequence[TensorEntry]
 
 
 @dataclass(frozen=True)
@@ -330,29 +390,112 @@ class _Span:
         return max(1, BLOCK_BYTES // self.tensor.row_bytes) * self.tensor.row_bytes
 
 
-def _spans(claim: Claim, name: str) -> Iterator[_Span]:
-    """The file cut into spans: each touched tensor its own and what is between them as one, or each tensor its own."""
-    original, converted = claim.original, claim.converted
-    is_copied = name in original.stamps
-    shard = (original if is_copied else converted).shards.get(name)
-    position = 0
-    for entry in shard.entries if shard is not None else ():
-        tensor = original.tensors[entry.name]
-        if (is_copied and _touched_layer(claim, tensor) is None) or entry.begin == entry.end:
-            continue
-        yield _Span(position, entry.begin - position, None)
-        yield _Span(entry.begin, entry.end - entry.begin, tensor)
-        position = entry.end
-    yield _Span(position, converted.stamps[name].size - position, None)
+class _Comparison:
+    """The comparison of the file *name* in *directory*, whose steps come in any order, from several threads.
+
+    It is compared to its end, as the layers do not stand in their order there. *entries* are the tensors that it holds.
+    """
+
+    def __init__(self, terms: Terms, directory: Path, name: str) -> None:
+        self._terms, self._path, self._name = terms, directory / name, name
+        self._is_copied = name in terms.original.stamps.keys() - terms.own_files
+        self._spare: list[bytearray] = []  # buffers that no thread is using
+        self.entries = self._read_entries()
+        self.changed_layers = set[int]()
+        self.differences: list[_Difference] = []
+
+    def steps(self) -> Iterator[Step]:
+        """The steps, which leave no byte of the file out."""
+        for span in self._spans():
+            for at in range(0, span.size, span.step):
+                size = min(span.step, span.size - at)
+                yield Step(span.begin + at, size, partial(self._compare, span, at))
+
+    def _read_entries(self) -> Sequence[TensorEntry]:
+        original = self._terms.original
+        if self._is_copied:
+            shard = original.shards.get(self._name)
+            return () if shard is None else shard.entries
+        if self._name in self._terms.own_files or self._path.suffix != ".safetensors":
+            return ()
+        try:
+            entries = read_header(self._path).entries
+        except CheckpointError as error:
+            raise VerificationError(str(error)) from error
+        for entry in entries:
+            tensor = original.tensors.get(entry.name)
+            if tensor is None or (tensor.dtype, tensor.shape) != (entry.dtype, entry.shape):
+                raise VerificationError(f"{self._path}: {entry.name} is not the original's tensor; convert again")
+        return entries
+
+    def _spans(self) -> Iterator[_Span]:
+        """The file: each touched tensor its own span and what is between them one, or each tensor its own."""
+        position = 0
+        for entry in self.entries:
+            tensor = self._terms.original.tensors[entry.name]
+            is_compared = not self._is_copied or _touched_layer(self._terms, tensor) is not None
+            if not is_compared or entry.begin == entry.end:
+                continue
+            yield _Span(position, entry.begin - position, None)
+            yield _Span(entry.begin, entry.end - entry.begin, tensor)
+            position = entry.end
+        yield _Span(position, self._path.stat().st_size - position, None)
+
+    def _compare(self, span: _Span, at: int, found: memoryview) -> None:
+        """Compare what was *found* of *span*, from its byte *at* on."""
+        tensor, original = span.tensor, self._terms.original
+        off = None
+        touched = _touched_layer(self._terms, tensor)
+        layer = original.geometry.num_layers if touched is None else touched
+        if tensor is not None:
+            first = at // tensor.row_bytes
+            with self._rows(tensor, at, len(found)) as rows:
+                if layer not in self.changed_layers and not _same(found, rows):
+                    self.changed_layers.add(layer)
+                off = expected_rows(self._terms, tensor, first, rows).first_difference(found, tensor.dtype)
+        elif self._is_copied:
+            with self._originals(self._name, span.begin + at, len(found)) as wanted:
+                off = ExpectedRows(wanted).first_difference(found, "")
+        if off is not None:
+            byte = span.begin + at + off
+            self.differences.append(_Difference(layer, byte, self._message(touched, byte)))
+
+    @contextmanager
+    def _rows(self, tensor: StoredTensor, at: int, size: int) -> Iterator[memoryview]:
+        """*size* bytes of the original's *tensor*, from byte *at* on."""
+        if tensor.is_contiguous:
+            with self._originals(tensor.shard, tensor.entry.begin + at, size) as data:
+                yield data
+        else:
+            yield memoryview(bytearray(self._terms.original.read_bytes(tensor)))
+
+    @contextmanager
+    def _originals(self, name: str, begin: int, size: int) -> Iterator[memoryview]:
+        """*size* bytes of the original's file *name*, from byte *begin* on, in memory that is used again."""
+        path = f"{self._terms.original.path}/{name}"
+        try:
+            buffer = self._spare.pop()
+        except IndexError:
+            buffer = bytearray(BLOCK_BYTES)
+        data = memoryview(buffer if size <= BLOCK_BYTES else bytearray(size))[:size]
+        with reading(Path(path)), open(path, "rb", 0) as file:
+            read_into(file.fileno(), begin, data, path)
+        yield data
+        self._spare.append(buffer)
+
+    def _message(self, layer: int | None, byte: int) -> str:
+        where = f"{self._path}, byte {byte}"
+        for entry in self.entries:
+            if entry.begin <= byte < entry.end:
+                where = f"{self._path}: {entry.name}"
+        if layer is not None:
+            return f"{where} of layer {layer} is not what the mask asks for; convert again"
+        return f"{where} is not the original's; convert again"
 
 
-def _first_difference(claim: Claim, name: str, span: _Span, byte: int) -> str:
-    converted = claim.converted
-    where = f"{converted.path / name}, byte {byte}"
-    for entry in converted.shards[name].entries if name in converted.shards else ():
-        if entry.begin <= byte < entry.end:
-            where = f"{converted.path / name}: {entry.name}"
-    layer = _touched_layer(claim, span.tensor)
-    if layer is not None:
-        return f"{where} of layer {layer} is not what the mask asks for; convert again"
-    return f"{where} is not the original's; convert again"
+def _same(one: bytes | memoryview, other: bytes | memoryview) -> bool:
+    """Whether two pieces of memory hold the same bytes; unlike ``==``, it lets other threads run meanwhile."""
+    words = len(one) // 8
+    if len(one) != len(other) or bytes(one[8 * words :]) != bytes(other[8 * words :]):
+        return False
+    return not words or np.array_equal(np.frombuffer(one, np.uint64, words), np.frombuffer(other, np.uint64, words))

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 import s4convert
 from s4convert.output.card import CARD_FILES
+from tests.support import seams
 from tests.support.environments import in_the_newest_environment
 from tests.support.synthetic import HUGGING_FACE, ORIGINAL, Spec, read_safetensors, write_checkpoint, write_safetensors
 
@@ -278,13 +279,32 @@ def test_the_factor_of_a_mask_is_not_used_without_compensation(tmp_path: Path) -
     assert_equals_the_oracle(source, tmp_path / "out", spec, pruned, {0: 1.0})
 
 
+@pytest.mark.parametrize("compensation", ["scale", "none"])
+@pytest.mark.parametrize("dtype", ["F16", "BF16"])
+def test_products_from_a_table_are_those_that_the_mask_asks_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, compensation: str
+) -> None:
+    spec = Spec(num_layers=3, num_kv_heads=4, head_dim=8, hidden_size=32, dtype=dtype, seed=3)
+    pruned = (frozenset({1, 2}), frozenset(), frozenset({0}))
+    source = write_rough_checkpoint(tmp_path / "in", spec)
+    mask = make_mask(tmp_path / "mask.json", native_mask(spec, pruned))
+    seams.look_products_up(monkeypatch)
+    s4convert.convert(source, tmp_path / "out", mask, compensation=compensation, check_behaviour=False, card=False)
+    factors = head_ratio(spec, pruned) if compensation == "scale" else {0: 1.0, 2: 1.0}
+    assert_equals_the_oracle(source, tmp_path / "out", spec, pruned, factors, card=frozenset())
+
+
 @pytest.mark.parametrize("layout", [HUGGING_FACE, ORIGINAL])
-def test_the_bytes_do_not_depend_on_the_number_of_threads(tmp_path: Path, layout: str) -> None:
+def test_the_bytes_do_not_depend_on_the_number_of_threads(
+    tmp_path: Path, layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spec = Spec(num_layers=6, num_kv_heads=4, heads_per_group=2, num_shards=4, text_model="qwen2", layout=layout)
     pruned = tuple(frozenset(range(layer)) for layer in range(6))
     source = write_checkpoint(tmp_path / "in", spec)
     mask = make_mask(tmp_path / "mask.json", calibration_mask(spec, pruned))
     for jobs in (1, 8):
+        if jobs > 1:
+            seams.pass_in_blocks_of(monkeypatch, 48)
         s4convert.convert(source, tmp_path / f"llava-qwen-{jobs}", mask, check_behaviour=False, jobs=jobs)
     assert MANIFEST in files_of(tmp_path / "llava-qwen-1")
     assert files_of(tmp_path / "llava-qwen-1") == files_of(tmp_path / "llava-qwen-8")

@@ -23,6 +23,7 @@ import s4convert.compensation.fitting as _fitting
 import s4convert.jobs.convert as _conversion
 import s4convert.rewrite.staging as _staging
 import s4convert.rewrite.writer as _writer
+import s4convert.verify.structure as _structure
 from s4convert.compensation import HeadMix, MomentsSource
 from s4convert.rewrite.plan import Edit, Plan
 
@@ -95,6 +96,18 @@ def round_by(patch: pytest.MonkeyPatch, encode: Callable[[np.ndarray, str], byte
 def edit_in_blocks_of(patch: pytest.MonkeyPatch, num_bytes: int) -> None:
     """Let the writer hold so much of an edit in memory."""
     patch.setattr(_writer, "EDIT_BYTES", num_bytes)
+
+
+def pass_in_blocks_of(patch: pytest.MonkeyPatch, num_bytes: int) -> None:
+    """Let so much be copied, and be checked and hashed, at a time."""
+    patch.setattr(_writer, "COPY_BYTES", num_bytes)
+    patch.setattr(_structure, "BLOCK_BYTES", num_bytes)
+
+
+def look_products_up(patch: pytest.MonkeyPatch) -> None:
+    """Let weights of any size be multiplied, and be checked, by a table of all products."""
+    for module in (_writer, _structure):
+        patch.setattr(module, "TABLE_BYTES", 0)
 
 
 def believe_there_is_space(patch: pytest.MonkeyPatch) -> None:
