@@ -100,7 +100,7 @@ class SweepOptions(EvaluateOptions, TrainingOptions):
         super().__post_init__()
         if self.samples is not None or self.force:
             raise UsageError("a sweep keeps every answer in its results; leave `samples` and `force` out")
-        _check_names("metrics", self.metric_names, METRICS)
+        _check_names("metrics", _texts(self.metrics), METRICS)
         _check_names("compensations", self.modes, COMPENSATIONS)
         self.check_use(self.modes)
         for name in ("calibration_images", "calibration_samples", "window"):

@@ -81,8 +81,9 @@ def a_mix_of_noise(values: np.ndarray, before: np.ndarray) -> None:
     """The columns of kept heads in layer 2 are the original's and any mix of those of the pruned heads 0 and 3."""
     width = before.shape[1] // 4
     pruned = [*range(width), *range(3 * width, 4 * width)]
-    noise = np.random.Generator(np.random.PCG64(1)).normal(0, 3, (2 * width, 2 * width)).astype(np.float32)
-    values[:, width : 3 * width] = before[:, width : 3 * width] + before[:, pruned] @ noise
+    noise = np.random.Generator(np.random.PCG64(1)).normal(0, 3, (2 * width, 2 * width))
+    exact = before.astype(np.float64)  # rounded once: float32 sums differ from one processor to another
+    values[:, width : 3 * width] = exact[:, width : 3 * width] + exact[:, pruned] @ noise
 
 
 def any_weights(values: np.ndarray, before: np.ndarray) -> None:

@@ -508,7 +508,7 @@ def test_the_other_commands_refuse_what_is_no_checkpoint(request_in_order: Reque
 def test_the_main_job_without_a_mask_is_refused(request_in_order: Request) -> None:
     outcome = run_here(request_in_order.source, request_in_order.out)
     assert outcome.exit_code == USAGE
-    assert "Missing option '--mask'" in outcome.error
+    assert "give a --mask; or a --rate and --calibration data, to have one made" in outcome.error
 
 
 def test_a_fault_of_our_own_is_told_in_one_line_too(request_in_order: Request, monkeypatch: pytest.MonkeyPatch) -> None:
