@@ -111,7 +111,7 @@ def at_7b_shape(scratch: Path, arguments: argparse.Namespace) -> None:
         fits = distill(checkpoint, mask, refit, model, samples[BATCH:], samples[:BATCH], timed, scratch, progress=True)
         times.append(time.perf_counter() - start)
     assert fits.training is not None
-    seconds = (times[1] - times[0]) / (settings.steps - 1)
+    seconds = (times[1] - times[0]) / (fits.training.checks[-1].step - 1)
     print(f"{seconds:.2f} s a step of {BATCH} x {TOKENS} tokens (with every tenth check), {times[0]:.0f} s around it")
     if arguments.device != "cpu":
         print(f"GPU peak {torch.cuda.max_memory_allocated() / 1e9:.1f} GB on {torch.cuda.get_device_name()}")

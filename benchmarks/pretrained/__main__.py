@@ -36,7 +36,7 @@ def prepare(directory: Path) -> None:
     both = {name: [piece for kind in kinds.values() for piece in kind[name]] for name in texts.SHARES}
     (data / "texts.json").write_text(json.dumps(both))
     for name, kind in kinds.items():
-        for part, count in (("calibration", 256), ("held-out", 64)):  # some 400 tokens each
+        for part, count in (("calibration", 640), ("held-out", 96)):  # some 400 tokens each
             texts.write(directory / f"{name}-{part}.txt", kind[part][:count])
     write_scienceqa(directory / "asked", drawings, held_out=True, num_image=400, num_text=400, seed=HELD_OUT_SEED)
     write_scienceqa(
