@@ -16,15 +16,15 @@ _BLOCK = 512  # tokens at a time: a row has a number for each token of the vocab
 
 @dataclass(frozen=True)
 class Divergence:
-    """The mean KL(original || other) in nats over *tokens* positions, and the share at which both prefer one token."""
+    """The mean KL(original || other) in nats over *tokens* positions, and *top1*, where both prefer the same token."""
 
     kl: float
-    agreement: float
+    top1: float
     tokens: int
 
     def to_json(self) -> dict[str, float]:
         """The figures, rounded to four significant digits."""
-        return {"kl": float(f"{self.kl:.4g}"), "agreement": float(f"{self.agreement:.4g}")}
+        return {"kl": float(f"{self.kl:.4g}"), "top1": float(f"{self.top1:.4g}")}
 
     @staticmethod
     def mean(parts: list[Compared]) -> Divergence:

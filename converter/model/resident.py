@@ -71,7 +71,7 @@ class ResidentModel:
         stored = torch_dtype(checkpoint.output_projection(0).dtype)
         self.dtype: torch.dtype = getattr(torch, dtype) if dtype else torch.float32 if device == "cpu" else stored
         self.device = device
-        self._checkpoint = checkpoint
+        self.checkpoint = checkpoint
         self._model = _build(checkpoint, device, self.dtype).requires_grad_(False)
         self._parameters: dict[str, torch.nn.Parameter] = {}
         pairs = list(self._stored_parameters())
@@ -86,7 +86,7 @@ class ResidentModel:
 
     def _stored_parameters(self) -> Iterator[tuple[StoredTensor, torch.nn.Parameter]]:
         """Every parameter, and the stored tensor that it gets."""
-        checkpoint, model = self._checkpoint, self._model
+        checkpoint, model = self.checkpoint, self._model
         yield from (
             (fitting(checkpoint, tensor, parameter, name), parameter)
             for name, tensor, parameter in (
@@ -117,7 +117,7 @@ class ResidentModel:
                     stored = change.transform(rows.float()).to(torch_dtype(change.tensor.dtype))
                     if not stored.isfinite().all():
                         raise CheckpointError(
-                            f"{self._checkpoint.path / change.tensor.shard}: {change.tensor.name} would overflow "
+                            f"{self.checkpoint.path / change.tensor.shard}: {change.tensor.name} would overflow "
                             f"{change.tensor.dtype} when compensated; use `compensation='none'`"
                         )
                     rows.copy_(stored)
@@ -179,7 +179,7 @@ class ResidentModel:
 
     def silent_heads(self, layer: int) -> tuple[int, ...]:
         """The heads of *layer* whose ``o_proj`` columns are all zero as the weights are now, sorted."""
-        heads = self._checkpoint.geometry.num_heads
+        heads = self.checkpoint.geometry.num_heads
         weight = self.output_weight(layer)
         speaks = weight.reshape(weight.shape[0], heads, -1).ne(0).any(dim=2).any(dim=0)
         return tuple(head for head, one in enumerate(speaks.tolist()) if not one)
@@ -190,7 +190,7 @@ class ResidentModel:
 
         for tensor, parameter in self._stored_parameters():
             again = torch.empty_like(parameter)
-            load_tensor(again, tensor, partial(stored_rows, self._checkpoint))
+            load_tensor(again, tensor, partial(stored_rows, self.checkpoint))
             if not torch.equal(again, parameter):
                 raise VerificationError(f"{tensor.name}: is not as it was loaded; this is a fault in s4convert")
 
@@ -233,19 +233,13 @@ class ResidentModel:
             states = self._model.model(
                 inputs_embeds=hidden, attention_mask=attention, position_ids=positions, use_cache=False
             ).last_hidden_state
-        return [self.vocabulary(state[-tail - 1 : -1]) for state, tail in zip(states, tails, strict=True)]
-
-    def vocabulary(self, states: torch.Tensor) -> torch.Tensor:
-        """The logits [tokens, vocabulary] of *states*, in float32."""
-        import torch
-
-        with torch.inference_mode():
-            logits: torch.Tensor = self._model.lm_head(states)
-            return logits.float()
+            return [
+                self._model.lm_head(state[-tail - 1 : -1]).float() for state, tail in zip(states, tails, strict=True)
+            ]
 
     def output_weight(self, layer: int) -> torch.Tensor:
         """The weight of *layer*'s ``o_proj`` itself, which stays what is written into it."""
-        return self._parameters[self._checkpoint.output_projection(layer).name].data
+        return self._parameters[self.checkpoint.output_projection(layer).name].data
 
     def heads(self, hidden: torch.Tensor) -> list[torch.Tensor]:
         """The input of every layer's ``o_proj`` [1, tokens, columns], for one sample [1, tokens, hidden_size]."""
@@ -310,13 +304,13 @@ class ResidentModel:
         from transformers import GenerationConfig
 
         with stock_code():
-            if (self._checkpoint.path / GENERATION_CONFIG_FILE).is_file():
-                settings = GenerationConfig.from_pretrained(self._checkpoint.path)
+            if (self.checkpoint.path / GENERATION_CONFIG_FILE).is_file():
+                settings = GenerationConfig.from_pretrained(self.checkpoint.path)
             else:
                 settings = GenerationConfig()
         settings.max_length, settings.temperature, settings.top_p = None, None, None
         if settings.eos_token_id is None:
-            stated = (self._checkpoint.text_config, self._checkpoint.config)
+            stated = (self.checkpoint.text_config, self.checkpoint.config)
             ends = (one["eos_token_id"] for one in stated if one.get("eos_token_id") is not None)
             settings.eos_token_id = next(ends, self._model.config.eos_token_id)
         if settings.pad_token_id is None:

@@ -21,6 +21,8 @@ from ..calibration.moments import SecondMoments
 from ..compensation.modes import DEFAULT_DAMPING
 from ..errors import CompensationError, enough_memory
 from ..model.decoder import full_float32, stock_code
+from ..model.divergence import Divergence, compare
+from ..model.output_head import OutputHead
 from ..model.resident import ResidentModel
 from ..progress import second_bar
 
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
     import torch
 
 _BATCH_TOKENS = 4096  # of held-out samples that go through the model at a time
-_ROWS = 512  # of logits at a time
 
 Orders = Sequence[Sequence[int]]  # [layers][heads]: the heads of each layer, in the order in which they go
 
@@ -79,7 +80,7 @@ class Searcher:
         held_out: Sequence[Inputs],
         positions: Sequence[torch.Tensor],
     ) -> None:
-        self._model, self._orders = model, orders
+        self._model, self._orders, self._head = model, orders, OutputHead(model.checkpoint, model.device)
         self._weights = [model.output_weight(layer).clone() for layer in range(len(orders))]
         moments = [SecondMoments() for _ in orders]
         with stock_code(), full_float32(), enough_memory("the moments of all layers, for `search`"):
@@ -126,12 +127,8 @@ class Searcher:
 
     def divergence(self) -> float:
         """KL(original || the model as it is), in nats a token of the held-out samples."""
-        total = 0.0
-        for before, after in zip(self._original, self._states(), strict=True):
-            for rows in (slice(first, first + _ROWS) for first in range(0, len(before), _ROWS)):
-                original, pruned = (self._model.vocabulary(states[rows]).log_softmax(-1) for states in (before, after))
-                total += float((original.exp() * (original - pruned)).double().sum())
-        return total / self.tokens
+        pairs = zip(self._original, self._states(), strict=True)
+        return Divergence.mean([compare(self._head, before, after) for before, after in pairs]).kl
 
     def search(
         self,

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..calibration.inputs import Inputs
 from ..compensation import MODES, HeadMix
-from ..compensation.figures import rounded
 from ..compensation.fitting import known_before_fitting
 from ..errors import VerificationError
 from ..model.decoder import HeadsHook, LayerDecoder, full_float32, stock_code
+from ..model.divergence import Compared, Divergence, compare
 from ..model.output_head import OutputHead
 from ..progress import Advance
 from .claim import Claim
@@ -27,23 +27,6 @@ if TYPE_CHECKING:
 MOST_TOKENS = 4096  # that run through the models, those of images included
 NOTICED = 0.01  # by which a KL must be smaller than another to be called nearer
 WITHOUT_DATA = ("none", "scale")
-_ROWS = 512  # of logits at a time
-
-
-@dataclass(frozen=True)
-class Nearness:
-    """*kl* is the mean KL(original || model) in nats a token; *top1* the share of tokens where both say the same."""
-
-    kl: float
-    top1: float
-
-    def is_nearer_than(self, other: Nearness) -> bool:
-        """Whether the KL is smaller by more than :data:`NOTICED`."""
-        return self.kl < other.kl * (1 - NOTICED)
-
-    def to_json(self) -> dict[str, float]:
-        """The figures, rounded to four significant digits."""
-        return {"kl": rounded(self.kl), "top1": rounded(self.top1)}
 
 
 @dataclass(frozen=True)
@@ -57,18 +40,18 @@ class Agreement:
     num_samples: int
     num_tokens: int
     mode: str
-    converted: Nearness
-    without_data: dict[str, Nearness]
+    converted: Divergence
+    without_data: dict[str, Divergence]
 
     @property
-    def others(self) -> dict[str, Nearness]:
+    def others(self) -> dict[str, Divergence]:
         """:attr:`without_data` without the mode itself."""
         return {mode: nearness for mode, nearness in self.without_data.items() if mode != self.mode}
 
     @property
     def advice(self) -> str | None:
         """A sentence where another mode, which needs no data, is nearer to the original; else None."""
-        nearer = {mode: other for mode, other in self.others.items() if other.is_nearer_than(self.converted)}
+        nearer = {mode: other for mode, other in self.others.items() if _is_nearer(other, self.converted)}
         if not nearer:
             return None
         best = min(nearer, key=lambda mode: nearer[mode].kl)
@@ -97,10 +80,15 @@ class Agreement:
             f"{'':<{width}}         KL  same top token",
             *(f"{name:<{width}}  {row.kl:>9.3e}  {row.top1:>14.1%}" for name, row in rows.items()),
         ]
-        worse = [mode for mode, other in self.others.items() if self.converted.is_nearer_than(other)]
+        worse = [mode for mode, other in self.others.items() if _is_nearer(self.converted, other)]
         if worse:
             lines.append(f"{self.mode} is nearer to the original than {' and '.join(worse)}")
         return lines
+
+
+def _is_nearer(one: Divergence, other: Divergence) -> bool:
+    """Whether the KL is smaller by more than :data:`NOTICED`."""
+    return one.kl < other.kl * (1 - NOTICED)
 
 
 def some_of(inputs: Sequence[Inputs]) -> list[Inputs]:
@@ -130,18 +118,13 @@ def check_agreement(claim: Claim, inputs: Sequence[Inputs], *, device: str, adva
         return None
     streams = _through_layers(claim, [sample.hidden.to(device) for sample in inputs], device, advance)
     head = OutputHead(claim.original, device)
-    totals = {model: [0.0, 0.0] for model in streams if model != "original"}
-    with torch.inference_mode(), full_float32():
+    parts: dict[str, list[Compared]] = {model: [] for model in streams if model != "original"}
+    with torch.inference_mode():
         for number, places in enumerate(texts):
-            for chosen in torch.split(places, _ROWS):
-                said = {model: head.logits(head.normed(stream[number][0, chosen])) for model, stream in streams.items()}
-                expected = said.pop("original").double().log_softmax(-1)
-                for model, logits in said.items():
-                    found = logits.double().log_softmax(-1)
-                    totals[model][0] += float((expected.exp() * (expected - found)).sum())
-                    totals[model][1] += float((expected.argmax(-1) == found.argmax(-1)).sum())
-    num_tokens = sum(map(len, texts))
-    nearness = {model: Nearness(kl / num_tokens, same / num_tokens) for model, (kl, same) in totals.items()}
+            said = {model: head.normed(stream[number][0, places]) for model, stream in streams.items()}
+            for model, of_model in parts.items():
+                of_model.append(compare(head, said["original"], said[model]))
+    nearness = {model: Divergence.mean(of_model) for model, of_model in parts.items()}
     if not all(math.isfinite(one.kl) for one in nearness.values()):
         raise VerificationError("on held-out samples, what the model says is not finite; check IN's weights")
     trained, none = nearness.pop("converted"), nearness["none"]
@@ -150,7 +133,7 @@ def check_agreement(claim: Claim, inputs: Sequence[Inputs], *, device: str, adva
             f"{claim.converted.path}: on held-out samples, its KL to the original is {trained.kl:.4g}, and that of no "
             f"compensation {none.kl:.4g}; do not use it, and train with more data or a lower rate"
         )
-    return Agreement(len(inputs), num_tokens, claim.fits.mode, trained, nearness)
+    return Agreement(len(inputs), trained.tokens, claim.fits.mode, trained, nearness)
 
 
 def _through_layers(

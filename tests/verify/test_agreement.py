@@ -15,8 +15,9 @@ from s4convert.calibration.inputs import Inputs, make_inputs
 from s4convert.calibration.samples import read_samples
 from s4convert.checkpoint import Checkpoint
 from s4convert.mask import HeadMask
+from s4convert.model.divergence import Divergence
 from s4convert.model.front_end import load_processor
-from s4convert.verify.agreement import MOST_TOKENS, Agreement, Nearness, some_of
+from s4convert.verify.agreement import MOST_TOKENS, Agreement, some_of
 from tests.compensation.stock_moments import mini_llava
 from tests.conftest import MINI_LLAVA
 from tests.support.command_line import run_here
@@ -69,8 +70,8 @@ def test_the_figures_are_those_of_the_stock_models_on_the_text_of_held_out_sampl
 
 
 def nearness(**kl: float) -> Agreement:
-    converted = Nearness(kl.pop("converted"), 0.5)
-    return Agreement(3, 90, "least-squares", converted, {mode: Nearness(one, 0.5) for mode, one in kl.items()})
+    converted = Divergence(kl.pop("converted"), 0.5, 90)
+    return Agreement(3, 90, "least-squares", converted, {mode: Divergence(one, 0.5, 90) for mode, one in kl.items()})
 
 
 def test_better_is_said_only_where_it_was_seen() -> None:
