@@ -369,11 +369,17 @@ def _deterministic() -> Iterator[None]:
     mode, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     os.environ.setdefault(name, ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
+    memory = getattr(torch.utils, "deterministic", None)  # before torch 2.2, there is none
+    fills = memory is not None and memory.fill_uninitialized_memory
+    if memory is not None:
+        memory.fill_uninitialized_memory = False  # nothing here reads what it has not written, and it takes time
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         torch.use_deterministic_algorithms(mode, warn_only=warns)
+        if memory is not None:
+            memory.fill_uninitialized_memory = fills
         if before is None:
             del os.environ[name]
