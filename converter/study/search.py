@@ -200,7 +200,7 @@ class Searcher:
 
         with torch.inference_mode():
             states = [state for batch in self._batches for state in self._model.states(batch)]
-            return [state[places] for state, places in zip(states, self._places, strict=True)]
+            return [state[: len(places)][places] for state, places in zip(states, self._places, strict=True)]
 
 
 def _batches(samples: Sequence[Inputs]) -> list[list[torch.Tensor]]:
