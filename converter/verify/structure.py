@@ -171,17 +171,17 @@ def _expected_trained_columns(
 
 def _expected_columns(values: npt.NDArray[np.float32], dtype: str, mix: HeadMix, *, is_recovered: bool) -> ExpectedRows:
     """Rows of ``o_proj``: pruned columns are +0; kept ones times their factor, plus the pruned ones' transfer."""
+    is_free = np.zeros(values.shape, np.bool_)
+    is_free[:, mix.kept_columns] = True
     if mix.transfer is None:
         with np.errstate(over="ignore", invalid="ignore"):
             products = values * mix.factors
         products[:, mix.pruned_columns] = 0.0
-        return ExpectedRows(encode(products, dtype))
+        return ExpectedRows(encode(products, dtype), None, is_free if is_recovered else None)
     exact = values.astype(np.float64) * mix.factors.astype(np.float64)
     exact[:, mix.kept_columns] += values[:, mix.pruned_columns].astype(np.float64) @ mix.transfer
     exact[:, mix.pruned_columns] = 0.0
-    rounded = np.zeros(exact.shape, np.bool_)
-    rounded[:, mix.kept_columns] = True
-    return ExpectedRows(encode(exact, dtype), None if is_recovered else exact, rounded)
+    return ExpectedRows(encode(exact, dtype), None if is_recovered else exact, is_free)
 
 
 def _expected_values(
@@ -211,9 +211,9 @@ def _expected_values(
 def _check_files(claim: Claim) -> None:
     original, converted = claim.original, claim.converted
     expected, found = set(original.stamps), set(converted.stamps)
-    if original.is_torch:  # its shards become safetensors, in as many files as the conversion was told
+    if claim.rebuilt:  # as the .bin files of an original are, into as many files as the conversion was told
         _check_rebuilt(original, converted)
-        expected, found = set(original.sidecars), set(converted.sidecars) - {INDEX_FILE}
+        expected, found = set(original.sidecars) - {INDEX_FILE}, set(converted.sidecars) - {INDEX_FILE}
     expected, found = expected - claim.own_files, found - claim.own_files
     for name in sorted(expected ^ found):
         state = "is missing" if name in expected else "does not stand in the original"
@@ -280,7 +280,7 @@ def _check_file(claim: Claim, name: str, stop: threading.Event, advance: Advance
     difference: _Difference | None = None
     with ExitStack() as files:
         file = files.enter_context((converted.path / name).open("rb", 0))
-        is_copied = name in original.stamps.keys() - claim.own_files
+        is_copied = _is_copied(claim, name) and name not in claim.own_files
         before = files.enter_context((original.path / name).open("rb", 0)) if is_copied else None
         for span in _spans(claim, name):
             touched = _touched_layer(claim, span.tensor)
@@ -333,7 +333,7 @@ class _Span:
 def _spans(claim: Claim, name: str) -> Iterator[_Span]:
     """The file cut into spans: each touched tensor its own and what is between them as one, or each tensor its own."""
     original, converted = claim.original, claim.converted
-    is_copied = name in original.stamps
+    is_copied = _is_copied(claim, name)
     shard = (original if is_copied else converted).shards.get(name)
     position = 0
     for entry in shard.entries if shard is not None else ():
@@ -344,6 +344,12 @@ def _spans(claim: Claim, name: str) -> Iterator[_Span]:
         yield _Span(entry.begin, entry.end - entry.begin, tensor)
         position = entry.end
     yield _Span(position, converted.stamps[name].size - position, None)
+
+
+def _is_copied(claim: Claim, name: str) -> bool:
+    """Whether the file of that name was a file of the original, byte for byte but for what is edited in it."""
+    is_new = claim.rebuilt and (name in claim.converted.shards or name == INDEX_FILE)
+    return name in claim.original.stamps and not is_new
 
 
 def _first_difference(claim: Claim, name: str, span: _Span, byte: int) -> str:
