@@ -32,7 +32,7 @@ from .training import TrainedRows
 ROWS = 256  # of a weight at a time
 SLACK = 2.0**-23  # of a number, for the arithmetic of whoever multiplied it, in float32 or better
 FEW = 0.01  # of a head's numbers; training moves more of them
-MOST = 0.5  # of the kept columns that one map explains: what is left is damage, and no other map
+SOME = 0.1  # of the kept columns that one map explains: then the rest is damage, as training spares no column
 
 KINDS = {
     "none": "the original's",
@@ -248,15 +248,15 @@ class _Compared:
                 return "residual-transfer", mix
         any_would_do = len(layer.pruned_columns) >= self.output.num_rows
         held = np.concatenate([one.holds for one in alone])
-        if any_would_do and not others and held.mean() > MOST:
+        if any_would_do and not others and held.mean() > SOME:
             self._refuse(held, "the original's times a factor")
         transfer, is_mix = nearest_transfer(layer, self.before, self.after, self.output.dtype)
         if is_mix.all():
             return "least-squares", layer.mix(1.0, transfer)
         if not others:
-            if held.mean() > MOST:
+            if held.mean() > SOME:
                 self._refuse(held, "the original's times a factor")
-            if is_mix.mean() > MOST:
+            if is_mix.mean() > SOME:
                 self._refuse(is_mix, "the original's plus a mix of the pruned ones")
         return "distill", layer.mix(1.0, transfer)
 
