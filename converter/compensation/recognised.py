@@ -32,6 +32,7 @@ from .training import TrainedRows
 ROWS = 256  # of a weight at a time
 SLACK = 2.0**-23  # of a number, for the arithmetic of whoever multiplied it, in float32 or better
 FEW = 0.01  # of a head's numbers; training moves more of them
+TURNED = 1e-3  # from n / N, in which a factor is taken to be that
 SOME = 0.1  # of the kept columns that one map explains: then the rest is damage, as training spares no column
 
 KINDS = {
@@ -80,27 +81,23 @@ class RecognisedLayer:
 
 @dataclass(frozen=True, eq=False)
 class Recognised:
-    """The *mask* by which heads fell silent, with the factors that are neither 1 nor N / n; the *fits*; each layer.
+    """The *mask* by which heads fell silent, with the factors that are not N / n, the *fits*, and each of *layers*.
 
-    *ambiguous* are the layers in which any weight would be a mix of pruned heads.
+    *notes* are sentences that a reader of the verdict must know.
     """
 
     mask: HeadMask
     fits: Fits
     layers: tuple[RecognisedLayer, ...]
-    ambiguous: tuple[int, ...]
+    notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
         """What was read off, for a script to read."""
-        return {
-            "kept_columns": KINDS[self.fits.mode],
-            "layers": [layer.to_json() for layer in self.layers],
-            **({"any_mix_would_do": list(self.ambiguous)} if self.ambiguous else {}),
-        }
+        return {"kept_columns": KINDS[self.fits.mode], "layers": [layer.to_json() for layer in self.layers]}
 
     def to_text(self) -> str:
         """What was read off, for a person to read."""
-        width = max(len(KINDS[layer.mode]) for layer in self.layers)
+        width = max(len("kept columns"), *(len(KINDS[layer.mode]) for layer in self.layers))
         lines = [
             f"read off the weights: {self.mask.num_pruned} heads are silent, and kept columns of o_proj are the "
             f"original's{_rest(self.fits.mode)} (as {self.fits.mode} makes them)",
@@ -114,9 +111,6 @@ class Recognised:
                 f"{row.layer:>5}  {KINDS[row.mode]:<{width}}  {factors:<12}  {row.moved:>6.2%}  {row.off:>7.1e}  "
                 f"{others:<13}  {', '.join(map(str, row.pruned))}"
             )
-        if self.ambiguous:
-            listed = ", ".join(map(str, self.ambiguous))
-            lines.append(f"layers {listed}: pruned heads have so many columns that any weight is a mix of them")
         return "\n".join([*lines, ""])
 
 
@@ -155,12 +149,39 @@ def recognise(
             trained={layer.layer: rows for layer, _, rows in found if rows},
             trains="".join(p for p in "qkvo" if any(p in rows for _, _, rows in found)),
         )
-    ambiguous = (
-        layer.layer
-        for layer, mix, _ in found
-        if layer.mode == "least-squares" and len(mix.pruned_columns) >= original.geometry.hidden_size
-    )
-    return Recognised(mask, fits, tuple(layer for layer, _, _ in found), tuple(ambiguous))
+    return Recognised(mask, fits, tuple(layer for layer, _, _ in found), _notes_on(original, found))
+
+
+def _notes_on(
+    original: Checkpoint, found: list[tuple[RecognisedLayer, HeadMix, dict[str, TrainedRows]]]
+) -> tuple[str, ...]:
+    geometry, notes = original.geometry, []
+    turned = [
+        row.layer
+        for row, _, _ in found
+        if row.mode == "uniform-ls"
+        and abs(row.lowest * geometry.num_heads / (geometry.num_heads - len(row.pruned)) - 1) < TURNED
+    ]
+    if turned:
+        notes.append(
+            f"in {_layers(turned)}, kept columns are the original's times n / N, where the S4 scale is N / n; was it "
+            "turned upside down?"
+        )
+    any_would_do = [
+        row.layer
+        for row, mix, _ in found
+        if row.mode == "least-squares" and len(mix.pruned_columns) >= geometry.hidden_size
+    ]
+    if any_would_do:
+        notes.append(
+            f"in {_layers(any_would_do)}, pruned heads have as many columns as o_proj has rows, so that any weight is "
+            "a mix of them; that it is one shows nothing"
+        )
+    return tuple(notes)
+
+
+def _layers(numbers: list[int]) -> str:
+    return f"{'layer' if len(numbers) == 1 else 'layers'} {', '.join(map(str, numbers))}"
 
 
 def _common_mode(kinds: Collection[str], mask: HeadMask, layers: list[RecognisedLayer]) -> tuple[str, HeadMask]:

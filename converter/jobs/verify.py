@@ -223,7 +223,11 @@ def _verify(original: Path | str, converted: Path | str, options: VerifyOptions,
             moments=options.given_moments,
             held_out=held_out,
             device=options.device or "cpu",
-            notes=notes_on(before, mask, options.kept_statistics) + _on_other_files(others),
+            notes=(
+                *notes_on(before, mask, options.kept_statistics),
+                *(() if recognised is None else recognised.notes),
+                *_on_other_files(others),
+            ),
             jobs=options.jobs or default_jobs(),
             progress=options.progress,
         )

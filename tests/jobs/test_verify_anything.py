@@ -94,6 +94,7 @@ def test_n_over_n_upside_down_is_a_factor_like_any_other(tmp_path: Path) -> None
     assert report.compensation == "uniform-ls"
     layers = report.outcome_json()["compensation"]["layers"]
     assert [row["lowest_factor"] for row in layers] == pytest.approx(list(upside_down.values()), rel=1e-3)
+    assert "in layers 0, 2, 3, kept columns are the original's times n / N, where the S4 scale is N / n" in str(report)
 
 
 def test_factors_that_someone_multiplied_in_float64_are_factors(tmp_path: Path) -> None:
