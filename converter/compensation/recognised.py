@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..checkpoint import Checkpoint
-from ..checkpoint.dtypes import Float64Array, unit_in_last_place
+from ..checkpoint.dtypes import Float64Array, encode, unit_in_last_place
 from ..errors import VerificationError
 from ..mask import HeadMask
 from ..mask.head_mask import MAX_FACTOR, MIN_FACTOR
@@ -242,6 +242,10 @@ class _Compared:
     def _map(self, others: set[str]) -> tuple[str, HeadMix]:
         """(the mode that gives the kept columns, its map); of ``distill``, the nearest mix."""
         layer, geometry = self.layer, self.original.geometry
+        if not others:
+            for mode, factor in zip(("none", "scale"), self._preferred, strict=True):  # what most are, and at once
+                if self._is_stored(layer.mix(factor)):
+                    return mode, layer.mix(factor)
         low, high = self._factor_bounds()
         kept, width = layer.kept, geometry.head_dim
         of_head = [columns_of((head,), width) for head in kept]
@@ -304,6 +308,12 @@ class _Compared:
                 high, np.where(is_zero, np.where(impossible, -np.inf, np.inf), ends.max(axis=0)).min(axis=0)
             )
         return low, high
+
+    def _is_stored(self, mix: HeadMix) -> bool:
+        """Whether the bytes are those of a diagonal *mix*."""
+        with np.errstate(over="ignore"):
+            products = mix.apply_to_rows(self.before.astype(np.float32))
+        return encode(products, self.output.dtype) == self.converted.read_bytes(self.output)
 
     def _gives(self, mix: HeadMix) -> bool:
         """Whether *mix* makes the kept columns what they are, to one unit in the last place."""

@@ -104,7 +104,26 @@ def nearest_transfer(
     """
     change = after[:, layer.kept_columns] - before[:, layer.kept_columns]
     sources = before[:, layer.pruned_columns]
-    transfer: Float64Array = np.linalg.lstsq(sources, change, rcond=None)[0].astype(np.float64)
-    remainder = np.linalg.norm(change - sources @ transfer, axis=0)
     rounding = np.linalg.norm(unit_in_last_place(after[:, layer.kept_columns], dtype) / 2, axis=0)
-    return transfer, remainder <= rounding * SLACK
+    for solve in (_by_normal_equations, _by_singular_values):  # the second takes five times as long
+        try:
+            transfer = solve(sources, change)
+        except np.linalg.LinAlgError:
+            continue
+        is_mix: npt.NDArray[np.bool_] = np.linalg.norm(change - sources @ transfer, axis=0) <= rounding * SLACK
+        if is_mix.all():
+            break
+    return transfer, is_mix
+
+
+def _by_normal_equations(sources: Float64Array, change: Float64Array) -> Float64Array:
+    """The least-squares solution, its error corrected once; LinAlgError where *sources* depend on each other."""
+    gram = sources.T @ sources
+    solution: Float64Array = np.linalg.solve(gram, sources.T @ change)
+    solution += np.linalg.solve(gram, sources.T @ (change - sources @ solution))
+    return solution
+
+
+def _by_singular_values(sources: Float64Array, change: Float64Array) -> Float64Array:
+    solution: Float64Array = np.linalg.lstsq(sources, change, rcond=None)[0].astype(np.float64)
+    return solution
