@@ -317,9 +317,13 @@ class _Compared:
 
     def _gives(self, mix: HeadMix) -> bool:
         """Whether *mix* makes the kept columns what they are, to one unit in the last place."""
-        wanted = np.asarray(mix.apply_to_rows(self.before.astype(np.float32)), np.float64)
-        unit = unit_in_last_place(wanted, self.output.dtype)
-        return bool((np.abs(self.after - wanted)[:, mix.kept_columns] <= unit[:, mix.kept_columns]).all())
+        for first in range(0, len(self.before), ROWS):
+            before, after = (weight[first : first + ROWS] for weight in (self.before, self.after))
+            wanted = np.asarray(mix.apply_to_rows(before.astype(np.float32)), np.float64)
+            unit = unit_in_last_place(wanted, self.output.dtype)
+            if not (np.abs(after - wanted)[:, mix.kept_columns] <= unit[:, mix.kept_columns]).all():
+                return False
+        return True
 
     def _gives_values(self, mix: HeadMix) -> bool:
         """The same of ``v_proj``, whose heads are nobody else's."""

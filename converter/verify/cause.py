@@ -1,7 +1,7 @@
 """What became of a checkpoint's heads, and why two checkpoints are not the two sides of a conversion.
 
 The causes, as scripts see them: ``identical`` and ``not-pruned`` (the converted checkpoint still is the original, or
-has all its heads), ``swapped``, ``another-original``, ``another-dtype``, ``another-mask``,
+has all its heads), ``swapped``, ``another-original``, ``another-layout``, ``another-dtype``, ``another-mask``,
 ``manifest-has-another-mask``, ``rows-left`` (heads that are silent by ``o_proj`` alone) and ``damaged``.
 """
 
@@ -73,10 +73,17 @@ def check_same_model(original: Checkpoint, converted: Checkpoint) -> None:
     """Refuse a *converted* of another model: some rows of all tensors that no conversion touches are looked at.
 
     Raises:
-        VerificationError: it is stored in another dtype, or was made from another original.
+        VerificationError: it has other names or another dtype, or was made from another original.
         StorageError: a weight cannot be read.
     """
     untouched = [name for name, tensor in original.tensors.items() if original.projections_in(tensor) is None]
+    missing = [name for name in original.tensors if name not in converted.tensors]
+    if 2 * len(missing) > len(original.tensors):
+        raise VerificationError(
+            f"{converted.known_as}: names its tensors otherwise than {original.known_as}: {len(missing)} of "
+            f"{len(original.tensors)} are not there, the first is {missing[0]}; save both by the same code",
+            cause="another-layout",
+        )
     others, first = 0, ""
     for name in untouched:
         before, after = original.tensors[name], converted.tensors.get(name)

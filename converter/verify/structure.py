@@ -240,11 +240,25 @@ def _check_rebuilt(original: Checkpoint, converted: Checkpoint) -> None:
                 f"{before.dtype} {list(before.shape)}; convert again"
             )
     for shard, header in converted.shards.items():
-        if not isinstance(header, SafetensorsHeader) or header.metadata.get("format") != "pt":
+        if converted.is_torch:  # which no conversion writes, but others may
+            _check_apart(converted, shard)
+        elif not isinstance(header, SafetensorsHeader) or header.metadata.get("format") != "pt":
             raise VerificationError(f"{converted.path / shard}: its metadata lacks the format pt; convert again")
     index = converted.path / INDEX_FILE
     if index.is_file() and not isinstance(read_json_object(index).get("metadata"), dict):
         raise VerificationError(f"{index}: has no metadata, which stock loaders read; convert again")
+
+
+def _check_apart(converted: Checkpoint, shard: str) -> None:
+    """Refuse a torch file in which tensors are not each in one piece, as their bytes are compared piece by piece."""
+    end = 0
+    for entry in converted.shards[shard].entries:
+        if entry.strides is not None or entry.begin < end:
+            raise VerificationError(
+                f"{converted.path / shard}: {entry.name} shares its bytes with another tensor, or has gaps in it; save "
+                "the checkpoint as safetensors"
+            )
+        end = max(end, entry.end)
 
 
 def _touched_layer(claim: Claim, tensor: StoredTensor | None) -> int | None:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from s4convert import Checkpoint, HeadMask, Report, convert, verify_conversion
 from s4convert.calibration.moments import LayerMoments, Moments
@@ -132,6 +134,22 @@ def test_shards_may_be_others_and_files_beside_them_are_named(tmp_path: Path) ->
     assert report.notes == ("1 files beside the weights are not the original's: config.json",)
 
 
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_both_may_be_torch_files(tmp_path: Path, is_damaged: bool) -> None:
+    for directory in converted(tmp_path, "scale"):
+        tensors = load_file(directory / "model.safetensors")
+        if is_damaged and directory.name == "out":
+            tensors["language_model.model.layers.1.mlp.up_proj.weight"][5, 5] = 1
+        (directory / "model.safetensors").unlink()
+        torch.save(tensors, directory / "pytorch_model.bin")
+    if is_damaged:
+        with pytest.raises(VerificationError, match=r"layers\.1\.mlp\.up_proj\.weight is not the original's"):
+            read_off(tmp_path / "in", tmp_path / "out")
+    else:
+        report = read_off(tmp_path / "in", tmp_path / "out")
+        assert (report.mask.pruned, report.compensation) == (MASK.pruned, "scale")
+
+
 # --- what is wrong ---------------------------------------------------------------------------------------------
 
 
@@ -218,6 +236,13 @@ def another_dtype(original: Path, out: Path) -> tuple[Path, Path]:
     return write_checkpoint(out.parent / "other", replace(SPEC, dtype="BF16")), out
 
 
+def other_names(original: Path, out: Path) -> tuple[Path, Path]:
+    tensors = read_safetensors(out / "model.safetensors")
+    renamed = {name.replace("language_model.model.", "model.language_model."): t for name, t in tensors.items()}
+    write_safetensors(out / "model.safetensors", renamed)
+    return original, out
+
+
 @pytest.mark.parametrize(
     ("arrange", "cause", "said"),
     [
@@ -226,8 +251,9 @@ def another_dtype(original: Path, out: Path) -> tuple[Path, Path]:
         (lambda original, out: (out, original), "swapped", "out: has silent heads that in has not"),
         (another_original, "another-original", "out: was made from another original than other: "),
         (another_dtype, "another-dtype", "is stored as F16, and as BF16 in other"),
+        (other_names, "another-layout", "out: names its tensors otherwise than in: 38 of 43 are not there"),
     ],
-    ids=["identical", "not pruned", "swapped", "another original", "another dtype"],
+    ids=["identical", "not pruned", "swapped", "another original", "another dtype", "other names"],
 )
 def test_causes_are_named(
     tmp_path: Path, arrange: Callable[[Path, Path], tuple[Path, Path]], cause: str, said: str
