@@ -1,9 +1,10 @@
 """Rewrite a LLaVA checkpoint on disk so that pruned attention heads stay pruned.
 
 The jobs are what the command line does: :func:`convert` (and :func:`plan_conversion`, its dry run),
-:func:`verify_conversion`, :func:`reproduce`, :func:`evaluate`, :func:`compare`, :func:`sweep` (and
-:func:`summarise_results`), :func:`inspect`, :func:`make_mask`, :func:`push` (and :func:`plan_push`),
-:func:`convert_and_push`, :func:`demonstrate`. Each takes its options as keywords or as a frozen object.
+:func:`verify_conversion` (and :func:`verify_files`), :func:`reproduce`, :func:`evaluate`, :func:`compare`,
+:func:`sweep` (and :func:`summarise_results`), :func:`inspect`, :func:`make_mask`, :func:`push` (and
+:func:`plan_push`), :func:`convert_and_push`, :func:`demonstrate`. Each takes its options as
+keywords or as a frozen object.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from .jobs.sweep import sweep as sweep
     from .jobs.verify import VerifyOptions as VerifyOptions
     from .jobs.verify import verify_conversion as verify_conversion
+    from .jobs.verify import verify_files as verify_files
     from .mask import HeadMask as HeadMask
     from .mask import HeadScores as HeadScores
     from .verify.report import Report as Report
@@ -73,7 +75,7 @@ _HOMES = {
     ".jobs.push": ("convert_and_push",),
     ".jobs.reproduce": ("Reproduction", "reproduce"),
     ".jobs.sweep": ("SweepOptions", "summarise_results", "sweep"),
-    ".jobs.verify": ("VerifyOptions", "verify_conversion"),
+    ".jobs.verify": ("VerifyOptions", "verify_conversion", "verify_files"),
     ".mask": ("HeadMask", "HeadScores"),
     ".verify.report": ("Report",),
     ".version": ("__version__",),

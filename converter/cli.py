@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 from click.shell_completion import CompletionItem, shell_complete
@@ -39,8 +39,12 @@ from .choices import (
     TRAINED,
     WINDOW,
 )
-from .errors import printable
+from .errors import UsageError, VerificationError, printable
 from .version import __version__
+
+if TYPE_CHECKING:
+    from .jobs.verify import Integrity
+    from .verify.report import Report
 
 SCHEDULES = "uniform|adaptive|global|bands:..."
 FILE = click.Path(path_type=Path)
@@ -298,7 +302,6 @@ def convert(
     process.set_up(cli, verbose, quiet=quiet)
     from .hub.names import check_repo_id
     from .jobs import convert as jobs
-    from .verify.report import Report
 
     options = jobs.ConvertOptions(**settings, progress=not quiet)
     if dry_run:
@@ -353,17 +356,16 @@ def inspect(path: str, as_json: bool, verbose: int, **settings: Any) -> None:
 
 
 @cli.command()
-@click.argument("original", type=click.Path())
-@click.argument("converted", type=click.Path())
+@click.argument("checkpoints", metavar="[ORIGINAL] CONVERTED", nargs=-1, required=True, type=click.Path())
 @options(
     "Claim",
-    click.option("--mask", metavar="FILE", help="The mask.  [default: the one in CONVERTED's manifest]"),
+    click.option("--mask", metavar="FILE", help="The mask.  [default: as in the manifest, or the silent heads]"),
     *_MASK_FILE,
     click.option(
         "--compensate",
         "compensation",
         type=click.Choice(COMPENSATIONS),
-        help="The compensation.  [default: as in the manifest, or scale]",
+        help="The compensation.  [default: as in the manifest, or as the weights show]",
     ),
     click.option("--statistics", type=FILE, metavar="DIR", help="What the compensation was fitted to."),
     _FOREIGN_STATISTICS,
@@ -378,16 +380,32 @@ def inspect(path: str, as_json: bool, verbose: int, **settings: Any) -> None:
     _JOBS,
 )
 @options("Messages", *_SHARED)
-def verify(original: str, converted: str, as_json: bool, verbose: int, **settings: Any) -> None:
+def verify(checkpoints: tuple[str, ...], as_json: bool, verbose: int, **settings: Any) -> None:
     """Check that CONVERTED is what its mask asks of ORIGINAL.
 
-    Both are directories, or org/name[@revision] on the Hub.
+    Both are directories, or org/name[@revision] on the Hub. Where CONVERTED has no manifest, mask and compensation are
+    read off the weights of the two. CONVERTED alone is checked against its own manifest: no file changed since.
     """
     process.set_up(cli, verbose, quiet=False)
-    from .jobs.verify import verify_conversion
+    from .jobs.verify import verify_conversion, verify_files
 
-    report = verify_conversion(original, converted, **settings, progress=True)
-    click.echo(json.dumps(report.to_json(), indent=1) if as_json else report.to_text())
+    found: Report | Integrity
+    try:
+        if len(checkpoints) == 2:
+            found = verify_conversion(*checkpoints, **settings, progress=True)
+        elif len(checkpoints) > 2:
+            raise UsageError(
+                f"{len(checkpoints)} checkpoints are given; give ORIGINAL and CONVERTED, or CONVERTED alone"
+            )
+        elif given := [name for name, value in settings.items() if value not in (None, False)]:
+            raise UsageError(f"`{given[0]}` is about two checkpoints; give ORIGINAL before {checkpoints[0]}")
+        else:
+            found = verify_files(checkpoints[0], progress=True)
+    except VerificationError as error:
+        if as_json:
+            click.echo(json.dumps(error.to_json(), indent=1))
+        raise
+    click.echo(json.dumps(found.outcome_json(), indent=1) if as_json else found.to_text())
 
 
 @cli.command()

@@ -74,9 +74,23 @@ class EvaluatorError(S4ConvertError):
 
 
 class VerificationError(S4ConvertError):
-    """The written checkpoint failed a check; it was not committed."""
+    """The written checkpoint failed a check; it was not committed.
+
+    *cause* is a word for a script where the reason is known, one of those in :mod:`s4convert.verify.cause`. *known* is
+    what was seen of the two checkpoints until then, in the form of :meth:`~s4convert.verify.report.Report.to_json`.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str, *, cause: str | None = None) -> None:
+        super().__init__(message)
+        self.cause = cause
+        self.known: dict[str, Any] = {}
+
+    def to_json(self) -> dict[str, Any]:
+        """The outcome as a verification that passes gives it: its verdict, its cause, and what was seen."""
+        unknown = {"mask": None, "compensation": None}
+        return unknown | self.known | {"verdict": f"FAILED, {self}", "cause": self.cause}
 
 
 class StorageError(S4ConvertError):

@@ -359,17 +359,51 @@ def test_verify_as_json_holds_the_figures(mini_converted: Path) -> None:
     printed = json.loads(outcome.stdout)
     assert printed["structure"]["edited_tensors"] == 4
     assert len(printed["behaviour"]["layers"]) == 8
+    assert printed["cause"] is None
+    assert printed["mask"]["pruned"] == {"1": [0, 2]}
+    assert printed["compensation"] == {"mode": "scale"}
 
 
-def test_verify_without_a_manifest_asks_for_the_mask_and_takes_it(mini_converted: Path, mask: Path) -> None:
-    for name in ("s4convert.json", *CARD_FILES):  # which is the model card, only the manifest says
-        (mini_converted / name).unlink()
-    refused = run_here("verify", MINI_LLAVA, mini_converted)
-    assert refused.exit_code == 2
-    assert "has no manifest that names its mask; give it with --mask" in refused.error
-    accepted = run_here("verify", MINI_LLAVA, mini_converted, "--mask", mask)
-    assert accepted.exit_code == 0, accepted.stderr
-    assert "verdict: OK" in accepted.stdout
+def test_verify_without_a_manifest_reads_the_mask_off_the_weights_or_takes_one(
+    mini_converted: Path, mask: Path
+) -> None:
+    (mini_converted / "s4convert.json").unlink()
+    for options in ([], ["--mask", mask]):
+        outcome = run_here("verify", MINI_LLAVA, mini_converted, *options)
+        assert outcome.exit_code == 0, outcome.stderr
+        assert "read off the weights: 2 heads are silent" in outcome.stdout
+        assert (
+            f"note: 2 files beside the weights are not the original's: {', '.join(sorted(CARD_FILES))}"
+            in outcome.stdout
+        )
+        assert "verdict: OK" in outcome.stdout
+
+
+def test_verify_of_one_checkpoint_compares_its_files_with_its_manifest(mini_converted: Path, tmp_path: Path) -> None:
+    outcome = run_here("verify", mini_converted)
+    assert outcome.exit_code == 0, outcome.stderr
+    assert "verdict: OK, all 12 files are what s4convert.json says of them, and the 2 heads" in outcome.stdout
+    refused = run_here("verify", mini_converted, "--compensate", "none")
+    assert (refused.exit_code, refused.error.partition(";")[0]) == (2, "--compensate is about two checkpoints")
+    assert run_here("verify", MINI_LLAVA).error == (
+        f"{MINI_LLAVA}: has no s4convert.json to check it by; give the original before it"
+    )
+    assert run_here("verify", "a", "b", "c").exit_code == 2
+    (mini_converted / "config.json").write_bytes((mini_converted / "config.json").read_bytes() + b"\n")
+    changed = run_here("verify", mini_converted, "--json")
+    assert changed.exit_code == 1
+    assert "config.json: is not what s4convert.json says of it" in changed.error
+    assert json.loads(changed.stdout)["cause"] == "damaged"
+
+
+def test_verify_of_one_checkpoint_sees_that_another_mask_was_written_into_its_manifest(mini_converted: Path) -> None:
+    manifest = mini_converted / "s4convert.json"
+    content = json.loads(manifest.read_text())
+    content["mask"]["pruned"]["1"] = [0, 3]
+    manifest.write_text(json.dumps(content))
+    outcome = run_here("verify", mini_converted)
+    assert outcome.exit_code == 1
+    assert "layer 1: head 3 is not silent, though the mask in s4convert.json prunes it" in outcome.error
 
 
 def test_verify_runs_the_models_on_a_device_that_is_there(mini_converted: Path) -> None:
@@ -383,7 +417,7 @@ def test_verify_with_another_mask_or_compensation_fails(mini_converted: Path, tm
     other = tmp_path / "other.json"
     other.write_text(json.dumps({"pruned_heads": {"1": [0, 3]}}))
     for options, message in (
-        (["--mask", other], "was pruned by another mask: layer 1 has lost heads 0, 2, where the mask takes heads 0, 3"),
+        (["--mask", other], "than the one given: layer 1 has lost heads 0, 2, where the mask takes heads 0, 3"),
         (["--compensate", "none"], "of layer 1 is not what the mask asks for"),
     ):
         outcome = run_here("verify", MINI_LLAVA, mini_converted, *options)
@@ -409,7 +443,7 @@ def test_verify_writes_nothing(mini_converted: Path, tmp_path: Path) -> None:
 def test_two_unconverted_copies_do_not_verify(mask: Path) -> None:
     outcome = run_here("verify", MINI_LLAVA, MINI_LLAVA, "--mask", mask)
     assert outcome.exit_code == 1
-    assert "mini-llava: is not pruned, no head became silent in it; give the converted checkpoint" in outcome.error
+    assert "in all 134 tensors: nothing was pruned; give the converted checkpoint" in outcome.error
 
 
 # --- demo -----------------------------------------------------------------------------------------------------

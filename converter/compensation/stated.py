@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from ..checkpoint import Checkpoint
 from ..checkpoint.dtypes import Float64Array, unit_in_last_place
@@ -54,7 +55,7 @@ def stated_fits(
             continue
         if trains:
             mixes[number] = layer.mix(1.0)
-            trained[number] = {projection: _own_rows(converted, number, projection) for projection in trains}
+            trained[number] = {projection: own_rows(converted, number, projection) for projection in trains}
             continue
         output = converted.output_projection(number)
         mix = recover_mix(
@@ -69,7 +70,8 @@ def stated_fits(
     )
 
 
-def _own_rows(converted: Checkpoint, layer: int, projection: str) -> TrainedRows:
+def own_rows(converted: Checkpoint, layer: int, projection: str) -> TrainedRows:
+    """The weight of *layer*'s *projection* as it stands in *converted*."""
     rows = converted.projection(layer, projection, "weight")
     assert rows is not None, "a checkpoint without it cannot be opened"
     tensor, begin = rows.tensor, rows.first
@@ -79,21 +81,49 @@ def _own_rows(converted: Checkpoint, layer: int, projection: str) -> TrainedRows
 def recover_mix(layer: PrunedLayer, after: Float64Array, dtype: str, where: str) -> HeadMix:
     """The map by which ``o_proj`` of *layer* became *after* [rows, columns], which is stored as *dtype*.
 
-    Rounding moves an element by half a unit in its last place at most, and the remainder of a fit is the shortest that
-    there is; so, column by column, its norm is at most that of those halves.
-
     Raises:
         VerificationError: no map of pruned onto kept heads gives *after*; *where* names the tensor.
         CheckpointError, StorageError: the original weight cannot be read.
     """
-    before = layer.read_weight("o")
-    change = after[:, layer.kept_columns] - before[:, layer.kept_columns]
-    sources = before[:, layer.pruned_columns]
-    transfer: Float64Array = np.linalg.lstsq(sources, change, rcond=None)[0].astype(np.float64)
-    remainder = np.linalg.norm(change - sources @ transfer, axis=0)
-    rounding = np.linalg.norm(unit_in_last_place(after[:, layer.kept_columns], dtype) / 2, axis=0)
-    if not (remainder <= rounding * SLACK).all():
+    transfer, is_mix = nearest_transfer(layer, layer.read_weight("o"), after, dtype)
+    if not is_mix.all():
         raise VerificationError(
             f"{where} of layer {layer.number} is no mix of the original's heads with the pruned ones; convert again"
         )
     return layer.mix(1.0, transfer)
+
+
+def nearest_transfer(
+    layer: PrunedLayer, before: Float64Array, after: Float64Array, dtype: str
+) -> tuple[Float64Array, npt.NDArray[np.bool_]]:
+    """(the transfer A with W_K + W_P A nearest to *after*, for each kept column whether only rounding is left of it).
+
+    Rounding moves an element by half a unit in its last place at most, and the remainder of a fit is the shortest that
+    there is; so, column by column, its norm is at most that of those halves. *before* is W, *after* is stored as
+    *dtype*, both [rows, columns].
+    """
+    change = after[:, layer.kept_columns] - before[:, layer.kept_columns]
+    sources = before[:, layer.pruned_columns]
+    rounding = np.linalg.norm(unit_in_last_place(after[:, layer.kept_columns], dtype) / 2, axis=0)
+    for solve in (_by_normal_equations, _by_singular_values):  # the second takes five times as long
+        try:
+            transfer = solve(sources, change)
+        except np.linalg.LinAlgError:
+            continue
+        is_mix: npt.NDArray[np.bool_] = np.linalg.norm(change - sources @ transfer, axis=0) <= rounding * SLACK
+        if is_mix.all():
+            break
+    return transfer, is_mix
+
+
+def _by_normal_equations(sources: Float64Array, change: Float64Array) -> Float64Array:
+    """The least-squares solution, its error corrected once; LinAlgError where *sources* depend on each other."""
+    gram = sources.T @ sources
+    solution: Float64Array = np.linalg.solve(gram, sources.T @ change)
+    solution += np.linalg.solve(gram, sources.T @ (change - sources @ solution))
+    return solution
+
+
+def _by_singular_values(sources: Float64Array, change: Float64Array) -> Float64Array:
+    solution: Float64Array = np.linalg.lstsq(sources, change, rcond=None)[0].astype(np.float64)
+    return solution

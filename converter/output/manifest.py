@@ -219,11 +219,13 @@ def _read_probe(content: Mapping[str, Any], where: Path) -> tuple[Any, dict[int,
         raise CheckpointError(f"{where}: its verification is malformed; convert the original again") from error
 
 
-def check_digests(stated: StatedConversion, converted: Checkpoint, report: Report) -> None:
-    """Raise VerificationError unless the manifest's list of files is what the structure check saw."""
-    for name in sorted(set(stated.files) | set(report.structure.digests)):
-        if stated.files.get(name) != report.structure.digests.get(name):
-            raise VerificationError(f"{converted.path / name}: is not what {MANIFEST_FILE} says of it; convert again")
+def check_digests(stated: StatedConversion, converted: Checkpoint, digests: Mapping[str, Digest]) -> None:
+    """Raise VerificationError unless the manifest's list of files is what was seen, their *digests* by name."""
+    for name in sorted(set(stated.files) | set(digests)):
+        if stated.files.get(name) != digests.get(name):
+            raise VerificationError(
+                f"{converted.path / name}: is not what {MANIFEST_FILE} says of it; convert again", cause="damaged"
+            )
 
 
 def check_unproven(stated: StatedConversion, converted: Checkpoint, report: Report) -> None:

@@ -40,7 +40,7 @@ def check_claim(
         VerificationError: the first thing that is wrong.
         StorageError: a file cannot be read.
     """
-    checks = ByteChecks(claim.terms, claim.converted.path) if checks is None else checks
+    checks = ByteChecks(claim.terms, claim.converted.path, claim.converted) if checks is None else checks
     total = sum(claim.converted.stamps[name].size for name in checks.unseen(claim.converted))
     with byte_bar("check", total, shown=progress and total > 0) as bar:
         structure = check_structure(claim, checks, jobs=jobs, advance=bar.update)

@@ -14,12 +14,19 @@ class Terms:
     """What becomes of *original*: it loses the heads of *mask* and has *fits* in their place.
 
     The files *own_files* are what OUT says itself: the model card's. They are not the original's, and only read.
+    With *other_shards*, the weights may stand in other files than the original's, or in another order there.
     """
 
     original: Checkpoint
     mask: HeadMask
     fits: Fits
     own_files: frozenset[str] = frozenset()
+    other_shards: bool = False
+
+    @property
+    def rebuilt(self) -> bool:
+        """Whether weights are compared tensor by tensor, as the files that hold them are not the original's."""
+        return self.other_shards or self.original.is_torch
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +38,8 @@ class Claim:
     mask: HeadMask
     fits: Fits
     own_files: frozenset[str] = frozenset()
+    other_shards: bool = False
 
     @property
     def terms(self) -> Terms:
-        return Terms(self.original, self.mask, self.fits, self.own_files)
+        return Terms(self.original, self.mask, self.fits, self.own_files, self.other_shards)

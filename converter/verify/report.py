@@ -39,7 +39,8 @@ class Report:
     samples, where there are some, and *calibration* what calibration data came to, see
     :func:`~s4convert.calibration.inputs.describe`. *notes* are sentences that a reader of the verdict must know.
     *unproven_layers* are those whose fit was not checked against the data that it was made of. *evaluation* is what
-    original and converted answered, where they were asked.
+    original and converted answered, where they were asked. *recognised* is what was read off the weights, where nobody
+    stated the compensation.
     """
 
     mask: HeadMask
@@ -54,6 +55,7 @@ class Report:
     training: Told | None = None
     agreement: Agreement | None = None
     calibration: Mapping[str, Any] = field(default_factory=dict)
+    recognised: Told | None = None
 
     def __str__(self) -> str:
         return self.to_text()
@@ -114,6 +116,16 @@ class Report:
             **({"evaluation": self.evaluation.to_json()} if self.evaluation is not None else {}),
         }
 
+    def outcome_json(self) -> dict[str, Any]:
+        """What a verification found, for a script: :meth:`to_json` with the mask, the compensation and no cause.
+
+        The figures of a fit, which that has for the compensation, are the ``fits`` of this one.
+        """
+        figures = self.to_json()
+        fits = {} if "compensation" not in figures else {"fits": figures.pop("compensation")}
+        compensation = compensation_json(self.compensation, self.recognised)
+        return {"cause": None, "mask": self.mask.to_json(), "compensation": compensation} | fits | figures
+
     def _tokens(self) -> list[tuple[str, int]]:
         """What calibration data came to, by name."""
         return [(name, self.calibration[name]) for name in TOKENS if name in self.calibration]
@@ -144,7 +156,7 @@ class Report:
 
     def to_text(self) -> str:
         """The table that a conversion ends with."""
-        lines = []
+        lines = [] if self.recognised is None else self.recognised.to_text().split("\n")
         if self.behaviour is None:
             lines.append("behaviour: not checked")
         else:
@@ -179,6 +191,11 @@ class Report:
         if self.evaluation is not None:
             lines += ["", *self.evaluation.to_text().split("\n")]
         return text_of(lines)
+
+
+def compensation_json(mode: str, recognised: Told | None) -> dict[str, Any]:
+    """The *mode* of a compensation, and what was read off the weights where nobody stated it, for a script to read."""
+    return {"mode": mode, **({} if recognised is None else recognised.to_json())}
 
 
 def _factors(row: LayerDelta) -> str:

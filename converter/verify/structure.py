@@ -46,12 +46,14 @@ class StructureReport:
 class ByteChecks:
     """Compares the files in *directory* with what *terms* ask for, byte for byte, and keeps what was seen of each.
 
-    A file is checked while it is written, through :meth:`steps`, or when it stands, by :func:`check_structure`.
+    A file is checked while it is written, through :meth:`steps`, or when it stands, by :func:`check_structure`: then
+    *converted* is the checkpoint there.
     """
 
-    def __init__(self, terms: Terms, directory: Path) -> None:
+    def __init__(self, terms: Terms, directory: Path, converted: Checkpoint | None = None) -> None:
         self._terms = terms
         self._directory = directory
+        self._converted = converted
         self._comparisons: dict[str, _Comparison] = {}
         self._seen: dict[str, _Seen] = {}
 
@@ -61,7 +63,7 @@ class ByteChecks:
         Raises:
             VerificationError: the header of a shard that was built is not sound, or not of the original's tensors.
         """
-        comparison = self._comparisons[name] = _Comparison(self._terms, self._directory, name)
+        comparison = self._comparisons[name] = _Comparison(self._terms, self._directory, name, self._converted)
         return comparison.steps()
 
     def seen(self, name: str, sha256: str, status: os.stat_result) -> None:
@@ -246,7 +248,7 @@ def _expected_trained_columns(
 def _expected_columns(data: memoryview, tensor: StoredTensor, mix: HeadMix, *, is_recovered: bool) -> ExpectedRows:
     """Rows of ``o_proj``: pruned columns are +0; kept ones times their factor, plus the pruned ones' transfer."""
     dtype, columns = tensor.dtype, tensor.shape[1]
-    if mix.transfer is None:
+    if mix.transfer is None and not is_recovered:
         kept = mix.factors[mix.kept_columns]
         if tensor.entry.num_bytes >= TABLE_BYTES and ITEM_BYTES[dtype] == 2 and len(set(kept.tolist())) == 1:
             numbers = np.frombuffer(data, "<u2").reshape(-1, mix.num_heads, mix.head_dim)
@@ -255,17 +257,17 @@ def _expected_columns(data: memoryview, tensor: StoredTensor, mix: HeadMix, *, i
             numbers[:, list(mix.pruned)] = 0
             return ExpectedRows(data)
     values = decode(data, dtype).reshape(-1, columns)
+    is_free = np.zeros(values.shape, np.bool_)
+    is_free[:, mix.kept_columns] = True
     if mix.transfer is None:
         with np.errstate(over="ignore", invalid="ignore"):
             products = values * mix.factors
         products[:, mix.pruned_columns] = 0.0
-        return ExpectedRows(encode(products, dtype))
+        return ExpectedRows(encode(products, dtype), None, is_free if is_recovered else None)
     exact = values.astype(np.float64) * mix.factors.astype(np.float64)
     exact[:, mix.kept_columns] += values[:, mix.pruned_columns].astype(np.float64) @ mix.transfer
     exact[:, mix.pruned_columns] = 0.0
-    rounded = np.zeros(exact.shape, np.bool_)
-    rounded[:, mix.kept_columns] = True
-    return ExpectedRows(encode(exact, dtype), None if is_recovered else exact, rounded)
+    return ExpectedRows(encode(exact, dtype), None if is_recovered else exact, is_free)
 
 
 @lru_cache(maxsize=64)
@@ -302,9 +304,9 @@ def _expected_values(
 def _check_files(claim: Claim) -> None:
     original, converted = claim.original, claim.converted
     expected, found = set(original.stamps), set(converted.stamps)
-    if original.is_torch:  # its shards become safetensors, in as many files as the conversion was told
+    if claim.terms.rebuilt:  # as the .bin files of an original are, into as many files as the conversion was told
         _check_rebuilt(original, converted)
-        expected, found = set(original.sidecars), set(converted.sidecars) - {INDEX_FILE}
+        expected, found = set(original.sidecars) - {INDEX_FILE}, set(converted.sidecars) - {INDEX_FILE}
     expected, found = expected - claim.own_files, found - claim.own_files
     for name in sorted(expected ^ found):
         state = "is missing" if name in expected else "does not stand in the original"
@@ -331,11 +333,25 @@ def _check_rebuilt(original: Checkpoint, converted: Checkpoint) -> None:
                 f"{before.dtype} {list(before.shape)}; convert again"
             )
     for shard, header in converted.shards.items():
-        if not isinstance(header, SafetensorsHeader) or header.metadata.get("format") != "pt":
+        if converted.is_torch:  # which no conversion writes, but others may
+            _check_apart(converted, shard)
+        elif not isinstance(header, SafetensorsHeader) or header.metadata.get("format") != "pt":
             raise VerificationError(f"{converted.path / shard}: its metadata lacks the format pt; convert again")
     index = converted.path / INDEX_FILE
     if index.is_file() and not isinstance(read_json_object(index).get("metadata"), dict):
         raise VerificationError(f"{index}: has no metadata, which stock loaders read; convert again")
+
+
+def _check_apart(converted: Checkpoint, shard: str) -> None:
+    """Refuse a torch file in which tensors are not each in one piece, as their bytes are compared piece by piece."""
+    end = 0
+    for entry in converted.shards[shard].entries:
+        if entry.strides is not None or entry.begin < end:
+            raise VerificationError(
+                f"{converted.path / shard}: {entry.name} shares its bytes with another tensor, or has gaps in it; save "
+                "the checkpoint as safetensors"
+            )
+        end = max(end, entry.end)
 
 
 def _touched_layer(terms: Terms, tensor: StoredTensor | None) -> int | None:
@@ -396,9 +412,11 @@ class _Comparison:
     It is compared to its end, as the layers do not stand in their order there. *entries* are the tensors that it holds.
     """
 
-    def __init__(self, terms: Terms, directory: Path, name: str) -> None:
-        self._terms, self._path, self._name = terms, directory / name, name
-        self._is_copied = name in terms.original.stamps.keys() - terms.own_files
+    def __init__(self, terms: Terms, directory: Path, name: str, converted: Checkpoint | None) -> None:
+        self._terms, self._path, self._name, self._converted = terms, directory / name, name, converted
+        is_shard = self._path.suffix == ".safetensors" if converted is None else name in converted.shards
+        is_new = terms.rebuilt and (is_shard or name == INDEX_FILE)
+        self._is_copied = name in terms.original.stamps.keys() - terms.own_files and not is_new
         self._spare: list[bytearray] = []  # buffers that no thread is using
         self.entries = self._read_entries()
         self.changed_layers = set[int]()
@@ -416,7 +434,12 @@ class _Comparison:
         if self._is_copied:
             shard = original.shards.get(self._name)
             return () if shard is None else shard.entries
-        if self._name in self._terms.own_files or self._path.suffix != ".safetensors":
+        if self._name in self._terms.own_files:
+            return ()
+        if self._converted is not None:
+            stands = self._converted.shards.get(self._name)
+            return () if stands is None else stands.entries
+        if self._path.suffix != ".safetensors":
             return ()
         try:
             entries = read_header(self._path).entries

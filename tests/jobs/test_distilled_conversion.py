@@ -77,6 +77,19 @@ def test_it_is_verified_later_from_the_two_directories_and_with_the_data_its_kl_
     assert again.to_json()["agreement"] == report.to_json()["agreement"]  # on the same samples
 
 
+def test_without_its_manifest_it_is_seen_to_be_trained(
+    converted: tuple[Path, s4convert.Report], tmp_path: Path
+) -> None:
+    out = shutil.copytree(converted[0], tmp_path / "out")
+    (out / "s4convert.json").unlink()
+    report = s4convert.verify_conversion(MINI_LLAVA, out)
+    assert (report.mask.pruned, report.compensation) == (MASK.pruned, "distill")
+    layers = report.outcome_json()["compensation"]["layers"]
+    assert [list(row["others_moved"]) for row in layers] == [["q", "k", "v"]] * 3
+    assert report.behaviour is not None
+    assert max(row.own_error for row in report.behaviour.layers) < 1e-6
+
+
 def test_it_is_made_again_byte_for_byte(converted: tuple[Path, s4convert.Report], data: dict[str, Any]) -> None:
     out, _ = converted
     assert s4convert.reproduce(out, MINI_LLAVA, **data).differences == {}
