@@ -32,9 +32,11 @@ from ..errors import (
     StorageError,
     UsageError,
     VerificationError,
+    printable,
     shown,
     text_of,
 )
+from ..hub.names import check_repo_id
 from ..mask import HeadMask
 from ..model.decoder import check_device, require_stock_code
 from ..output.card import CARD_FILES, BaseCard, draw_picture, public_command, read_base_card, write_card
@@ -96,6 +98,7 @@ class ConvertOptions(ConversionOptions, TrainingOptions):
     Output: *shard_size* (bytes, or ``"5GB"``) bounds the shards that are built from ``.bin`` files. *force* replaces
     the conversion that stands at OUT; *allow_converted* accepts an IN that was converted before; *allow_name* an OUT
     that stock LLaVA loads as another class. *card* writes a model card, README.md; without it, README.md is IN's.
+    *model_name* is its title, and *base_model* what IN is called on the Hub (``org/name``), where it is not from there.
     *report* is a file to write, outside OUT: the report as HTML, see :func:`~s4convert.jobs.report.write_report`.
 
     Raises:
@@ -119,6 +122,8 @@ class ConvertOptions(ConversionOptions, TrainingOptions):
     allow_converted: bool = False
     allow_name: bool = False
     card: bool = True
+    model_name: str | None = None
+    base_model: str | None = None
     report: str | Path | None = None
 
     def __post_init__(self) -> None:
@@ -127,6 +132,7 @@ class ConvertOptions(ConversionOptions, TrainingOptions):
         if self.recipe not in (None, *RECIPES):
             raise UsageError(f"`recipe` {shown(self.recipe)} is none of {', '.join(RECIPES)}")
         self.check_use([self.mode])
+        self._check_names()
         if self.evaluate is None:
             for name in ("evaluate_images", "conversation"):
                 if getattr(self, name) is not None:
@@ -146,6 +152,16 @@ class ConvertOptions(ConversionOptions, TrainingOptions):
         with_a_model = (self.calibration, self.statistics, self.evaluate)
         if self.device is not None and not self.check_behaviour and all(given is None for given in with_a_model):
             raise UsageError("`device` is where models run, and here none does; leave it out")
+
+    def _check_names(self) -> None:
+        for name in ("model_name", "base_model"):
+            if getattr(self, name) is not None and not self.card:
+                raise UsageError(f"`{name}` is for the model card; leave it out, or leave out `card=False`")
+        if self.base_model is not None:
+            check_repo_id(self.base_model)
+        title = self.model_name
+        if title is not None and (not title.strip() or printable(title) != title):
+            raise UsageError(f"`model_name` {shown(title)} is no title; give some words on one line")
 
     @property
     def mode(self) -> str:
@@ -331,7 +347,9 @@ def _checked(checkpoint: Checkpoint, out: Path, mask: HeadMask, options: Convert
         raise UsageError(f"{checkpoint.path}: its shards are safetensors and stay as they are; leave `shard_size` out")
     has_moments = options.calibration is not None or options.statistics is not None
     check_mode(options.mode, checkpoint, mask, has_moments=has_moments)
-    base_card = read_base_card(checkpoint) if options.card else None
+    base_card = None
+    if options.card:
+        base_card = read_base_card(checkpoint, base_model=options.base_model, model_name=options.model_name)
     own_files = CARD_FILES if options.card else frozenset()
     files = assemble(checkpoint, options.shard_bytes, own_files=own_files)
     planned = PlannedConversion(checkpoint, mask, out, options, files, None, base_card, own_files)
@@ -416,16 +434,15 @@ def _carry_out(planned: PlannedConversion, made_by: str) -> Report:
         if report.advice is not None:
             _log.warning("%s", report.advice)
         origin = Origin(made_by, staged.calibration, options.shard_bytes)
-        evaluation = told = figures = None
+        evaluation = figures = None
         if asked is not None and tasks is not None:
             evaluation = _evaluate(checkpoint, _open_staged(staging.checkpoint), asked, tasks)
-            kept = evaluation.to_keep()
-            told = f"{asked}, by the prompt of {kept.conversation}:\n\n```\n{kept.to_text()}\n```"
-            figures = {"questions": asked.to_json()} | kept.to_json()
+            figures = {"questions": asked.to_json()} | evaluation.to_keep().to_json()
             figures["answers"] = evaluation.side_by_side(_SHOWN_ANSWERS)
         card = {}
         if planned.base_card is not None:
-            card = write_card(checkpoint, plan, report, planned.base_card, picture, origin, told, staging.checkpoint)
+            base = planned.base_card
+            card = write_card(checkpoint, plan, report, base, picture, origin, figures, staging.checkpoint)
         said = manifest(checkpoint, plan, report, origin, card, figures)
         html = None if options.report is None else html_report(said, planned.out / MANIFEST_FILE)
         write_manifest(said, staging.checkpoint)

@@ -210,10 +210,6 @@ class Asked:
     prompts: Prompts | None
     tower: Path | None
 
-    def __str__(self) -> str:
-        said = self.to_json()
-        return f"{said['count']} questions of `{said['file']}` (sha256 `{said['sha256']}`)"
-
     def to_json(self) -> dict[str, Any]:
         """The file of the questions, without its path, and how many were asked."""
         name = "" if self.options.questions is None else Path(self.options.questions).name

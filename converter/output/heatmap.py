@@ -86,10 +86,10 @@ def plot_heatmap(path: Path, num_heads: int, pruned: Heads, saliency: Saliency |
         raise StorageError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
-def png_heatmap(num_heads: int, pruned: Heads, title: str) -> bytes:
-    """The picture that :func:`plot_heatmap` draws without saliency, as the content of a PNG file."""
+def png_heatmap(num_heads: int, pruned: Heads, saliency: Saliency | None, title: str) -> bytes:
+    """The picture that :func:`plot_heatmap` draws, as the content of a PNG file."""
     content = BytesIO()
-    _raster(*_drawing(num_heads, pruned, None, title)).save(content, "png", **_SAVED_AS)
+    _raster(*_drawing(num_heads, pruned, saliency, title)).save(content, "png", **_SAVED_AS)
     return content.getvalue()
 
 

@@ -18,6 +18,7 @@ from ..errors import CheckpointError, MaskError, printable
 from ..mask import HeadMask
 from ..verify.report import TOKENS
 from .html_figures import Figure, Table, dots, heatmap
+from .left import NOT_MEASURED, what_is_left
 from .manifest import MANIFEST_FORMAT
 from .origin import in_words
 
@@ -124,7 +125,7 @@ def view_of(content: Mapping[str, Any]) -> View:
         done=_done(content, mask),
         checks=_checks(content, mask),
         notes=checked.get("notes", ()),
-        summary=_summary(content),
+        summary=what_is_left(evaluation, checked.get("agreement")) or [NOT_MEASURED],
         advice=content.get("advice"),
         good=[*_evaluated(evaluation), *_agreement(checked.get("agreement"), content["compensation"])],
         heads=heatmap(mask),
@@ -242,39 +243,6 @@ def _checks(content: Mapping[str, Any], mask: HeadMask) -> list[Check]:
         ),
         Check("Probe", "what went through the models", behaviour["probe"]),
     ]
-
-
-def _summary(content: Mapping[str, Any]) -> list[str]:
-    """What is known of how good the converted model is, in sentences."""
-    evaluation, agreement = content.get("evaluation"), content["verification"].get("agreement")
-    lines = []
-    if evaluation is not None:
-        before, after = (evaluation["checkpoints"][name]["accuracy"] for name in ("original", "converted"))
-        change = evaluation["checkpoints"]["converted"]["changed"]["accuracy"]
-        lines.append(
-            f"Of {after['count']} questions, the original answers {before['percent']:.1f} % right and the converted "
-            f"model {after['percent']:.1f} %: {_change(change)}."
-        )
-    if agreement is not None:
-        after = agreement["converted"]
-        lines.append(
-            f"On {agreement['num_tokens']:,} held-out tokens, both find the same next token most likely in "
-            f"{after['top1']:.1%} of the places; the KL divergence to the original is {after['kl']:.3g} nats a token."
-        )
-    if not lines:
-        lines.append(
-            "Nobody knows yet: no question was asked and no text was held out. Convert with --evaluate FILE, or run "
-            "s4convert evaluate on the two directories."
-        )
-    return lines
-
-
-def _change(change: Mapping[str, Any]) -> str:
-    text = f"{change['points']:+.1f} points"
-    if not change["kept"]:
-        return f"{text}, which is more than chance explains"
-    least = f"; a loss of {-change['low']:.1f} points cannot be ruled out" if change["low"] < 0 else ""
-    return f"{text}, which is no more than chance explains{least}"
 
 
 def _evaluated(evaluation: Mapping[str, Any] | None) -> list[Table]:
