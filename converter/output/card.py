@@ -23,7 +23,7 @@ from ..rewrite.plan import Plan
 from ..verify.report import Report
 from ..version import __version__, versions
 from .heatmap import png_heatmap
-from .left import NOT_MEASURED, what_is_left
+from .left import NOT_MEASURED, as_command, what_is_left
 from .origin import Origin, files_of, in_words
 
 _log = logging.getLogger(__name__)
@@ -208,7 +208,7 @@ def _body(
             "match the mask. Tensors, shapes and head counts are the original's, so stock code loads it, and it "
             f"is as large and as fast as before. `{MANIFEST_FILE}` holds the mask, all figures and the sha256 of every "
             "file.",
-            *([] if report.advice is None else [f"> **Advice.** {report.advice[0].upper()}{report.advice[1:]}."]),
+            *([] if report.advice is None else [f"> **Advice.** {as_command(report.advice)}."]),
             "## What was pruned",
             *([f"![Pruned heads by layer and head]({PICTURE_FILE})", _picture_legend(mask)] if has_picture else []),
             f"{len(mask.touched_layers)} of {mask.num_layers} layers lose heads: {mask.num_pruned} {mask.realised}.",

@@ -18,7 +18,7 @@ from ..errors import CheckpointError, MaskError, printable
 from ..mask import HeadMask
 from ..verify.report import TOKENS
 from .html_figures import Figure, Table, dots, heatmap
-from .left import NOT_MEASURED, what_is_left
+from .left import NOT_MEASURED, as_command, what_is_left
 from .manifest import MANIFEST_FORMAT
 from .origin import in_words
 
@@ -126,7 +126,7 @@ def view_of(content: Mapping[str, Any]) -> View:
         checks=_checks(content, mask),
         notes=checked.get("notes", ()),
         summary=what_is_left(evaluation, checked.get("agreement")) or [NOT_MEASURED],
-        advice=content.get("advice"),
+        advice=None if content.get("advice") is None else as_command(content["advice"]).replace("`", ""),
         good=[*_evaluated(evaluation), *_agreement(checked.get("agreement"), content["compensation"])],
         heads=heatmap(mask),
         figures=figures,
@@ -325,7 +325,7 @@ def _layers(content: Mapping[str, Any], mask: HeadMask) -> tuple[list[Figure], l
             figures.append(_left_on_the_probe(behaviour["layers"]))
         tables.append(_factors(behaviour["layers"]))
     if fitted is not None:
-        figures.append(_left_of_error(fitted))
+        figures.append(_left_of_error(fitted, content["compensation"]))
     return [figure for figure in figures if figure is not None], tables
 
 
@@ -386,7 +386,7 @@ def _left_on_the_probe(rows: Sequence[Mapping[str, Any]]) -> Figure | None:
     )
 
 
-def _left_of_error(fitted: Mapping[str, Any]) -> Figure | None:
+def _left_of_error(fitted: Mapping[str, Any], mode: str) -> Figure | None:
     rows = list(fitted.items())
 
     def left(row: Mapping[str, Any], name: str, of: str = "error") -> float | None:
@@ -397,12 +397,16 @@ def _left_of_error(fitted: Mapping[str, Any]) -> Figure | None:
         return row["stored_error"] / row["error"]["none"] if row["error"]["none"] else None
 
     unseen = [(row, "held_out_error") for _, row in rows]
+    what = f"by {mode}, or what a layer uses in its place"
     series = [
-        ("scale", "by the S4 scale, whatever was used", [left(row, "scale") for _, row in rows]),
-        ("fit", "by the fit, on the data that it was made of", [left(row, "fit") for _, row in rows]),
-        ("held-out fit", "by the fit, on samples that it has not seen", [left(row, "fit", of) for row, of in unseen]),
-        ("held-out scale", "by the S4 scale on the same samples", [left(row, "scale", of) for row, of in unseen]),
+        ("fit", f"{what}, on the data that it was made of", [left(row, "fit") for _, row in rows]),
+        ("held-out fit", "the same on samples that it has not seen", [left(row, "fit", of) for row, of in unseen]),
     ]
+    if mode != "scale":
+        series += [
+            ("scale", "by the S4 scale, on the data of the fit", [left(row, "scale") for _, row in rows]),
+            ("held-out scale", "by the S4 scale on those samples", [left(row, "scale", of) for row, of in unseen]),
+        ]
     columns = [
         ("layer", ""),
         (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,11 @@ NOT_MEASURED = (
     "Nobody knows yet: no question was asked and no text was held out. Convert with --evaluate FILE, or run s4convert "
     "evaluate on the two directories."
 )
+
+
+def as_command(advice: str) -> str:
+    """*advice* with the command line's flag in the place of the parameter."""
+    return re.sub(r"`compensation='([a-z-]+)'`", r"`--compensate \1`", advice)
 
 
 def what_is_left(evaluation: Mapping[str, Any] | None, agreement: Mapping[str, Any] | None) -> list[str]:

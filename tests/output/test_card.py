@@ -113,7 +113,7 @@ def test_advice_data_and_the_masks_origin_stand_in_the_card(tmp_path: Path) -> N
     advised = run_here(MINI_LLAVA, tmp_path / "out", "--mask", mask, *how, *data)
     assert advised.exit_code == 0, advised.stderr
     card = (tmp_path / "out" / "README.md").read_text()
-    assert re.search(r"> \*\*Advice\.\*\* On \d+ held-out tokens, none is nearer to the original than scale", card)
+    assert re.search(r"> \*\*Advice\.\*\* on \d+ held-out tokens, none is nearer .*; use `--compensate none`\.", card)
     digest = sha256((QUESTIONS / "questions.json").read_bytes()).hexdigest()
     assert f"| mask | `questions.json` | 2 samples | `{digest}` |" in card
     assert f"| compensation | `questions.json` | 8 samples | `{digest}` |" in card
