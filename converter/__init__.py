@@ -2,9 +2,9 @@
 
 The jobs are what the command line does: :func:`convert` (and :func:`plan_conversion`, its dry run),
 :func:`verify_conversion` (and :func:`verify_files`), :func:`reproduce`, :func:`evaluate`, :func:`compare`,
-:func:`sweep` (and :func:`summarise_results`), :func:`inspect`, :func:`make_mask`, :func:`push` (and
-:func:`plan_push`), :func:`convert_and_push`, :func:`demonstrate`. Each takes its options as
-keywords or as a frozen object.
+:func:`sweep` (and :func:`summarise_results`), :func:`inspect`, :func:`write_report`, :func:`make_mask`, :func:`push`
+(and :func:`plan_push`), :func:`convert_and_push`, :func:`demonstrate`. Each takes its options as keywords or as a
+frozen object.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from .jobs.mask import MaskOptions as MaskOptions
     from .jobs.mask import make_mask as make_mask
     from .jobs.push import convert_and_push as convert_and_push
+    from .jobs.report import write_report as write_report
     from .jobs.reproduce import Reproduction as Reproduction
     from .jobs.reproduce import reproduce as reproduce
     from .jobs.sweep import SweepOptions as SweepOptions
@@ -73,6 +74,7 @@ _HOMES = {
     ".jobs.inspect": ("inspect",),
     ".jobs.mask": ("MaskOptions", "make_mask"),
     ".jobs.push": ("convert_and_push",),
+    ".jobs.report": ("write_report",),
     ".jobs.reproduce": ("Reproduction", "reproduce"),
     ".jobs.sweep": ("SweepOptions", "summarise_results", "sweep"),
     ".jobs.verify": ("VerifyOptions", "verify_conversion", "verify_files"),

@@ -33,6 +33,7 @@ BATCH_SIZE = 8  # questions at a time
 MAX_NEW_TOKENS = 64  # of an answer
 BEST_BY = ("rate", "accuracy", "perplexity")  # what makes a point of a sweep the best
 
+REPORT_FILE = "report.html"
 STEPS = 300  # of a distillation
 LEARNING_RATE = 1e-3  # of its first steps
 GAMMA = 0.4  # the weight of the mean in cross-attention

@@ -35,6 +35,7 @@ from .choices import (
     METRICS,
     POLARITIES,
     RECIPES,
+    REPORT_FILE,
     STEPS,
     TRAINED,
     WINDOW,
@@ -280,6 +281,9 @@ def cli() -> None:
     click.option(
         "--no-card", "card", flag_value=False, default=True, help="Leave README.md as IN's; write no model card."
     ),
+    click.option("--model-name", metavar="TEXT", help="The card's title.  [default: IN's name and the pruned heads]"),
+    click.option("--base-model", metavar="ORG/NAME", help="For the card: what a local IN is called on the Hub."),
+    click.option("--report", type=FILE, metavar="FILE", help="Write a report to look at, as report.html."),
     _JOBS,
 )
 @options(
@@ -553,6 +557,38 @@ def sweep(
     process.print_result(text, written=swept.directory)
     if swept.summary.failed:
         context.exit(1)
+
+
+@cli.command()
+@click.argument("converted", metavar="OUT", type=click.Path())
+@options(
+    "Output",
+    click.option(
+        "-o",
+        "--output",
+        "out",
+        type=FILE,
+        default=REPORT_FILE,
+        show_default=True,
+        metavar="FILE",
+        help="The report to write (HTML).",
+    ),
+    click.option("--force", is_flag=True, help="Replace a file that stands there."),
+)
+@options("Messages", _QUIET, *_SHARED)
+def report(converted: str, out: Path, force: bool, quiet: bool, as_json: bool, verbose: int) -> None:
+    """Write the report of the conversion OUT as one HTML file, to look at in a browser.
+
+    OUT is a directory, or org/name[@revision] on the Hub. All that the report says is in OUT's s4convert.json; no
+    weight is read.
+    """
+    process.set_up(cli, verbose, quiet=quiet)
+    from .jobs.report import write_report
+
+    write_report(converted, out, force=force, progress=not quiet)
+    shown = printable(str(out))
+    text = json.dumps({"report": str(out)}, indent=1) if as_json else shown if quiet else f"written: {shown}"
+    process.print_result(text, written=out)
 
 
 @cli.command()

@@ -537,7 +537,7 @@ def test_a_misspelt_command_is_told_so(source: Path, word: str, meant: str) -> N
 def test_a_word_that_is_neither_a_command_nor_a_checkpoint_is_told_so(source: Path, out: Path) -> None:
     outcome = run_here("-v", "undo", source, out, "--mask", "mask.json")
     assert outcome.exit_code == 2
-    commands = "inspect, verify, evaluate, compare, sweep, reproduce, mask, push, demo"
+    commands = "inspect, verify, evaluate, compare, sweep, report, reproduce, mask, push, demo"
     assert outcome.error.startswith(f"no such command or directory: 'undo'; the commands are {commands}")
 
 
@@ -580,7 +580,10 @@ def test_the_shell_is_offered_commands_and_directories_where_either_may_stand() 
     assert completions("") == {
         *(
             f"plain,{name}"
-            for name in ("compare", "demo", "evaluate", "inspect", "mask", "push", "reproduce", "sweep", "verify")
+            for name in (
+                *("compare", "demo", "evaluate", "inspect", "mask"),
+                *("push", "report", "reproduce", "sweep", "verify"),
+            )
         ),
         "dir,",
     }

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..calibration.inputs import Inputs
 from ..calibration.statistics import CalibrationData, PassingMoments, held_out_of
 from ..calibration.statistics import scratch_bytes as statistics_bytes
-from ..checkpoint import Checkpoint
+from ..checkpoint import MANIFEST_FILE, Checkpoint
 from ..checkpoint.loader_names import check_loader_name
 from ..checkpoint.refusals import refuse_delta_name
 from ..checkpoint.sidecars import perhaps_private
@@ -24,11 +24,23 @@ from ..compensation import MODES, fit
 from ..compensation.fitting import check_mode, known_before_fitting, scratch_bytes
 from ..compensation.modes import REFIT, default_mode
 from ..compensation.training import trained_bytes
-from ..disk import free_bytes
-from ..errors import CalibrationError, CheckpointError, S4ConvertError, UsageError, VerificationError, shown, text_of
+from ..disk import free_bytes, write_output
+from ..errors import (
+    CalibrationError,
+    CheckpointError,
+    S4ConvertError,
+    StorageError,
+    UsageError,
+    VerificationError,
+    printable,
+    shown,
+    text_of,
+)
+from ..hub.names import check_repo_id
 from ..mask import HeadMask
 from ..model.decoder import check_device, require_stock_code
 from ..output.card import CARD_FILES, BaseCard, draw_picture, public_command, read_base_card, write_card
+from ..output.html_report import html_report
 from ..output.manifest import manifest, write_manifest
 from ..output.origin import Origin, describe_moments
 from ..progress import byte_bar
@@ -53,6 +65,7 @@ from .distill import check_training, distilled
 from .notes import notes_on
 from .options import ConversionOptions, TrainingOptions, as_path, options_of
 from .recipe import RECIPES, check_recipe, mask_by_recipe
+from .report import check_report
 
 if TYPE_CHECKING:  # and else imported where questions are asked, so that other conversions start sooner
     from ..study.evaluation import Tasks
@@ -60,6 +73,7 @@ if TYPE_CHECKING:  # and else imported where questions are asked, so that other 
 
 _log = logging.getLogger(__name__)
 
+_SHOWN_ANSWERS = 20  # in the manifest, side by side
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
@@ -85,6 +99,8 @@ class ConvertOptions(ConversionOptions, TrainingOptions):
     Output: *shard_size* (bytes, or ``"5GB"``) bounds the shards that are built from ``.bin`` files. *force* replaces
     the conversion that stands at OUT; *allow_converted* accepts an IN that was converted before; *allow_name* an OUT
     that stock LLaVA loads as another class. *card* writes a model card, README.md; without it, README.md is IN's.
+    *model_name* is its title, and *base_model* what IN is called on the Hub (``org/name``), where it is not from there.
+    *report* is a file to write, outside OUT: the report as HTML, see :func:`~s4convert.jobs.report.write_report`.
 
     Raises:
         UsageError: an option is of the wrong type, out of range, or means nothing without another.
@@ -107,6 +123,9 @@ class ConvertOptions(ConversionOptions, TrainingOptions):
     allow_converted: bool = False
     allow_name: bool = False
     card: bool = True
+    model_name: str | None = None
+    base_model: str | None = None
+    report: str | Path | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -114,6 +133,7 @@ class ConvertOptions(ConversionOptions, TrainingOptions):
         if self.recipe not in (None, *RECIPES):
             raise UsageError(f"`recipe` {shown(self.recipe)} is none of {', '.join(RECIPES)}")
         self.check_use([self.mode])
+        self._check_names()
         if self.evaluate is None:
             for name in ("evaluate_images", "conversation"):
                 if getattr(self, name) is not None:
@@ -133,6 +153,16 @@ class ConvertOptions(ConversionOptions, TrainingOptions):
         with_a_model = (self.calibration, self.statistics, self.evaluate)
         if self.device is not None and not self.check_behaviour and all(given is None for given in with_a_model):
             raise UsageError("`device` is where models run, and here none does; leave it out")
+
+    def _check_names(self) -> None:
+        for name in ("model_name", "base_model"):
+            if getattr(self, name) is not None and not self.card:
+                raise UsageError(f"`{name}` is for the model card; leave it out, or leave out `card=False`")
+        if self.base_model is not None:
+            check_repo_id(self.base_model)
+        title = self.model_name
+        if title is not None and (not title.strip() or printable(title) != title):
+            raise UsageError(f"`model_name` {shown(title)} is no title; give some words on one line")
 
     @property
     def mode(self) -> str:
@@ -297,6 +327,8 @@ def prepare(
 ) -> PlannedConversion:
     """Open IN, read or make the mask, and refuse what cannot be done, all but what depends on what stands at OUT."""
     checkpoint, out = open_checkpoint(source, progress=options.progress), as_path(out)
+    if options.report is not None:
+        check_report(as_path(options.report), out, force=options.force)
     if mask is None:
         planned = _checked(checkpoint, out, check_recipe(checkpoint, options), options)
         check_replaceable(out, force=options.force)  # before scores take their time
@@ -316,7 +348,9 @@ def _checked(checkpoint: Checkpoint, out: Path, mask: HeadMask, options: Convert
         raise UsageError(f"{checkpoint.path}: its shards are safetensors and stay as they are; leave `shard_size` out")
     has_moments = options.calibration is not None or options.statistics is not None
     check_mode(options.mode, checkpoint, mask, has_moments=has_moments)
-    base_card = read_base_card(checkpoint) if options.card else None
+    base_card = None
+    if options.card:
+        base_card = read_base_card(checkpoint, base_model=options.base_model, model_name=options.model_name)
     own_files = CARD_FILES if options.card else frozenset()
     files = assemble(checkpoint, options.shard_bytes, own_files=own_files)
     planned = PlannedConversion(checkpoint, mask, out, options, files, None, base_card, own_files)
@@ -401,18 +435,25 @@ def _carry_out(planned: PlannedConversion, made_by: str) -> Report:
         if report.advice is not None:
             _log.warning("%s", report.advice)
         origin = Origin(made_by, staged.calibration, options.shard_bytes)
-        evaluation = told = figures = None
+        evaluation = figures = None
         if asked is not None and tasks is not None:
             evaluation = _evaluate(checkpoint, _open_staged(staging.checkpoint), asked, tasks)
-            kept = evaluation.to_keep()
-            told = f"{asked}, by the prompt of {kept.conversation}:\n\n```\n{kept.to_text()}\n```"
-            figures = {"questions": asked.to_json()} | kept.to_json()
+            figures = {"questions": asked.to_json()} | evaluation.to_keep().to_json()
+            figures["answers"] = evaluation.side_by_side(_SHOWN_ANSWERS)
         card = {}
         if planned.base_card is not None:
-            card = write_card(checkpoint, plan, report, planned.base_card, picture, origin, told, staging.checkpoint)
-        write_manifest(manifest(checkpoint, plan, report, origin, card, figures), staging.checkpoint)
+            base = planned.base_card
+            card = write_card(checkpoint, plan, report, base, picture, origin, figures, staging.checkpoint)
+        said = manifest(checkpoint, plan, report, origin, card, figures)
+        html = None if options.report is None else html_report(said, planned.out / MANIFEST_FILE)
+        write_manifest(said, staging.checkpoint)
         flusher.wait()
         commit(staging, replace=options.force)
+    if html is not None and options.report is not None:
+        try:
+            write_output(as_path(options.report), html, force=options.force)
+        except (StorageError, UsageError) as error:
+            raise type(error)(f"{error}; {planned.out} is written, and s4convert report makes its report") from error
     return replace(report, evaluation=evaluation)
 
 

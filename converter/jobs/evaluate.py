@@ -24,6 +24,7 @@ from .options import Options, as_path, options_of
 
 _log = logging.getLogger(__name__)
 
+MOST_LETTERS = 200  # of an answer that is shown beside another
 KINDS = (("accuracy", None), ("image", True), ("text", False))
 
 
@@ -103,6 +104,26 @@ class Evaluated:
         first = self.evaluations[self.baseline]
         pairs = ((name, found.difference(first, image=image)) for name, image in KINDS)
         return {name: change.to_json() for name, change in pairs if change is not None}
+
+    def side_by_side(self, most: int) -> list[dict[str, Any]]:
+        """What each checkpoint said to *most* of the questions, those first where the others' score is not the first's.
+
+        Neither the words of a question nor its right answer is in it: the data may not be for everyone.
+        """
+        asked = [*zip(*(found.answers for found in self.evaluations.values()), strict=True)]
+        changed = [len({one.score for one in said}) > 1 for said in asked]
+        chosen = sorted(range(len(asked)), key=lambda number: not changed[number])[:most]
+        return [
+            {
+                "question_id": asked[number][0].question.id,
+                "image": asked[number][0].question.image is not None,
+                "said": {
+                    name: {"text": one.text[:MOST_LETTERS], "score": round(one.score, 6)}
+                    for name, one in zip(self.evaluations, asked[number], strict=True)
+                },
+            }
+            for number in chosen
+        ]
 
     def to_text(self) -> str:
         """The prompt, a row per checkpoint, and what changed, for a person to read."""
@@ -188,10 +209,6 @@ class Asked:
     texts: tuple[Sample, ...]
     prompts: Prompts | None
     tower: Path | None
-
-    def __str__(self) -> str:
-        said = self.to_json()
-        return f"{said['count']} questions of `{said['file']}` (sha256 `{said['sha256']}`)"
 
     def to_json(self) -> dict[str, Any]:
         """The file of the questions, without its path, and how many were asked."""

@@ -19,7 +19,7 @@ from ..disk import check_json_name, check_output
 from ..errors import UsageError
 from ..mask import HeadMask, HeadScores, Schedule, parse_schedule
 from ..mask.files import load_mask, load_scores
-from ..mask.making import NO_GROUPS, prune_lowest
+from ..mask.making import NO_GROUPS, prune_lowest, with_saliency
 from ..mask.schedules import Adaptive, Rate
 from ..output.heatmap import check_picture, plot_heatmap, text_heatmap
 from ..sources import locate_tower, open_checkpoint
@@ -162,6 +162,7 @@ def make_mask(
     if options.search is not None:
         assert data is not None
         mask = _searched(data, mask, found, schedule, options)
+    mask = with_saliency(mask, found)
     if out is not None:
         mask.save(out, force=options.force)
     if plot is not None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import isfinite
+from math import inf, isfinite
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from ..errors import MaskError, shown
 from .checked_values import check_provenance
 
 NATIVE_FORMAT = "s4convert-mask/1"
+SALIENCY = "saliency"  # in the provenance: the rounded score of every head
 MIN_FACTOR, MAX_FACTOR = 1e-6, 1e6  # a scale out of this range is a mistake
 
 
@@ -86,6 +87,17 @@ class HeadMask:
         """The share that the mask was to prune, as far as its provenance says."""
         said = (self.provenance or {}).get("rate")
         return float(said) if isinstance(said, float) and isfinite(said) else None
+
+    @property
+    def saliency(self) -> tuple[tuple[float, ...], ...] | None:
+        """The score of every head, [num_layers][num_heads], by which the mask was made, as far as provenance says."""
+        said = (self.provenance or {}).get(SALIENCY)
+        rows = said if isinstance(said, Sequence) and len(said) == self.num_layers else ()
+        if not rows or not all(isinstance(row, Sequence) and len(row) == self.num_heads for row in rows):
+            return None
+        if not all(type(score) in (int, float) and abs(score) < inf for row in rows for score in row):
+            return None
+        return tuple(tuple(float(score) for score in row) for row in rows)
 
     @property
     def touched_layers(self) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from typing import Any
 from ..choices import GRANULARITIES
 from ..errors import MaskError, UsageError, shown
 from ..version import __version__
-from .head_mask import HeadMask
+from .head_mask import SALIENCY, HeadMask
 from .head_scores import NORMALISERS, HeadScores, Ladder
 from .schedules import Adaptive, Costs, Global, Schedule, describe, least_rate
 
@@ -61,6 +61,12 @@ def prune_lowest(
     provenance = _provenance(scores, schedule, granularity, num_kv_heads, normalised=divisors is not None)
     mask = HeadMask(scores.num_heads, tuple(pruned), provenance=provenance)
     return replace(mask, provenance=provenance | {"realised_rate": mask.rate})
+
+
+def with_saliency(mask: HeadMask, scores: HeadScores) -> HeadMask:
+    """*mask* with the *scores* that it was made of in its provenance, rounded to four digits: enough for a picture."""
+    rounded = [[float(f"{score:.4g}") for score in row] for row in scores.scores]
+    return replace(mask, provenance={**(mask.provenance or {}), SALIENCY: rounded})
 
 
 def _none_goes(schedule: Schedule, costs: Costs, unit: str) -> MaskError:

@@ -40,7 +40,7 @@ def text_heatmap(num_heads: int, pruned: Heads, saliency: Saliency | None = None
 
     The shades rank the heads over the whole model, so that a few large figures do not leave all others blank.
     """
-    shades = None if saliency is None else _ranks(saliency)
+    shades = None if saliency is None else ranks_of(saliency)
     lines = []
     for layer, heads in enumerate(pruned):
         row = [
@@ -86,14 +86,14 @@ def plot_heatmap(path: Path, num_heads: int, pruned: Heads, saliency: Saliency |
         raise StorageError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
-def png_heatmap(num_heads: int, pruned: Heads, title: str) -> bytes:
-    """The picture that :func:`plot_heatmap` draws without saliency, as the content of a PNG file."""
+def png_heatmap(num_heads: int, pruned: Heads, saliency: Saliency | None, title: str) -> bytes:
+    """The picture that :func:`plot_heatmap` draws, as the content of a PNG file."""
     content = BytesIO()
-    _raster(*_drawing(num_heads, pruned, None, title)).save(content, "png", **_SAVED_AS)
+    _raster(*_drawing(num_heads, pruned, saliency, title)).save(content, "png", **_SAVED_AS)
     return content.getvalue()
 
 
-def _ranks(saliency: Saliency) -> list[list[float]]:
+def ranks_of(saliency: Saliency) -> list[list[float]]:
     """Each figure's rank among all of them, in [0, 1); equal figures may differ by their place."""
     order = sorted((figure, layer, head) for layer, row in enumerate(saliency) for head, figure in enumerate(row))
     ranks = [[0.0] * len(row) for row in saliency]
@@ -133,7 +133,7 @@ _Shapes = list[_Rect | _Cross | _Text]
 
 def _drawing(num_heads: int, pruned: Heads, saliency: Saliency | None, title: str) -> tuple[int, int, _Shapes]:
     """The picture's width and height, and its shapes from the back to the front, all in pixels."""
-    ranks = None if saliency is None else _ranks(saliency)
+    ranks = None if saliency is None else ranks_of(saliency)
     cell = max(12, min(36, 720 // max(num_heads, len(pruned))))
     step = next(step for step in (1, 2, 5) if step * cell >= 30)  # labels this far apart do not touch
     unit = max(cell // 4, -(-96 // num_heads))  # a bar's length for each pruned head
@@ -157,14 +157,14 @@ def _drawing(num_heads: int, pruned: Heads, saliency: Saliency | None, title: st
     for layer, heads in enumerate(pruned):
         y = top + cell * layer
         for head in range(num_heads):
-            colour = GREY if ranks is None else _shade(ranks[layer][head])
+            colour = GREY if ranks is None else shade_of(ranks[layer][head])
             shapes.append(_Rect(left + cell * head, y, cell - 1, cell - 1, colour))
             shapes += _mark(left + cell * head, y, cell - 1) if head in heads else []
         shapes.append(_Rect(bars, y + cell // 8, unit * len(heads), cell - 1 - 2 * (cell // 8), RED))
     if ranks is None:
         shapes += [_Rect(left, legend, 20, 20, GREY), _Text(left + 28, legend + 15, "kept", "start")]
     else:
-        shapes += [_Rect(left + x, legend, 2, 20, _shade(x / scale)) for x in range(0, scale, 2)]
+        shapes += [_Rect(left + x, legend, 2, 20, shade_of(x / scale)) for x in range(0, scale, 2)]
         shapes += [_Text(left + 8, legend + 15, "low", "start", 14, WHITE)]
         shapes += [_Text(left + scale - 8, legend + 15, "high", "end", 14)]
         shapes += [_Text(left + scale // 2, legend + 40, "saliency (rank in the model)")]
@@ -172,7 +172,8 @@ def _drawing(num_heads: int, pruned: Heads, saliency: Saliency | None, title: st
     return max(bars_end, key + 80, left + 10 * len(title)) + 24, legend + 60, shapes
 
 
-def _shade(rank: float) -> tuple[int, ...]:
+def shade_of(rank: float) -> tuple[int, ...]:
+    """The colour of a *rank* in [0, 1), red, green and blue."""
     place, part = divmod(rank * (len(VIRIDIS) - 1), 1)
     low, high = VIRIDIS[int(place) : int(place) + 2]  # no rank is 1
     return tuple(round(a + (b - a) * part) for a, b in zip(low, high, strict=True))

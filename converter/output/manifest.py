@@ -42,7 +42,8 @@ def manifest(
 ) -> dict[str, Any]:
     """The manifest of a conversion, with the files of its *card* and the figures of an *evaluation*, if any.
 
-    It holds no time and no path, so the same inputs and libraries give the same bytes.
+    ``manifest.schema.json`` says what is in it. It holds no time and no path, and the command only beside a card that
+    names it as well; so the same inputs and libraries give the same bytes.
     """
     fitted = plan.fits.to_json()
     files = dict(sorted((dict(report.structure.digests) | dict(card)).items()))
@@ -50,6 +51,7 @@ def manifest(
         "format": MANIFEST_FORMAT,
         "tool_version": __version__,
         "versions": versions(),
+        **({"command": origin.made_by} if card else {}),
         "source": checkpoint.source,
         "fingerprint": checkpoint.fingerprint,
         "mask": plan.mask.to_json(),
@@ -61,6 +63,7 @@ def manifest(
         "shard_bytes": origin.shard_bytes,
         "plan": {"edits": len(plan.edits), "rewritten_bytes": plan.num_bytes},
         "verification": report.to_json(),
+        **({} if report.advice is None else {"advice": report.advice}),
         **({} if evaluation is None else {"evaluation": dict(evaluation)}),
         "card": sorted(CARD_FILES) if card else [],
         "files": {name: {"size": size, "sha256": sha256} for name, (size, sha256) in files.items()},

@@ -39,7 +39,7 @@ def stated(out: Path) -> dict[str, Any]:
     """The manifest of *out* as it is where no card was asked for."""
     manifest = json.loads((out / "s4convert.json").read_text())
     files = {name: file for name, file in manifest["files"].items() if name not in CARD_FILES}
-    return {**manifest, "card": [], "files": files}
+    return {name: said for name, said in manifest.items() if name != "command"} | {"card": [], "files": files}
 
 
 def downloaded(hub: LoopbackHub) -> set[str]:

@@ -64,6 +64,14 @@ def test_from_the_hub_and_to_the_hub(
     assert digests_at(hub, "lab/mini-llava-pruned") == digests(out)
 
     elsewhere = s4convert.under(HF_HOME=str(tmp_path / "elsewhere"))  # with an empty cache
+    hub.requests.clear()
+    for name, of in (("here", out), ("there", "lab/mini-llava-pruned")):
+        reported = elsewhere("report", of, "-o", tmp_path / f"{name}.html", "-q")
+        assert (reported.exit_code, reported.stdout) == (0, f"{tmp_path / name}.html\n"), reported.stderr
+    assert (tmp_path / "here.html").read_bytes() == (tmp_path / "there.html").read_bytes()
+    assert {request.path.rpartition("/")[2] for request in hub.requests if "/resolve/" in request.path} == {
+        "s4convert.json"
+    }
     used = subprocess.run(
         [sys.executable, "-c", USE],
         cwd=tmp_path,

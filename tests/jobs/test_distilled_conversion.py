@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 from PIL import Image
@@ -22,6 +23,8 @@ from s4convert.jobs.demo import Chat
 from s4convert.mask import HeadMask
 from s4convert.model.front_end import LETTER_INSTRUCTION
 from s4convert.model.resident import ResidentModel
+from s4convert.output.html_report import html_report
+from tests.output.test_html_report import SCHEMA as MANIFEST_SCHEMA
 from tests.support.command_line import run_here
 from tests.support.environments import in_the_newest_environment
 
@@ -63,6 +66,10 @@ def test_only_q_k_v_and_o_of_touched_layers_differ_and_pruned_heads_are_silent(
     assert told["agreement"]["converted"]["kl"] == pytest.approx(told["training"]["kl"], rel=1e-3)
     assert "Training: 6 steps on q, k, v, o of kept heads, 8 samples; KL to" in (out / "README.md").read_text()
     assert max(row["own_error"] for row in told["behaviour"]["layers"]) < 1e-6
+    manifest = json.loads((out / "s4convert.json").read_text())
+    jsonschema.validate(manifest, MANIFEST_SCHEMA)
+    best = manifest["training"]["best_step"]
+    assert f"on held-out samples; step {best} was kept" in html_report(manifest, out)
 
 
 def test_it_is_verified_later_from_the_two_directories_and_with_the_data_its_kl_again(

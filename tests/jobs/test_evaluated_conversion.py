@@ -53,10 +53,11 @@ def test_the_figures_are_those_of_evaluate_wherever_they_are_told(mini_mask_file
 
     card = (out / "README.md").read_text().partition("## What is left")[2].partition("## Loading it")[0]
     assert "8 questions of `questions.json`" in card
-    for text in (card, said.stdout):
-        assert f"original   accuracy  {before.accuracy()}\n" in text
-        assert f"converted  accuracy  {after.accuracy()}\n" in text
-        assert f"converted, against original:\n  accuracy  {change}\n" in text
+    assert f"original   accuracy  {before.accuracy()}\n" in said.stdout
+    assert f"converted  accuracy  {after.accuracy()}\n" in said.stdout
+    assert f"converted, against original:\n  accuracy  {change}\n" in said.stdout
+    assert f"| converted | {share['percent']:.1f} % ({share['low']:.1f} to {share['high']:.1f}) |" in card
+    assert f"| change | {change.to_json()['points']:+.1f} points (" in card
     assert "answers/s" in said.stdout
     assert "answers/s" not in card
     assert str(tmp_path) not in card + json.dumps(stated)
@@ -81,7 +82,7 @@ def test_without_questions_nothing_is_said_of_them(tmp_path: Path) -> None:
     assert report.evaluation is None
     assert "evaluation" not in report.to_json()
     assert "evaluation" not in json.loads((tmp_path / "out" / "s4convert.json").read_text())
-    assert "What is left" not in (tmp_path / "out" / "README.md").read_text()
+    assert "What is left of its answers was not measured." in (tmp_path / "out" / "README.md").read_text()
 
 
 def broken_image(directory: Path) -> Path:

@@ -14,7 +14,7 @@ import s4convert.mask
 from s4convert import make_mask
 from s4convert.checkpoint import Geometry
 from s4convert.mask import HeadMask, HeadScores
-from s4convert.mask.files import load_mask
+from s4convert.mask.files import load_mask, load_scores
 from s4convert.version import __version__
 from tests.support.command_line import run, run_here
 
@@ -78,6 +78,8 @@ def test_the_command_writes_a_native_mask_with_its_provenance(
     assert mask.num_pruned == total
     inherited = {name: value for name, value in PROVENANCE.items() if name != "residual_energy"}
     made = {"granularity": "head", "tool_version": __version__, "realised_rate": total / 1024}
+    assert mask.saliency == tuple(tuple(float(f"{score:.4g}") for score in row) for row in load_scores(scores).scores)
+    made["saliency"] = [[*row] for row in mask.saliency]
     assert mask.provenance == inherited | made | made_by
     jsonschema.validate(json.loads(out.read_text()), SCHEMA)
 

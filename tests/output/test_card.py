@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
 
+from s4convert.demo import MINI_LLAVA, QUESTIONS
 from s4convert.output.card import BEGIN, CARD_FILES, END
 from s4convert.output.heatmap import plot_heatmap
 from tests.support.command_line import Outcome, run_here
 from tests.support.disk import digests
+from tests.support.environments import in_the_newest_environment
 from tests.support.synthetic import Spec, write_checkpoint
 
 BASE = """---
@@ -70,6 +75,69 @@ def test_the_card_tells_what_was_pruned_and_by_what_command(source: Path, tmp_pa
         assert (entry["sha256"] in card) is name.endswith(".safetensors")
     assert stated["card"] == sorted(CARD_FILES)
     assert "![Pruned heads by layer and head](s4convert-heads.png)" in card
+
+
+def test_the_card_begins_with_what_was_pruned_and_what_is_left(source: Path, tmp_path: Path, mask: Path) -> None:
+    given = ("--model-name", "Half a llama", "--base-model", "lab/llama")
+    assert convert(source, tmp_path / "out", mask, *given).exit_code == 0
+    card = ModelCard((tmp_path / "out" / "README.md").read_text())
+    assert (card.data.base_model, card.data.to_dict()["base_model_relation"]) == ("lab/llama", "finetune")
+    title, summary = [line for line in card.text.splitlines() if line and line != BEGIN][:2]
+    assert title == "# Half a llama"
+    assert summary.startswith("2 of 8 attention heads of `base-7b` are pruned, in 1 of 2 layers: they are zero")
+    assert summary.endswith("What is left of its answers was not measured.")
+    assert "accuracy kept" not in card.text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--model-name", "two\nlines"), "--model-name 'two\\nlines' is no title; give some words on one line"),
+        (("--base-model", "llama"), "'llama': is not the name of a repository on the Hub"),
+        (("--base-model", "lab/llama", "--no-card"), "--base-model is for the model card; leave it out"),
+    ],
+)
+def test_a_name_that_says_nothing_is_refused(
+    source: Path, tmp_path: Path, mask: Path, options: tuple[str, ...], message: str
+) -> None:
+    assert message in convert(source, tmp_path / "out", mask, *options).error
+
+
+def test_advice_data_and_the_masks_origin_stand_in_the_card(tmp_path: Path) -> None:
+    mask, kept = tmp_path / "mask.json", tmp_path / "kept"
+    data = ("--calibration", QUESTIONS / "questions.json", "--images", QUESTIONS)
+    how = ("--metric", "energy", "--schedule", "global", "--rate", "0.25", "-o", mask, "--num-samples", "2")
+    assert run_here("mask", MINI_LLAVA, *how, *data).exit_code == 0
+    # The S4 scale of heads that say little is worse than nothing, which is seen on held-out samples.
+    how = ("--compensate", "scale", "--save-statistics", kept)
+    advised = run_here(MINI_LLAVA, tmp_path / "out", "--mask", mask, *how, *data)
+    assert advised.exit_code == 0, advised.stderr
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert re.search(r"> \*\*Advice\.\*\* on \d+ held-out tokens, none is nearer .*; use `--compensate none`\.", card)
+    digest = sha256((QUESTIONS / "questions.json").read_bytes()).hexdigest()
+    assert f"| mask | `questions.json` | 2 samples | `{digest}` |" in card
+    assert f"| compensation | `questions.json` | 8 samples | `{digest}` |" in card
+    assert "Colour: the brighter, the more a head is worth keeping" in card
+    again = run_here(MINI_LLAVA, tmp_path / "again", "--mask", mask, "--no-verify", "--statistics", kept)
+    assert again.exit_code == 0, again.stderr
+    assert f"| compensation | `questions.json` | 8 samples | `{digest}` |" in (tmp_path / "again/README.md").read_text()
+
+
+@in_the_newest_environment
+@pytest.mark.parametrize("absent", [(), ("preprocessor_config.json", "processor_config.json"), ("tokenizer.model",)])
+def test_the_cards_code_runs_on_the_files_that_are_there(
+    mini_llava: Path, mini_mask_file: Path, tmp_path: Path, absent: tuple[str, ...]
+) -> None:
+    for name in absent:
+        (mini_llava / name).unlink()
+    assert convert(mini_llava, tmp_path / "out", mini_mask_file).exit_code == 0
+    (code,) = re.findall(r"```python\n(.*?)```", (tmp_path / "out" / "README.md").read_text(), re.DOTALL)
+    loaded: dict[str, Any] = {}
+    exec(code.replace('"OUT"', repr(str(tmp_path / "out"))), loaded)
+    assert type(loaded["model"]).__name__ == "LlavaForConditionalGeneration"
+    assert {"processor", "tokenizer"} & loaded.keys() == {(): {"processor"}, ("tokenizer.model",): set()}.get(
+        absent, {"tokenizer"}
+    )
 
 
 def test_the_cards_picture_shows_the_pruned_heads(source: Path, tmp_path: Path, mask: Path) -> None:

@@ -26,7 +26,7 @@ from ...errors import MaskError, shown
 from ..checked_values import finite_number
 from ..head_mask import NATIVE_FORMAT, HeadMask
 from ..head_scores import SCORES_FORMAT
-from ..making import prune_lowest
+from ..making import prune_lowest, with_saliency
 from ..schedules import describe
 from .layer_lists import (
     SIZES,
@@ -93,7 +93,7 @@ def _scores(content: dict[str, Any], hints: Hints) -> tuple[HeadMask, str]:
     hints.refuse_polarity("scores")
     if hints.schedule is None:
         raise MaskError("holds scores, not a mask; give `rate` and `schedule` (or `schedule='bands:...'` alone)")
-    return prune_lowest(scores, hints.schedule), f"scores, {describe(hints.schedule)}"
+    return with_saliency(prune_lowest(scores, hints.schedule), scores), f"scores, {describe(hints.schedule)}"
 
 
 def _s4_calibration(content: dict[str, Any], hints: Hints) -> tuple[HeadMask, str]:

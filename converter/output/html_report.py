@@ -1,0 +1,524 @@
+"""The report that people look at: one file of HTML, made of nothing but what ``s4convert.json`` says.
+
+It needs no script and no network, and the same manifest gives the same bytes. :func:`view_of` finds the words and
+figures, and ``report.html.jinja`` puts them in their places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..compensation import MODES
+from ..compensation.modes import REFIT
+from ..errors import CheckpointError, MaskError, printable
+from ..mask import HeadMask
+from ..verify.report import TOKENS
+from .html_figures import Figure, Table, dots, heatmap
+from .left import NOT_MEASURED, as_command, what_is_left
+from .manifest import MANIFEST_FORMAT
+from .origin import in_words
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+_HERE = Path(__file__).parent
+_NO_FIGURE = "-"
+_MATCH = "Weights match the mask"
+
+_DELTA = "how far hidden states moved from the original's; it says that pruning had an effect, not how bad it is"
+_REFERENCE = (
+    "how far they are from the reference's, the original with its heads pruned by hooks at run time; it is rounding, "
+    "adding up from layer to layer"
+)
+_OWN = "the same of this layer alone, on the same input: rounding that cannot add up"
+_E = "E, the mean squared change of the layer's attention output, over that without compensation; 1 is no gain"
+
+
+@dataclass(frozen=True)
+class Check:
+    """What one check compared, what it found at the worst, and whether it was made."""
+
+    name: str
+    compared: str
+    worst: str
+    made: bool = True
+
+
+@dataclass(frozen=True)
+class View:
+    """What the report says, in the order in which it says it; pairs are a name and what is said of it."""
+
+    title: str
+    verdict: str
+    stated_verdict: str
+    tool_version: str
+    done: Sequence[tuple[str, str]]
+    checks: Sequence[Check]
+    notes: Sequence[str]
+    summary: Sequence[str]
+    advice: str | None
+    good: Sequence[Table]
+    heads: Figure
+    figures: Sequence[Figure]
+    tables: Sequence[Table]
+    answers: Table | None
+    command: str | None
+    made_of: Sequence[tuple[str, str]]
+    data: Table | None
+    files: Table
+
+
+def html_report(content: Mapping[str, Any], where: Path) -> str:
+    """The report of the conversion whose manifest, read from *where*, is *content*; ASCII.
+
+    Raises:
+        CheckpointError: the manifest is of another version, or malformed.
+    """
+    if content.get("format") != MANIFEST_FORMAT:
+        raise CheckpointError(f"{where}: is no manifest that this version reads; it reads {MANIFEST_FORMAT!r}")
+    try:
+        view = view_of(content)
+    except (KeyError, IndexError, TypeError, ValueError, ArithmeticError, AttributeError, MaskError) as error:
+        reason = printable(f"{type(error).__name__}: {error}")
+        raise CheckpointError(f"{where}: is malformed ({reason}); convert the original again") from error
+    text: str = _template().render(view=view)
+    return text.encode("ascii", "xmlcharrefreplace").decode("ascii") + "\n"
+
+
+@cache
+def _template() -> Template:
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: printable(value) if type(value) is str else value,
+    )
+    environment.globals["css"] = Markup((_HERE / "report.css").read_text(encoding="utf-8"))
+    return environment.from_string((_HERE / "report.html.jinja").read_text(encoding="utf-8"))
+
+
+def view_of(content: Mapping[str, Any]) -> View:
+    """What there is to say of the manifest *content*; errors of all kinds where it is malformed."""
+    mask = _mask_of(content["mask"])
+    checked = content["verification"]
+    unproven = len(checked.get("unproven_layers", ()))
+    verdict = _MATCH
+    if unproven:
+        verdict += f"; the fits of {unproven} layers are not checked against their data"
+    if checked["behaviour"] is None:
+        verdict += "; hidden states were not looked at"
+    figures, tables = _layers(content, mask)
+    evaluation = content.get("evaluation")
+    return View(
+        title=f"{content['source']}, with {mask.num_pruned} of {mask.num_layers * mask.num_heads} heads pruned",
+        verdict=verdict,
+        stated_verdict=checked["verdict"],
+        tool_version=content["tool_version"],
+        done=_done(content, mask),
+        checks=_checks(content, mask),
+        notes=checked.get("notes", ()),
+        summary=what_is_left(evaluation, checked.get("agreement")) or [NOT_MEASURED],
+        advice=None if content.get("advice") is None else as_command(content["advice"]).replace("`", ""),
+        good=[*_evaluated(evaluation), *_agreement(checked.get("agreement"), content["compensation"])],
+        heads=heatmap(mask),
+        figures=figures,
+        tables=tables,
+        answers=_answers(evaluation),
+        command=content.get("command"),
+        made_of=_made_of(content),
+        data=_data(content.get("calibration"), evaluation),
+        files=Table(
+            "Files of the conversion",
+            [("file", ""), ("bytes", ""), ("sha256", "")],
+            [[name, f"{file['size']:,}", file["sha256"]] for name, file in content["files"].items()],
+        ),
+    )
+
+
+def _mask_of(said: Mapping[str, Any]) -> HeadMask:
+    pruned = said["pruned"]
+    rows = tuple(tuple(pruned.get(str(layer), ())) for layer in range(said["num_layers"]))
+    return HeadMask(said["num_heads"], rows, provenance=said.get("provenance"))
+
+
+def _done(content: Mapping[str, Any], mask: HeadMask) -> list[tuple[str, str]]:
+    """What was done, from what and with what."""
+    said, mode, plan = mask.provenance or {}, content["compensation"], content["plan"]
+    file, training, calibration = content["mask_file"], content.get("training"), content["calibration"]
+    how = [f"{name} {said[name]}" for name in ("metric", "schedule", "recipe") if isinstance(said.get(name), str)]
+    trained = MODES[mode].trained and training is not None and bool(training["best_step"])
+    change = MODES[mode if trained or not MODES[mode].trained else REFIT].change
+    rows = [
+        ("Original", content["source"]),
+        ("Heads pruned", f"{mask.num_pruned} {mask.realised}"),
+        ("Layers", f"{len(mask.touched_layers)} of {mask.num_layers} lose heads"),
+        (
+            "Compensation",
+            f"{mode}: in the layers that lose heads, the output projection's columns of kept heads {change}",
+        ),
+        (
+            "Mask",
+            f"{file['name']}, {file['read_as']}" if file is not None else "made for this conversion, or in Python",
+        ),
+    ]
+    rows += [("Heads chosen by", ", ".join(how))] if how else []
+    if training is not None:
+        kl = f"KL to the original {training['refit_kl']:.4g} by least squares, {training['kl']:.4g} as kept"
+        kept = f"step {training['best_step']} was kept" if trained else "the least-squares refit stays"
+        rows.append(("Training", f"{training['num_samples']} samples; {kl} on held-out samples; {kept}"))
+    if calibration is not None:
+        rows.append(("Calibration data", _amount(calibration) or "moments that a Python function gave"))
+    rewritten = f"{plan['edits']} edits, in spans of {plan['rewritten_bytes']:,} bytes; shapes and head counts stay"
+    return [*rows, ("Written", rewritten)]
+
+
+def _amount(calibration: Mapping[str, Any]) -> str:
+    """How much data was taken of which files, in words."""
+    files = [f"{file['samples']} samples of {file['file']}" for file in calibration.get("files", [])]
+    tokens = [f"{calibration[name]:,} {name.replace('_', ' ')}" for name in TOKENS[1:] if name in calibration]
+    return ", ".join([*files, *tokens])
+
+
+def _checks(content: Mapping[str, Any], mask: HeadMask) -> list[Check]:
+    """What was compared with what, and the worst that was found."""
+    checked, mode = content["verification"], content["compensation"]
+    structure, unproven = checked["structure"], len(checked.get("unproven_layers", ()))
+    definition = "within the rounding of the stored type"
+    if unproven:
+        definition = f"{unproven} layers are not checked against the data of their fit"
+    if MODES[mode].trained:
+        definition = "no definition says what a training makes; pruned rows and columns are zero"
+    checks = [
+        Check(
+            "What must not change",
+            "every byte of it with the original's",
+            f"no byte differs: {structure['identical_tensors']} tensors and {structure['sidecars']} other files",
+        ),
+        Check(
+            "What must change",
+            "every byte with what mask and compensation make of the original's; pruned heads are zero",
+            f"no byte differs: {structure['edited_tensors']} tensors",
+        ),
+        Check("Compensation", f"the stored weights with the definition of {mode}, by other code", definition),
+    ]
+    behaviour = checked["behaviour"]
+    if behaviour is None:
+        return [*checks, Check("Hidden states", "not compared (--no-verify)", "not known", made=False)]
+    layers, first = behaviour["layers"], mask.touched_layers[0]
+    own, off = (max(layers, key=lambda row: row[name]) for name in ("own_error", "reference_error"))
+    least = min((layers[layer] for layer in mask.touched_layers), key=lambda row: row["own_delta"])
+    if first:
+        before = max(row["relative_delta"] for row in layers[:first])
+        checks.append(
+            Check(
+                "Hidden states before the mask",
+                f"those after layers 0 to {first - 1} with the original's, bit by bit",
+                f"{before:.3g}, and 0 is asked for",
+            )
+        )
+    return [
+        *checks,
+        Check(
+            "Each layer alone",
+            "its output with that of the original with pruning hooks, on the same input",
+            f"{own['own_error']:.2g} in layer {own['layer']}; rounding explains up to {behaviour['tolerance']:.2g}",
+        ),
+        Check(
+            "All layers together",
+            "hidden states with those of the original with pruning hooks",
+            f"{off['reference_error']:.2g} after layer {off['layer']}",
+        ),
+        Check(
+            "Effect",
+            "each layer that loses heads with the original's, on the same input: it must differ",
+            f"{least['own_delta']:.2%} in layer {least['layer']}, the least",
+        ),
+        Check("Probe", "what went through the models", behaviour["probe"]),
+    ]
+
+
+def _evaluated(evaluation: Mapping[str, Any] | None) -> list[Table]:
+    """What original and converted answered."""
+    if evaluation is None:
+        return []
+    columns = [
+        ("", ""),
+        ("accuracy", "right answers of all questions, with the 95 % interval of so few questions"),
+        ("image", "of those with an image"),
+        ("text", "of those without one"),
+        ("unreadable", "answers that name no option where one was asked for; they count as wrong"),
+        ("cut", "answers that were cut at the largest number of new tokens"),
+        ("perplexity", "how surprised the model is by the right answers; 1 is not at all"),
+    ]
+    rows = [
+        [
+            name,
+            *(_share(found[f"{kind}accuracy"]) for kind in ("", "image_", "text_")),
+            *(str(found[name]) for name in ("unparsable", "cut")),
+            _NO_FIGURE if found["answer_perplexity"] is None else f"{found['answer_perplexity']:.4g}",
+        ]
+        for name, found in evaluation["checkpoints"].items()
+    ]
+    changed = evaluation["checkpoints"]["converted"]["changed"]
+    gained = [
+        [
+            "all" if kind == "accuracy" else kind,
+            f"{one['points']:+.1f} points",
+            f"{one['low']:+.1f} to {one['high']:+.1f}",
+            str(one["gained"]),
+            str(one["lost"]),
+            f"{one['p_value']:.2g}",
+            "no more than chance explains" if one["kept"] else "more than chance explains",
+        ]
+        for kind, one in changed.items()
+    ]
+    meanings = [
+        ("questions", ""),
+        ("change", "right answers of the converted model less those of the original, question by question"),
+        ("interval", "where the change lies at 95 % confidence; a wide one says that there were too few questions"),
+        ("gained", "questions that only the converted model answers right"),
+        ("lost", "questions that only the original answers right"),
+        ("p", "how likely so uneven a pair of gained and lost is by chance"),
+        ("loss", ""),
+    ]
+    return [Table("Answers to the questions", columns, rows), Table("What changed", meanings, gained)]
+
+
+def _share(share: Mapping[str, Any] | None) -> str:
+    if share is None:
+        return _NO_FIGURE
+    return f"{share['percent']:.1f} % ({share['low']:.1f} to {share['high']:.1f})"
+
+
+def _agreement(agreement: Mapping[str, Any] | None, mode: str) -> list[Table]:
+    """How near the converted model, and what needs no data, is to the original."""
+    if agreement is None:
+        return []
+    columns = [
+        ("model", "none and scale: the original with hooks that prune, without and with the S4 scale"),
+        ("KL", "KL divergence of the original's next token from the model's, in nats a token; 0 is the same model"),
+        ("same top token", "the share of places where both find the same next token most likely"),
+    ]
+    named = {name: name for name in ("none", "scale") if name != mode} | {"converted": f"{mode}, as stored"}
+    rows = [[shown, f"{agreement[name]['kl']:.3g}", f"{agreement[name]['top1']:.1%}"] for name, shown in named.items()]
+    text = f"Agreement with the original, on {agreement['num_tokens']:,} tokens of {agreement['num_samples']} samples"
+    return [Table(text, columns, rows)]
+
+
+def _layers(content: Mapping[str, Any], mask: HeadMask) -> tuple[list[Figure], list[Table]]:
+    """(the figures with a row per layer, the tables that have no figure)."""
+    checked = content["verification"]
+    behaviour, fitted = checked["behaviour"], checked.get("compensation")
+    figures: list[Figure | None] = []
+    tables = []
+    if behaviour is not None:
+        figures.append(_deltas(behaviour))
+        if fitted is None:
+            figures.append(_left_on_the_probe(behaviour["layers"]))
+        tables.append(_factors(behaviour["layers"]))
+    if fitted is not None:
+        figures.append(_left_of_error(fitted, content["compensation"]))
+    return [figure for figure in figures if figure is not None], tables
+
+
+def _deltas(behaviour: Mapping[str, Any]) -> Figure | None:
+    rows = behaviour["layers"]
+    columns = [
+        ("layer", ""),
+        ("heads pruned", ""),
+        ("mean |delta|", "mean of the absolute change of hidden states after the layer"),
+        ("relative delta", _DELTA),
+        ("off reference", _REFERENCE),
+        ("alone, delta", "the change that this layer makes to the original's output on the same input"),
+        ("alone, off", _OWN),
+    ]
+    table = Table(
+        "Hidden states after each layer",
+        columns,
+        [
+            [
+                str(row["layer"]),
+                str(row["heads_pruned"]),
+                f"{row['mean_abs_delta']:.3g}",
+                f"{row['relative_delta']:.2%}",
+                f"{row['reference_error']:.2g}",
+                f"{row['own_delta']:.2%}",
+                f"{row['own_error']:.2g}",
+            ]
+            for row in rows
+        ],
+    )
+    series = [
+        ("relative delta", _DELTA, [row["relative_delta"] for row in rows]),
+        ("off reference", _REFERENCE, [row["reference_error"] for row in rows]),
+        ("alone, off reference", _OWN, [row["own_error"] for row in rows]),
+    ]
+    return dots(
+        "Hidden states: far from the original, near to the reference",
+        "A row per layer: the relative change of hidden states against the original and against the reference.",
+        [row["layer"] for row in rows],
+        series,
+        lambda figure: f"{figure:.3g}",
+        table,
+        bound=(behaviour["tolerance"], "tolerance"),
+    )
+
+
+def _left_on_the_probe(rows: Sequence[Mapping[str, Any]]) -> Figure | None:
+    rows = [row for row in rows if row["error_left"] is not None]
+    columns = [("layer", ""), ("error left", _E)]
+    return dots(
+        "What the compensation leaves of the error, on the probe",
+        "A row per layer that loses heads: what the compensation leaves of the error of none.",
+        [row["layer"] for row in rows],
+        [("error left", _E, [row["error_left"] for row in rows])],
+        lambda figure: f"{figure:.3g}",
+        Table("Error left in each layer", columns, [[str(row["layer"]), f"{row['error_left']:.3g}"] for row in rows]),
+        bound=(1.0, "none"),
+    )
+
+
+def _left_of_error(fitted: Mapping[str, Any], mode: str) -> Figure | None:
+    rows = list(fitted.items())
+
+    def left(row: Mapping[str, Any], name: str, of: str = "error") -> float | None:
+        errors = row[of]
+        return None if errors is None or not errors["none"] else errors[name] / errors["none"]
+
+    def stored(row: Mapping[str, Any]) -> float | None:
+        return row["stored_error"] / row["error"]["none"] if row["error"]["none"] else None
+
+    unseen = [(row, "held_out_error") for _, row in rows]
+    what = f"by {mode}, or what a layer uses in its place"
+    series = [
+        ("fit", f"{what}, on the data that it was made of", [left(row, "fit") for _, row in rows]),
+        ("held-out fit", "the same on samples that it has not seen", [left(row, "fit", of) for row, of in unseen]),
+    ]
+    if mode != "scale":
+        series += [
+            ("scale", "by the S4 scale, on the data of the fit", [left(row, "scale") for _, row in rows]),
+            ("held-out scale", "by the S4 scale on those samples", [left(row, "scale", of) for row, of in unseen]),
+        ]
+    columns = [
+        ("layer", ""),
+        (
+            "compensation",
+            "what this layer uses: the mode asked for, or a simpler one that is better on held-out samples",
+        ),
+        ("damping", "how strongly least squares holds back"),
+        ("N/n", "the S4 scale: all heads over kept heads"),
+        ("c*", "the one factor for all kept heads that changes the attention output least, on the data of the fit"),
+        ("E none", "the mean squared change of the layer's attention output without compensation"),
+        ("scale", "what the S4 scale leaves of it; above 1 is worse than no compensation"),
+        ("fit", "what the fit leaves of it"),
+        ("stored", "what it leaves once its weights are rounded to the stored type"),
+        ("held-out fit", "what it leaves on samples that it was not made of"),
+        ("held-out scale", "what the S4 scale leaves on those samples"),
+    ]
+    table = Table(
+        "The fit of each layer",
+        columns,
+        [
+            [
+                layer,
+                row["mode"],
+                _NO_FIGURE if row["damping"] is None else f"{row['damping']:g}",
+                *(_figure(row[name]) for name in ("scale_factor", "best_factor")),
+                f"{row['error']['none']:.3g}",
+                *(_figure(figure) for figure in (left(row, "scale"), left(row, "fit"), stored(row))),
+                *(_figure(left(row, name, "held_out_error")) for name in ("fit", "scale")),
+            ]
+            for layer, row in rows
+        ],
+    )
+    return dots(
+        "What each compensation leaves of the error",
+        "A row per layer that loses heads: what scale and fit leave of the error of no compensation.",
+        [int(layer) for layer, _ in rows],
+        series,
+        lambda figure: f"leaves {figure:.3g}",
+        table,
+        bound=(1.0, "none"),
+    )
+
+
+def _factors(rows: Sequence[Mapping[str, Any]]) -> Table:
+    columns = [
+        ("layer", ""),
+        ("heads pruned", ""),
+        ("N/n", "the S4 scale: all heads over kept heads, whatever compensation was used"),
+        ("c*", "the one factor for all kept heads that changes the layer's attention output least, on the probe"),
+        ("error left", _E),
+    ]
+    return Table(
+        "Factors of each layer that loses heads",
+        columns,
+        [
+            [
+                str(row["layer"]),
+                str(row["heads_pruned"]),
+                *(_figure(row[name]) for name in ("scale_factor", "best_factor", "error_left")),
+            ]
+            for row in rows
+            if row["heads_pruned"]
+        ],
+    )
+
+
+def _figure(figure: float | None) -> str:
+    return _NO_FIGURE if figure is None else f"{figure:.3f}"
+
+
+def _answers(evaluation: Mapping[str, Any] | None) -> Table | None:
+    """Some answers side by side; None where none were kept."""
+    kept = [] if evaluation is None else evaluation.get("answers", [])
+    if not kept:
+        return None
+    names = list(kept[0]["said"])
+    columns = [("question", "its name in the file of questions, which has the words"), *((name, "") for name in names)]
+    rows = [
+        [
+            f"{one['question_id']}{' (image)' if one['image'] else ''}",
+            *(f"{one['said'][name]['text']} [{_scored(one['said'][name]['score'])}]" for name in names),
+        ]
+        for one in kept
+    ]
+    return Table("Answers side by side, those that changed first", columns, rows)
+
+
+def _scored(score: float) -> str:
+    return "right" if score == 1 else "wrong" if score == 0 else f"{score:.0%} right"
+
+
+def _made_of(content: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Versions, and the names of what went in."""
+    file, provenance = content["mask_file"], dict(content["mask"].get("provenance") or {})
+    data = provenance.pop("calibration", None)
+    rows = [("Original's fingerprint", content["fingerprint"])]
+    if file is not None:
+        rows.append(("Mask file", f"{file['name']}, sha256 {file['sha256']}"))
+    rows += [("Mask says of itself", in_words(provenance))] if in_words(provenance) else []
+    rows += [("Heads scored on", in_words(data))] if isinstance(data, dict) else []
+    if content["calibration"]:
+        rows.append(("Compensation fitted on", in_words(content["calibration"])))
+    return [*rows, *((name, version) for name, version in content["versions"].items())]
+
+
+def _data(calibration: Mapping[str, Any] | None, evaluation: Mapping[str, Any] | None) -> Table | None:
+    """The files of data that were used."""
+    rows = [
+        ["calibration", file["file"], f"{file['samples']} samples", file["sha256"]]
+        for file in (calibration or {}).get("files", [])
+    ]
+    if evaluation is not None and evaluation["questions"]["file"]:
+        asked = evaluation["questions"]
+        rows.append(["evaluation", asked["file"], f"{asked['count']} questions", asked["sha256"]])
+    return Table("Data", [("used for", ""), ("file", ""), ("took", ""), ("sha256", "")], rows) if rows else None
