@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
+MOST_JUDGING = 4096  # tokens that models are compared on, those of images included
+
+
 @dataclass(frozen=True)
 class Inputs:
     """A sample: *hidden* is the residual stream [1, tokens, hidden_size] in float32 on the CPU; *is_image* [tokens],
@@ -133,6 +136,14 @@ def _num_common(one: Sequence[int], other: Sequence[int]) -> int:
     """How many tokens the two begin with alike."""
     pairs = zip(one, other, strict=False)
     return next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+
+
+def some_of(inputs: Sequence[Inputs]) -> list[Inputs]:
+    """Some of *inputs*, spread evenly over them, of :data:`MOST_JUDGING` tokens together at the most."""
+    step = 1
+    while sum(len(sample.is_image) for sample in inputs[::step]) > MOST_JUDGING and step < len(inputs):
+        step += 1
+    return list(inputs[::step])
 
 
 def describe(inputs: Sequence[Inputs]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from itertools import compress
 from pathlib import Path
 from typing import Any
 
-from ..calibration.inputs import Inputs, describe, make_inputs
+from ..calibration.inputs import Inputs, describe, make_inputs, some_of
 from ..calibration.samples import Samples, read_samples
 from ..calibration.statistics import held_out_of
 from ..checkpoint import Checkpoint
@@ -48,9 +48,9 @@ class MaskOptions(Options):
     *num_kv_heads*.
 
     *search* is for how many seconds heads are swapped between layers on the whole model in memory, see
-    :mod:`s4convert.study.search`; *seed* decides which. A fifth of the calibration samples then judges, and is neither
-    scored nor fitted to. It takes a checkpoint, also where there are *scores*. *start* is a mask that a search made
-    before of the same scores, to go on from.
+    :mod:`s4convert.study.search`; *seed* decides which. A fifth of the calibration samples is then neither
+    scored nor fitted to, and some of it judges. It takes a checkpoint, also where there are *scores*. *start* is a mask
+    that a search made before of the same scores, to go on from.
 
     *save_scores* and *plot*, a picture, are further files to write; *force* replaces files that stand there.
 
@@ -247,7 +247,7 @@ def _searched(data: _Data, mask: HeadMask, scores: HeadScores, schedule: Schedul
         _check_start(start, mask, orders, Path(options.start))
         counts = [len(heads) for heads in start.pruned]
         before = int(((start.provenance or {}).get("search") or {}).get("total_proposals", 0))
-    held_out = [*compress(data.inputs, data.held_out)]
+    held_out = some_of([*compress(data.inputs, data.held_out)])
     model = ResidentModel(data.checkpoint, device=options.device, progress=options.progress)
     searcher = Searcher(model, orders, data.train, held_out, Labels(held_out, options.loss, options.seed).positions)
     frozen = () if isinstance(schedule, Adaptive) else schedule.protect or ()

@@ -24,7 +24,6 @@ from .claim import Claim
 if TYPE_CHECKING:
     import torch
 
-MOST_TOKENS = 4096  # that run through the models, those of images included
 NOTICED = 0.01  # by which a KL must be smaller than another to be called nearer
 WITHOUT_DATA = ("none", "scale")
 
@@ -89,14 +88,6 @@ class Agreement:
 def _is_nearer(one: Divergence, other: Divergence) -> bool:
     """Whether the KL is smaller by more than :data:`NOTICED`."""
     return one.kl < other.kl * (1 - NOTICED)
-
-
-def some_of(inputs: Sequence[Inputs]) -> list[Inputs]:
-    """Some of *inputs*, spread evenly over them, of :data:`MOST_TOKENS` tokens together at the most."""
-    step = 1
-    while sum(len(sample.is_image) for sample in inputs[::step]) > MOST_TOKENS and step < len(inputs):
-        step += 1
-    return list(inputs[::step])
 
 
 def check_agreement(claim: Claim, inputs: Sequence[Inputs], *, device: str, advance: Advance) -> Agreement | None:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..calibration.inputs import Inputs
+from ..calibration.inputs import Inputs, some_of
 from ..compensation import MODES, MomentsSource
 from ..progress import byte_bar, layer_bar
 from .claim import Claim
@@ -62,7 +62,7 @@ def check_claim(
             probe = make_probe(claim.original, tower, device)
             figures = behaviour.check_behaviour(claim, probe, device=device, advance=bar.update)
         if held_out:
-            from .agreement import check_agreement, some_of
+            from .agreement import check_agreement
 
             with layer_bar("agreement", claim.original.geometry.num_layers, shown=progress) as bar:
                 agreement = check_agreement(claim, some_of(held_out), device=device, advance=bar.update)

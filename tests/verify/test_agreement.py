@@ -11,13 +11,13 @@ from PIL import Image
 
 import s4convert
 from benchmarks.mini.questions import write_scienceqa
-from s4convert.calibration.inputs import Inputs, make_inputs
+from s4convert.calibration.inputs import MOST_JUDGING, Inputs, make_inputs, some_of
 from s4convert.calibration.samples import read_samples
 from s4convert.checkpoint import Checkpoint
 from s4convert.mask import HeadMask
 from s4convert.model.divergence import Divergence
 from s4convert.model.front_end import load_processor
-from s4convert.verify.agreement import MOST_TOKENS, Agreement, some_of
+from s4convert.verify.agreement import Agreement
 from tests.compensation.stock_moments import mini_llava
 from tests.conftest import MINI_LLAVA
 from tests.support.command_line import run_here
@@ -111,4 +111,4 @@ def test_what_is_measured_on_is_spread_over_the_samples_and_bounded() -> None:
     assert some_of(few) == few
     many = some_of([sample(number, 500) for number in range(40)])
     assert [int(one.hidden[0, 0, 0]) for one in many] == list(range(0, 40, 5))
-    assert len(some_of([sample(0, MOST_TOKENS + 1)])) == 1
+    assert len(some_of([sample(0, MOST_JUDGING + 1)])) == 1
