@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import inf, isfinite
+from math import isfinite
 from numbers import Integral, Real
 from pathlib import Path
+from sys import float_info
 from typing import Any
 
 from ..checkpoint.geometry import Geometry
@@ -95,7 +96,7 @@ class HeadMask:
         rows = said if isinstance(said, Sequence) and len(said) == self.num_layers else ()
         if not rows or not all(isinstance(row, Sequence) and len(row) == self.num_heads for row in rows):
             return None
-        if not all(type(score) in (int, float) and abs(score) < inf for row in rows for score in row):
+        if not all(type(score) in (int, float) and abs(score) <= float_info.max for row in rows for score in row):
             return None
         return tuple(tuple(float(score) for score in row) for row in rows)
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _HERE = Path(__file__).parent
 _NO_FIGURE = "-"
+_MOST_HEADS = 100_000  # of a model; a page of more is of no use
 _MATCH = "Weights match the mask"
 
 _DELTA = "how far hidden states moved from the original's; it says that pruning had an effect, not how bad it is"
@@ -144,6 +145,8 @@ def view_of(content: Mapping[str, Any]) -> View:
 
 
 def _mask_of(said: Mapping[str, Any]) -> HeadMask:
+    if said["num_layers"] * said["num_heads"] > _MOST_HEADS:
+        raise ValueError(f"{said['num_layers']} layers of {said['num_heads']} heads are too many to draw")
     pruned = said["pruned"]
     rows = tuple(tuple(pruned.get(str(layer), ())) for layer in range(said["num_layers"]))
     return HeadMask(said["num_heads"], rows, provenance=said.get("provenance"))

@@ -16,6 +16,8 @@ import pytest
 
 import s4convert
 from s4convert.demo import MINI_LLAVA, QUESTIONS
+from s4convert.errors import StorageError
+from s4convert.jobs import convert as job
 from s4convert.output.html_report import html_report
 from tests.conftest import MINI_PRUNED
 from tests.support.command_line import run_here
@@ -197,8 +199,27 @@ def test_a_report_is_refused_before_any_work(fitted: Path, mini_mask_file: Path,
     assert "has no s4convert.json" in run_here("report", MINI_LLAVA, "-o", tmp_path / "a.html").error
 
 
+def test_a_report_that_cannot_be_written_at_last_leaves_the_conversion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, text: str, *, force: bool) -> None:
+        raise StorageError(f"{path}: cannot be written: No space left on device")
+
+    monkeypatch.setattr(job, "write_output", refuse)
+    settings = {"report": tmp_path / "report.html", "check_behaviour": False}
+    with pytest.raises(StorageError, match=r"No space left on device; .*out is written, and s4convert report makes"):
+        s4convert.convert(MINI_LLAVA, tmp_path / "out", s4convert.HeadMask(8, MINI_PRUNED), **settings)
+    assert (tmp_path / "out" / "s4convert.json").is_file()
+
+
+@pytest.mark.parametrize("said", ["high", [[1.0] * 8] * 7, [["1"] * 8] * 8, [[10**400] * 8] * 8, [[True] * 8] * 8])
+def test_a_mask_that_says_something_else_of_saliency_has_none(said: Any) -> None:
+    assert s4convert.HeadMask(8, MINI_PRUNED, provenance={"saliency": said}).saliency is None
+
+
 def test_a_malformed_manifest_is_refused_in_a_line(manifest: dict[str, Any], tmp_path: Path) -> None:
     broken: list[dict[str, Any]] = [{"format": "s4convert/2"}]
+    broken.append(manifest | {"mask": manifest["mask"] | {"num_layers": 10**9}})
     for name, value in {"mask": {}, "verification": {"behaviour": 3}, "files": [], "evaluation": {}}.items():
         broken.append(manifest | {name: value})
     for content in broken:
