@@ -22,8 +22,6 @@ EPSILON: Mapping[str, float] = {"F32": 2.0**-23, "F16": 2.0**-10, "BF16": 2.0**-
 # The bits that are all on in infinity and NaN, and in nothing else.
 _EXPONENT_BITS = {"F32": np.uint32(0x7F800000), "F16": np.uint16(0x7C00), "BF16": np.uint16(0x7F80)}
 
-# The smallest magnitude that rounds to infinity: half a step beyond the largest number of the dtype.
-OVERFLOW: Mapping[str, float] = {"F32": 2.0**128 - 2.0**103, "F16": 65520.0, "BF16": 2.0**128 - 2.0**119}
 
 # The exponent of the smallest normal number; smaller (subnormal) numbers have its spacing.
 _MIN_EXPONENT = {"F32": -126, "F16": -14, "BF16": -126}

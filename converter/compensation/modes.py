@@ -79,8 +79,9 @@ MODES: Mapping[str, Mode] = MappingProxyType(
     }
 )
 
-# Each contains the ones before it as special cases, so only too little data can make one worse than those.
 REFIT = "least-squares"  # where a training starts
+
+# Each contains the ones before it as special cases, so only too little data can make one worse than those.
 FITTED_MODES = ("none", "uniform-ls", "head-ls", "least-squares")
 
 

@@ -8,7 +8,10 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from s4convert.checkpoint.dtypes import EPSILON, ITEM_BYTES, OVERFLOW, decode, encode, unit_in_last_place
+from s4convert.checkpoint.dtypes import EPSILON, ITEM_BYTES, decode, encode, unit_in_last_place
+
+# The smallest value that rounds to infinity.
+OVERFLOW = {"F32": 2.0**128 - 2.0**103, "F16": 65520.0, "BF16": 2.0**128 - 2.0**119}
 
 TORCH = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 HALVES = ["F16", "BF16"]
