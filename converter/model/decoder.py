@@ -283,7 +283,7 @@ def stored_rows(checkpoint: Checkpoint, tensor: StoredTensor, first: int = 0, co
     """Rows [first, first + count) of *tensor* in its stored dtype; all from *first* on where *count* is None."""
     import torch
 
-    data = bytearray(checkpoint.read_bytes(tensor, first, count))
+    data = checkpoint.read_bytes(tensor, first, count)
     count = tensor.num_rows - first if count is None else count
     shape = (count, *tensor.shape[1:]) if tensor.shape else ()
     return torch.frombuffer(data, dtype=torch_dtype(tensor.dtype)).reshape(shape)
