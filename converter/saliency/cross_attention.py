@@ -30,7 +30,7 @@ class CrossAttention:
     def observe(self, batch: LayerBatch) -> None:
         import torch
 
-        for is_image, attention in zip(torch.split(batch.is_image, batch.lengths), batch.attention, strict=True):
+        for is_image, attention in zip(torch.split(batch.is_image, list(batch.lengths)), batch.attention, strict=True):
             self._observe(is_image, attention)
 
     def _observe(self, is_image: torch.Tensor, attention: AttentionInput) -> None:
