@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -39,9 +40,12 @@ def test_a_mask_of_saliency_prunes_what_the_schedule_says(tmp_path: Path, questi
     assert str(questions) not in (tmp_path / "mask.json").read_text()
 
 
-def test_the_same_command_gives_the_same_files_in_another_process(tmp_path: Path, questions: Path) -> None:
+def test_the_same_command_gives_the_same_files_in_another_process(
+    tmp_path: Path, questions: Path, warm_commands: Path
+) -> None:
     files = {}
-    for name, run_somewhere in (("here", run_here), ("there", run)):
+    there = partial(run, command=[str(warm_commands / "s4convert")])
+    for name, run_somewhere in (("here", run_here), ("there", there)):
         out, scores = tmp_path / f"{name}.json", tmp_path / f"{name}-scores.json"
         data = ("--calibration", questions / "questions.json", "--images", questions / "images")
         command = ("mask", MINI_LLAVA, "-o", out, "--metric", "cross-attention", *data, *UNIFORM)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import shlex
 import shutil
@@ -203,7 +202,7 @@ def flags_of(settings: dict[str, Any]) -> list[object]:
 
 @in_the_newest_environment
 def test_a_sweep_that_is_killed_again_and_again_ends_as_an_undisturbed_one(
-    tmp_path: Path, texts: dict[str, Any]
+    tmp_path: Path, texts: dict[str, Any], warm_commands: Path
 ) -> None:
     undisturbed = sweep(MINI_LLAVA, tmp_path / "undisturbed", **texts)
     task = {
@@ -213,10 +212,9 @@ def test_a_sweep_that_is_killed_again_and_again_ends_as_an_undisturbed_one(
         "calls": sorted(random.Random(20).sample(range(24), NUM_KILLS)),
     }
     finished = subprocess.run(
-        [sys.executable, "-m", "tests.support.killed_sweeps"],
+        [warm_commands / "python", "-m", "tests.support.killed_sweeps"],
         input=json.dumps(task),
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
         stdout=subprocess.PIPE,
         text=True,
         check=True,

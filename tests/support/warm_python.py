@@ -71,7 +71,7 @@ def serve(address: str) -> None:
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(address)
         server.listen()
-        print("warm", flush=True)
+        os.write(1, b"warm\n")
         while server in select.select([server, sys.stdin], [], [])[0]:
             connection, _ = server.accept()
             with connection:
@@ -94,7 +94,9 @@ def run(arguments: list[str], directory: str, environment: dict[str, str], strea
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         for number, stream in enumerate(streams):
             os.dup2(stream, number)
-        sys.stdin, sys.stdout, sys.stderr = (open(number, mode, closefd=False) for number, mode in enumerate("rww"))
+        sys.stdin, sys.stdout, sys.stderr = (
+            os.fdopen(number, mode, closefd=False) for number, mode in enumerate("rww")
+        )
         os.chdir(directory)
         os.environ.clear()
         os.environ.update(environment)
