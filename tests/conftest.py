@@ -12,14 +12,13 @@ import gc
 import json
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from s4convert.demo import MINI_LLAVA
 from s4convert.mask import HeadMask
-from tests.support.warm_python import warm_python
 
 # Background jobs may have SIGINT and SIGHUP ignored (by a shell without job control, by nohup), and their children
 # inherit that.
@@ -31,13 +30,6 @@ def pytest_collection_finish() -> None:
     """Let no garbage collection look at the libraries again, as those that loading a model asks for would each time."""
     gc.collect()
     gc.freeze()
-
-
-@pytest.fixture(scope="session")
-def warm_commands() -> Iterator[Path]:
-    """A directory with ``python`` and ``s4convert``, in whose processes everything has been imported."""
-    with warm_python() as directory:
-        yield directory
 
 
 # Layers 0 and 1 untouched, whole and partial layers after them.

@@ -16,6 +16,7 @@ import pytest
 from s4convert.cli import cli
 from tests.support.command_line import ROOT
 from tests.support.environments import in_the_newest_environment
+from tests.support.warm_python import warm, warm_commands
 
 README = ROOT / "README.md"
 PAGES = (README, *sorted((ROOT / "docs").glob("*.md")))
@@ -70,19 +71,17 @@ def without_figures(line: str) -> str:
     return " ".join(re.sub(r"[-+]?\d[\d.,e+-]*", "#", line).split())
 
 
-def run_blocks(page: Path, directory: Path, warm_commands: Path) -> None:
-    """Run every runnable block of *page* in *directory*, and look for the output that it shows.
-
-    ``s4convert`` and ``python`` are those in *warm_commands*.
-    """
+def run_blocks(page: Path, directory: Path) -> None:
+    """Run every runnable block of *page* in *directory*, and look for the output that it shows."""
+    path = f"{warm_commands()}{os.pathsep}{os.environ['PATH']}"
     for block in filter(lambda block: block.is_runnable, blocks(page)):
-        script = [str(warm_commands / "python"), "-c", block.text]
+        script = [warm("python"), "-c", block.text]
         if block.language != "python":
             script = ["bash", "-e", "-c", "\n".join(block.commands)]
         done = subprocess.run(
             script,
             cwd=directory,
-            env=os.environ | {"PATH": f"{warm_commands}{os.pathsep}{os.environ['PATH']}", "HF_HUB_OFFLINE": "1"},
+            env=os.environ | {"PATH": path, "HF_HUB_OFFLINE": "1"},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -98,10 +97,10 @@ def run_blocks(page: Path, directory: Path, warm_commands: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def after_readme(tmp_path_factory: pytest.TempPathFactory, warm_commands: Path) -> Path:
+def after_readme(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory in which everything was done that README.md shows."""
     directory = tmp_path_factory.mktemp("readme")
-    run_blocks(README, directory, warm_commands)
+    run_blocks(README, directory)
     return directory
 
 
@@ -113,11 +112,9 @@ def test_what_the_readme_shows_runs(after_readme: Path) -> None:
 
 @in_the_newest_environment
 @pytest.mark.parametrize("page", [page for page in PAGES[1:] if MARK in page.read_text(encoding="utf-8")], ids=name_of)
-def test_what_a_page_shows_runs_after_the_demo(
-    page: Path, after_readme: Path, warm_commands: Path, tmp_path: Path
-) -> None:
+def test_what_a_page_shows_runs_after_the_demo(page: Path, after_readme: Path, tmp_path: Path) -> None:
     shutil.copytree(after_readme / "demo", tmp_path / "demo")
-    run_blocks(page, tmp_path, warm_commands)
+    run_blocks(page, tmp_path)
 
 
 def test_every_command_is_run_and_nothing_is_pushed() -> None:

@@ -21,6 +21,7 @@ from tests.conftest import MINI_LLAVA
 from tests.support import seams
 from tests.support.command_line import Outcome, run_here
 from tests.support.disk import digests, hidden_siblings, snapshot
+from tests.support.environments import in_the_newest_environment
 from tests.support.run_time_hooks import decoder_layers
 from tests.support.synthetic import (
     HUGGING_FACE,
@@ -584,6 +585,7 @@ def sizes(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
         shutil.rmtree(path)
 
 
+@in_the_newest_environment
 def test_memory_does_not_grow_with_the_file(sizes: tuple[Path, Path], tmp_path: Path, mask: Path) -> None:
     bytes_small, bytes_large = ((path / "pytorch_model.bin").stat().st_size for path in sizes)
     assert bytes_small < 11e6

@@ -39,7 +39,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def bytes_of(tensor: torch.Tensor) -> bytes:
-    return bytes(tensor.detach().clone(memory_format=torch.contiguous_format).untyped_storage().tolist())
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def stored_bytes(content: bytes, entry: TensorEntry) -> bytes:

@@ -35,8 +35,18 @@ VALUE = "language_model.model.layers.{}.self_attn.v_proj.weight"
 UNIT = {"F32": 2.0**-23, "F16": 2.0**-10, "BF16": 2.0**-7}
 
 
+_measured: dict[tuple[str, int, int], MomentsSource] = {}
+
+
 def calibrate(path: Path, *, num_tokens: int = 400, seed: int = 0) -> MomentsSource:
-    """The moments over random embeddings, half of the samples held out, by the stock model."""
+    """The moments over random embeddings, half of the samples held out, by the stock model; once for any weights."""
+    key = (Checkpoint.open(path).fingerprint, num_tokens, seed)
+    if key not in _measured:
+        _measured[key] = measure(path, num_tokens, seed)
+    return _measured[key]
+
+
+def measure(path: Path, num_tokens: int, seed: int) -> MomentsSource:
     model = language_model(path)
     generator = torch.Generator().manual_seed(seed)
     hidden = Checkpoint.open(path).geometry.hidden_size

@@ -12,6 +12,7 @@ from benchmarks.mini.questions import write_scienceqa
 from s4convert.mask.files import load_scores
 from tests.conftest import MINI_LLAVA
 from tests.support.command_line import Outcome, run, run_here
+from tests.support.warm_python import warm
 
 UNIFORM = ("--schedule", "uniform", "--rate", "0.25")
 
@@ -40,11 +41,9 @@ def test_a_mask_of_saliency_prunes_what_the_schedule_says(tmp_path: Path, questi
     assert str(questions) not in (tmp_path / "mask.json").read_text()
 
 
-def test_the_same_command_gives_the_same_files_in_another_process(
-    tmp_path: Path, questions: Path, warm_commands: Path
-) -> None:
+def test_the_same_command_gives_the_same_files_in_another_process(tmp_path: Path, questions: Path) -> None:
     files = {}
-    there = partial(run, command=[str(warm_commands / "s4convert")])
+    there = partial(run, command=[warm("s4convert")])
     for name, run_somewhere in (("here", run_here), ("there", there)):
         out, scores = tmp_path / f"{name}.json", tmp_path / f"{name}-scores.json"
         data = ("--calibration", questions / "questions.json", "--images", questions / "images")

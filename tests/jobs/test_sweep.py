@@ -27,6 +27,7 @@ from s4convert.study.results import STUDY_FILE, Results, open_results
 from tests.support.command_line import ROOT, run_here
 from tests.support.environments import in_the_newest_environment
 from tests.support.sweeps import rows_of
+from tests.support.warm_python import warm
 
 NUM_KILLS = 5
 
@@ -202,7 +203,7 @@ def flags_of(settings: dict[str, Any]) -> list[object]:
 
 @in_the_newest_environment
 def test_a_sweep_that_is_killed_again_and_again_ends_as_an_undisturbed_one(
-    tmp_path: Path, texts: dict[str, Any], warm_commands: Path
+    tmp_path: Path, texts: dict[str, Any]
 ) -> None:
     undisturbed = sweep(MINI_LLAVA, tmp_path / "undisturbed", **texts)
     task = {
@@ -212,7 +213,7 @@ def test_a_sweep_that_is_killed_again_and_again_ends_as_an_undisturbed_one(
         "calls": sorted(random.Random(20).sample(range(24), NUM_KILLS)),
     }
     finished = subprocess.run(
-        [warm_commands / "python", "-m", "tests.support.killed_sweeps"],
+        [warm("python"), "-m", "tests.support.killed_sweeps"],
         input=json.dumps(task),
         cwd=ROOT,
         stdout=subprocess.PIPE,

@@ -7,18 +7,18 @@ not a fresh one; ``s4convert`` is there as well.
 
 from __future__ import annotations
 
+import atexit
+import gc
 import json
 import os
 import runpy
 import select
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from tests.support.command_line import ROOT
@@ -34,28 +34,43 @@ with socket.socket(socket.AF_UNIX) as server:
     sys.exit(int(server.recv(8)))
 """
 
+# What forks must have no threads, neither the process here nor a command that forks in its turn.
+NO_THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
-@contextmanager
-def warm_python() -> Iterator[Path]:
-    """A directory to put on PATH, with ``python`` (for ``-c CODE`` and ``-m MODULE``) and ``s4convert``."""
-    with tempfile.TemporaryDirectory() as name:
-        directory = Path(name)
-        address = str(directory / "socket")
-        for command, before in (("python", []), ("s4convert", ["-m", "s4convert"])):
-            path = directory / command
-            path.write_text(COMMAND.format(python=sys.executable, address=address, before=before))
-            path.chmod(0o755)
-        with subprocess.Popen(
-            [sys.executable, "-m", "tests.support.warm_python", address],
-            cwd=ROOT,
-            env=os.environ | {"OPENBLAS_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        ) as process:
-            assert process.stdout is not None
-            assert process.stdout.readline() == b"warm\n"
-            yield directory
-            process.communicate()  # it ends when its stdin does
+
+@cache
+def warm_commands() -> Path:
+    """A directory to put on PATH, with ``python`` (for ``-c CODE``, ``-m MODULE`` or a script) and ``s4convert``.
+
+    The process behind them is started by the first call, and ends with this process.
+    """
+    directory = Path(tempfile.mkdtemp())
+    address = str(directory / "socket")
+    for command, before in (("python", []), ("s4convert", ["-m", "s4convert"])):
+        path = directory / command
+        path.write_text(COMMAND.format(python=sys.executable, address=address, before=before))
+        path.chmod(0o755)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.support.warm_python", address],
+        cwd=ROOT,
+        env=os.environ | NO_THREADS,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+
+    def end() -> None:
+        process.communicate()  # it ends when its stdin does
+        shutil.rmtree(directory)
+
+    atexit.register(end)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"warm\n"
+    return directory
+
+
+def warm(command: str) -> str:
+    """The path of ``python`` or ``s4convert`` in :func:`warm_commands`."""
+    return str(warm_commands() / command)
 
 
 def import_everything() -> None:
@@ -91,7 +106,6 @@ def run(arguments: list[str], directory: str, environment: dict[str, str], strea
     """Do what ``python *arguments`` does, and end the process."""
     exit_code: object = 1
     try:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         for number, stream in enumerate(streams):
             os.dup2(stream, number)
         sys.stdin, sys.stdout, sys.stderr = (
@@ -99,13 +113,17 @@ def run(arguments: list[str], directory: str, environment: dict[str, str], strea
         )
         os.chdir(directory)
         os.environ.clear()
-        os.environ.update(environment)
-        kind, what, *rest = arguments
-        sys.argv = ["-c", *rest]
-        if kind == "-m":
-            runpy.run_module(what, run_name="__main__", alter_sys=True)
-        else:
-            exec(what, {"__name__": "__main__"})
+        os.environ.update(environment | NO_THREADS)
+        match arguments:
+            case ["-m", module, *rest]:
+                sys.argv = ["-m", *rest]
+                runpy.run_module(module, run_name="__main__", alter_sys=True)
+            case ["-c", code, *rest]:
+                sys.argv = ["-c", *rest]
+                exec(code, {"__name__": "__main__"})
+            case [script, *_]:
+                sys.argv = arguments
+                runpy.run_path(script, run_name="__main__")
         exit_code = 0
     except SystemExit as end:
         exit_code = end.code or 0
@@ -123,3 +141,4 @@ if __name__ == "__main__":
     tqdm.monitor_interval = 0  # it would start a thread
     import_everything()
     serve(sys.argv[1])
+    gc.freeze()  # or Python would look through all of torch before it ends
