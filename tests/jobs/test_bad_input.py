@@ -19,7 +19,10 @@ from s4convert.checkpoint import Checkpoint
 from tests.support import seams
 from tests.support.command_line import ERROR, Outcome, run, run_here
 from tests.support.disk import snapshot
+from tests.support.environments import in_llavas_environment
 from tests.support.synthetic import Spec, read_safetensors, write_checkpoint, write_safetensors
+
+pytestmark = in_llavas_environment
 
 SPEC = Spec(num_layers=3, num_kv_heads=4, hidden_size=16, num_shards=2)
 O_PROJ = "language_model.model.layers.1.self_attn.o_proj.weight"

@@ -33,6 +33,8 @@ from tests.support.environments import in_llavas_environment
 from tests.support.forks import DONE, assert_all_was_left, assert_nothing_or_all_was_left, in_forked_children
 from tests.support.synthetic import Spec, write_checkpoint
 
+pytestmark = in_llavas_environment
+
 SMALL = Spec(num_layers=3, num_kv_heads=4, hidden_size=16, num_shards=2)
 LARGE = Spec(
     num_layers=3,
@@ -102,7 +104,6 @@ def killed_at_every_step(*paths: Path, old: Path | None = None, **options: Any) 
     return entries
 
 
-@in_llavas_environment
 def test_a_kill_at_any_step_leaves_nothing_or_a_whole_checkpoint(source: Path, out: Path, mask: Path) -> None:
     convert_bytes(source, out, mask)
     expected = digests(out)
@@ -118,7 +119,6 @@ def test_a_kill_at_any_step_leaves_nothing_or_a_whole_checkpoint(source: Path, o
         assert entry["left_again"] == {"out": expected, "siblings": {}}
 
 
-@in_llavas_environment
 def test_a_kill_at_any_step_of_a_replacement_loses_neither_the_old_nor_the_new(
     source: Path, out: Path, mask: Path, tmp_path: Path
 ) -> None:
@@ -139,7 +139,6 @@ def test_a_kill_at_any_step_of_a_replacement_loses_neither_the_old_nor_the_new(
         assert entry["left_again"] == {"out": new_files, "siblings": {}}
 
 
-@in_llavas_environment
 def test_what_a_kill_leaves_of_a_replaced_conversion_is_never_put_back_in_part(
     source: Path, out: Path, mask: Path, tmp_path: Path
 ) -> None:
@@ -160,7 +159,6 @@ def test_what_a_kill_leaves_of_a_replaced_conversion_is_never_put_back_in_part(
     assert entries[-1]["again"] == DONE
 
 
-@in_llavas_environment
 def test_a_kill_at_any_moment_leaves_nothing_or_a_whole_checkpoint(large: Path, out: Path) -> None:
     paths = (large / "in", out, large / "mask.json")
     convert_bytes(*paths, card=False)
@@ -170,7 +168,6 @@ def test_a_kill_at_any_moment_leaves_nothing_or_a_whole_checkpoint(large: Path, 
     assert_nothing_or_all_was_left(entries, expected)
 
 
-@in_llavas_environment
 def test_a_kill_behind_the_commit_leaves_a_whole_checkpoint(source: Path, out: Path, mask: Path) -> None:
     convert_bytes(source, out, mask, card=False)
     expected = digests(out)

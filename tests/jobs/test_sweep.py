@@ -29,6 +29,8 @@ from tests.support.environments import in_the_newest_environment
 from tests.support.sweeps import rows_of
 from tests.support.warm_python import warm
 
+pytestmark = in_the_newest_environment
+
 NUM_KILLS = 5
 
 
@@ -201,7 +203,6 @@ def flags_of(settings: dict[str, Any]) -> list[object]:
     return [part for name, value in settings.items() for part in (f"--{name}", value)]
 
 
-@in_the_newest_environment
 def test_a_sweep_that_is_killed_again_and_again_ends_as_an_undisturbed_one(
     tmp_path: Path, texts: dict[str, Any]
 ) -> None:
@@ -366,7 +367,6 @@ print(sys.argv[1], "lost", sum(map(len, pruned.values())))
 """
 
 
-@in_the_newest_environment
 def test_an_outside_evaluator_scores_every_point_once_at_a_path_of_its_own(
     tmp_path: Path, texts: dict[str, Any]
 ) -> None:

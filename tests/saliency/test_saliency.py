@@ -85,14 +85,15 @@ def test_cross_attention_equals_that_of_the_full_eager_model(tmp_path: Path, lay
         write_original_layout(MINI_LLAVA, directory, tmp_path / "tower")
     model = full_model(MINI_LLAVA, attn_implementation="eager")
     attentions, positions = [], []
-    for sample in read_samples(FILE, QUESTIONS).samples:
+    samples = read_samples(FILE, QUESTIONS, 5)
+    for sample in samples.samples:
         inputs, is_image = stock_inputs(sample, directory)
         with torch.inference_mode():
             attentions.append(model(**inputs, output_attentions=True).attentions)
         assert attentions[-1][0].shape[-1] == len(is_image)
         positions.append(is_image)
     expected = directly_scored(attentions, positions)
-    found = score_heads(Checkpoint.open(directory), "cross-attention", samples=read_samples(FILE, QUESTIONS))
+    found = score_heads(Checkpoint.open(directory), "cross-attention", samples=samples)
     np.testing.assert_allclose(np.array(found.scores), expected, rtol=1e-5)
 
 

@@ -28,7 +28,10 @@ from tests.conftest import MINI_LLAVA
 from tests.support import seams
 from tests.support.command_line import run_here
 from tests.support.disk import hidden_siblings
+from tests.support.environments import in_the_newest_environment
 from tests.support.synthetic import Spec, write_checkpoint
+
+pytestmark = in_the_newest_environment
 
 PRUNED = {2: [1, 4], 5: [3]}
 HEAD_DIM, NUM_HEADS = 16, 8
