@@ -479,9 +479,7 @@ def test_a_bad_request_is_refused_in_one_line(request_in_order: Request, case: C
     assert snapshot(request_in_order.directory) == before
 
 
-@pytest.mark.parametrize(
-    "spoil", [in_is_missing, a_weight_is_not_a_number, the_mask_prunes_a_whole_layer, out_is_in, there_are_no_jobs]
-)
+@pytest.mark.parametrize("spoil", [a_weight_is_not_a_number, there_are_no_jobs])
 def test_a_bad_request_is_refused_by_a_process_of_its_own_too(
     request_in_order: Request, spoil: Callable[[Request], None]
 ) -> None:
