@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import click
 import pytest
 
+from s4convert import __version__
 from s4convert.cli import cli
 from tests.support.command_line import ROOT
 from tests.support.environments import in_the_newest_environment
@@ -115,6 +117,12 @@ def test_what_the_readme_shows_runs(after_readme: Path) -> None:
 def test_what_a_page_shows_runs_after_the_demo(page: Path, after_readme: Path, tmp_path: Path) -> None:
     shutil.copytree(after_readme / "demo", tmp_path / "demo")
     run_blocks(page, tmp_path)
+
+
+def test_the_command_that_pip_installs_starts() -> None:
+    installed = Path(sys.executable).with_name("s4convert")
+    done = subprocess.run([installed, "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"s4convert, version {__version__}\n"), done.stderr
 
 
 def test_every_command_is_run_and_nothing_is_pushed() -> None:

@@ -34,7 +34,7 @@ with socket.socket(socket.AF_UNIX) as server:
     sys.exit(int(server.recv(8)))
 """
 
-# What forks must have no threads, neither the process here nor a command that forks in its turn.
+# A process with threads must not fork: neither the one here, nor a command in it that forks in its turn.
 NO_THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
