@@ -192,7 +192,8 @@ def _verify(original: Path | str, converted: Path | str, options: VerifyOptions,
         options.kept_statistics.check(before, mask.touched_layers, foreign=options.foreign_statistics)
     data, tower = _held_out_data(options, stated), None
     if options.check_behaviour:
-        needed = data is not None and data.check().has_images
+        read = (None if data is None else data.check(), options.probe_samples)
+        needed = any(samples is not None and samples.has_images for samples in read)
         tower = locate_tower(before, options.vision_tower, needed=needed, progress=options.progress)
     causes = naming_the_cause(before, after, mask, None if stated is None else stated.mask)
     with tempfile.TemporaryDirectory(prefix="s4convert-") as scratch, causes:
@@ -220,6 +221,7 @@ def _verify(original: Path | str, converted: Path | str, options: VerifyOptions,
             ),
             check_behaviour=options.check_behaviour,
             tower=tower,
+            probe=options.probe_samples,
             moments=options.given_moments,
             held_out=held_out,
             device=options.device or "cpu",

@@ -100,7 +100,7 @@ def test_it_answers_what_was_done_is_it_true_is_it_good_and_then_shows(fitted: P
     # Nothing is loaded, nothing runs, and every figure has a table, and words for those who do not see it.
     assert not {"script", "link", "img", "iframe", "object"} & {tag for tag, _ in page.tags}
     assert not re.search(r"https?:|url\(|@import|javascript", html)
-    assert page.count("figure") == page.count("svg", role="img") == 3
+    assert page.count("figure") == page.count("svg", role="img") == 4
     figures = re.findall(r"<figure>.*?</figure>", html, re.DOTALL)
     assert all(len(re.findall(r"<table>", figure)) == 1 for figure in figures)
     assert all(attrs["aria-label"] for tag, attrs in page.tags if tag == "svg" and "role" in attrs)
