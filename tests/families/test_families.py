@@ -132,8 +132,8 @@ def load(fixture: Fixture, path: Path) -> Any:
 
 
 def load_by_its_language_model(fixture: Fixture, path: Path, stock_class: Any) -> Any:
-    """Its own class is remote code; its language model is Qwen3 under other names."""
-    config = stock_class.config_class(**fixture.config)
+    """Its own class is remote code; its language model is Qwen3 under other names, with another default of the base."""
+    config = stock_class.config_class(**fixture.config, rope_theta=5_000_000.0)
     model = stock_class(config)
     found = {
         name.replace("model.language_model.", "model."): tensor
