@@ -25,6 +25,7 @@ from s4convert.model.decoder import require_stock_code
 from s4convert.verify.probe import make_probe
 from tests.families.fixtures import CLIP, FIXTURES, Fixture, Tensors
 from tests.support.run_time_hooks import hook_heads
+from tests.support.stock_figures import assert_figures, run
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 FORMS = ("one file", "two shards", ".bin")
@@ -144,63 +145,6 @@ def load_by_its_language_model(fixture: Fixture, path: Path, stock_class: Any) -
     return model.float().eval()
 
 
-def run(model: Any, token_ids: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """(the residual stream before each layer and behind the last one, the logits), each [tokens, ...]."""
-    behind: list[torch.Tensor] = []
-    norm = next(m for name, m in model.named_modules() if name.rpartition(".")[2] == "norm")
-    hook = norm.register_forward_pre_hook(lambda _, inputs: behind.append(inputs[0][0]))
-    with torch.inference_mode():
-        said = model(
-            input_ids=token_ids[None], attention_mask=torch.ones_like(token_ids)[None], output_hidden_states=True
-        )
-    hook.remove()
-    # The last of the states is the stock model's behind the final norm.
-    return [*(states[0] for states in said.hidden_states[:-1]), *behind], said.logits[0]
-
-
-def distance(found: torch.Tensor, wanted: torch.Tensor) -> dict[str, float]:
-    """Of states [tokens, hidden_size], the figures of a report."""
-    a, b = found.double(), wanted.double()
-    return {
-        "mean_abs_delta": float((a - b).abs().mean()),
-        "max_abs_delta": float((a - b).abs().max()),
-        "relative_delta": float((a - b).norm() / b.norm()),
-        "cosine": float(((a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1))).mean()),
-    }
-
-
-def assert_figures_are_the_stock_models(report: s4convert.Report, source: Path, models: dict[str, Any]) -> None:
-    """Deltas by layer, KL, agreement and perplexity on the probe, which is of token ids here."""
-    behaviour = report.behaviour
-    assert behaviour is not None
-    states: dict[str, list[list[torch.Tensor]]] = {name: [] for name in models}
-    said: dict[str, list[torch.Tensor]] = {name: [] for name in models}
-    samples = [sample.token_ids for sample in make_probe(Checkpoint.open(source)).samples]
-    for token_ids in samples:
-        assert token_ids is not None
-        for name, model in models.items():
-            residual, logits = run(model, token_ids)
-            states[name].append(residual)
-            said[name].append(logits.double().log_softmax(-1))
-    for row in behaviour.layers:
-        after = {name: torch.cat([sample[row.layer + 1] for sample in of_model]) for name, of_model in states.items()}
-        for other in ("original", "reference"):
-            found, wanted = getattr(row.apart["text"], other), distance(after["converted"], after[other])
-            for figure, value in wanted.items():
-                assert getattr(found, figure) == pytest.approx(value, rel=1e-5, abs=1e-12), (row.layer, other, figure)
-        assert row.apart.keys() == {"text"}
-        assert row.relative_delta == pytest.approx(row.apart["text"].original.relative_delta)
-    original, next_token = torch.cat(said["original"]), behaviour.next_token
-    for name, of_model in said.items():
-        losses = [-one[torch.arange(len(ids) - 1), ids[1:]] for one, ids in zip(of_model, samples, strict=True)]
-        assert next_token.perplexity[name] == pytest.approx(float(torch.cat(losses).mean().exp()), rel=1e-5)
-        if name != "original":
-            found, model = getattr(next_token, name), torch.cat(of_model)
-            kl = torch.nn.functional.kl_div(model, original, reduction="batchmean", log_target=True)
-            assert found.kl == pytest.approx(float(kl), rel=1e-5)
-            assert found.top1 == float((model.argmax(-1) == original.argmax(-1)).double().mean())
-
-
 @each_family
 @pytest.mark.parametrize("compensation", ["scale", "none"])
 def test_stock_code_loads_it_and_computes_what_hooks_would(
@@ -226,7 +170,13 @@ def test_stock_code_loads_it_and_computes_what_hooks_would(
     original, reference, converted = load(fixture, source), load(fixture, source), load(fixture, out)
     hook_heads(reference, mask, scaled=compensation == "scale")
     models = {"original": original, "reference": reference, "converted": converted}
-    runs = list(zip(*(run(model, torch.arange(3, 23))[0] for model in models.values()), strict=True))
+    samples = make_probe(Checkpoint.open(source)).samples
+    token_ids = [sample.token_ids[None] for sample in samples if sample.token_ids is not None]
+    said = {
+        name: [run(model, input_ids=ids, attention_mask=torch.ones_like(ids)) for ids in token_ids]
+        for name, model in models.items()
+    }
+    runs = list(zip(*(of_model[0].states for of_model in said.values()), strict=True))
     assert len(runs) == 4
     for index, (before, wanted, found) in enumerate(runs):
         if index <= mask.touched_layers[0]:  # [0] are the embeddings, so [i] is what layer i reads
@@ -234,7 +184,7 @@ def test_stock_code_loads_it_and_computes_what_hooks_would(
         else:
             assert not torch.equal(found, before)
             assert (found - wanted).norm() <= 1e-5 * wanted.norm()
-    assert_figures_are_the_stock_models(report, source, models)
+    assert_figures(report.behaviour, samples, said)
     record_property("family", fixture.name)
     record_property("stock class", type(original).__name__)
     record_property("transformers", transformers.__version__)
