@@ -62,7 +62,7 @@ from ..verify.claim import Claim, Terms
 from ..verify.report import Report
 from ..verify.structure import ByteChecks
 from .distill import check_training, distilled
-from .notes import notes_on
+from .notes import notes_on, notes_on_probe
 from .options import ConversionOptions, TrainingOptions, as_path, images_called, options_of
 from .recipe import RECIPES, check_recipe, mask_by_recipe
 from .report import check_report
@@ -505,7 +505,8 @@ def stage_and_check(planned: PlannedConversion, staging: Staging, flusher: DiskF
             progress=options.progress,
         )
         calibration = describe_moments(moments)
-        report = replace(report, calibration=calibration or {})
+        notes = (*report.notes, *notes_on_probe(options.probe_samples, calibration))
+        report = replace(report, calibration=calibration or {}, notes=notes)
     return Staged(plan, report, calibration)
 
 

@@ -28,7 +28,7 @@ from ..verify.checks import check_claim, default_jobs
 from ..verify.claim import Claim
 from ..verify.report import Report, compensation_json
 from .distill import held_out_inputs
-from .notes import notes_on
+from .notes import notes_on, notes_on_probe
 from .options import ConversionOptions, options_of
 
 
@@ -227,6 +227,7 @@ def _verify(original: Path | str, converted: Path | str, options: VerifyOptions,
             device=options.device or "cpu",
             notes=(
                 *notes_on(before, mask, options.kept_statistics),
+                *notes_on_probe(options.probe_samples, None if stated is None else stated.calibration),
                 *(() if recognised is None else recognised.notes),
                 *_on_other_files(others),
             ),

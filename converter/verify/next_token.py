@@ -50,7 +50,9 @@ class NextToken:
         for model, near in (("original", None), ("reference", self.reference), ("converted", self.converted)):
             perplexity = self._told(model)
             shown = f"{'':>9}  {'':>14}" if near is None else f"{near.kl:>9.3e}  {near.top1:>14.1%}"
-            lines.append(f"{model:<{width}}  {shown}  {'' if perplexity is None else f'{perplexity:.4g}':>10}".rstrip())
+            lines.append(
+                f"{model:<{width}}  {shown}  {'' if perplexity is None else f'{perplexity:#.4g}':>10}".rstrip()
+            )
         return lines
 
     def _told(self, model: str) -> float | None:

@@ -142,7 +142,7 @@ def test_every_figure_of_the_checks_is_shown(manifest: dict[str, Any]) -> None:
         place: Any = changed
         for step in path[:-1]:
             place = place[step]
-        place[path[-1]] = 0.125 + place[path[-1]] if place[path[-1]] else 0.5
+        place[path[-1]] = 0.125 + 1.5 * place[path[-1]] if place[path[-1]] else 0.5
         assert html_report(changed, WHERE) != before, path
 
 

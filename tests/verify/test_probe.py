@@ -111,6 +111,15 @@ def test_the_conversion_is_verified_and_made_again_without_it(directory: Path) -
     assert made_again.exit_code == 0, made_again.stderr
 
 
+def test_a_probe_that_the_fit_has_seen_is_told(tmp_path: Path) -> None:
+    data = {"calibration": FILE, "images": QUESTIONS, "probe": FILE, "probe_images": QUESTIONS}
+    report = s4convert.convert(MINI_LLAVA, tmp_path / "out", MASK, compensation="uniform-ls", **data)
+    note = "the probe, questions.json, is the data of the fit, which looks better there than elsewhere"
+    assert report.notes == (note,)
+    del data["calibration"], data["images"]
+    assert note in s4convert.verify_conversion(MINI_LLAVA, tmp_path / "out", **data).notes
+
+
 def test_of_a_long_file_the_first_samples_are_taken(tmp_path: Path) -> None:
     (tmp_path / "long.txt").write_text("\n".join(f"Line {number} of a text about nothing." for number in range(3000)))
     probe = make_probe(Checkpoint.open(MINI_LLAVA), given=read_samples(tmp_path / "long.txt"))
