@@ -525,18 +525,6 @@ def torch_files_left_beside(pair: Pair) -> None:
     (pair.converted / "pytorch_model.bin").write_bytes(b"the original's")
 
 
-def another_mask_in_the_manifest(pair: Pair) -> None:
-    manifest = pair.converted / "s4convert.json"
-    content = json.loads(manifest.read_text())
-    content["mask"]["pruned"]["2"] = [1]
-    manifest.write_text(json.dumps(content))
-
-
-def another_compensation_in_the_manifest(pair: Pair) -> None:
-    manifest = pair.converted / "s4convert.json"
-    manifest.write_text(manifest.read_text().replace('"compensation": "scale"', '"compensation": "none"'))
-
-
 NAMED: list[tuple[Sabotage, str]] = [
     (stale_index, "model.safetensors.index.json"),
     (index_of_a_checkpoint_with_more_shards, "model-00003-of-00003.safetensors, which is missing"),
@@ -545,8 +533,6 @@ NAMED: list[tuple[Sabotage, str]] = [
     (fewer_heads_in_the_config, "config.json|geometry"),
     (pruned_heads_in_the_config, "config.json: its size is not the original's"),
     (torch_files_left_beside, "pytorch_model.bin"),
-    (another_mask_in_the_manifest, "layer 2 has lost heads 0, where the mask takes heads 1"),
-    (another_compensation_in_the_manifest, f"o_proj.weight of layer 0 {ASKED}"),
 ]
 
 
