@@ -39,7 +39,8 @@ def main() -> None:
         write_checkpoint(directory / "synthetic-32x32", LARGE)
 
         def run(*arguments: str) -> None:
-            subprocess.run([sys.executable, "-m", "s4convert", *arguments, "-q"], cwd=directory, check=True)
+            command = (sys.executable, "-m", "s4convert", *arguments)
+            subprocess.run(command, cwd=directory, check=True, stdout=subprocess.DEVNULL)
 
         how = ("--schedule", "global", "--rate")
         run("mask", "mini-llava", "--metric", "energy", *how, "0.25", *DATA, "-o", "mask.json")

@@ -447,7 +447,7 @@ def _apart(rows: Sequence[Mapping[str, Any]]) -> Figure | None:
     series = [
         (
             f"{modality}, {'relative delta' if other == 'original' else 'off reference'}",
-            f"of {modality} tokens, against the {other}",
+            f"how far hidden states of {modality} tokens are from the {other}'s",
             [row["apart"].get(modality, {}).get(other, {}).get("relative_delta") for row in rows],
         )
         for other in ("original", "reference")
