@@ -17,7 +17,7 @@ from s4convert.calibration.inputs import make_inputs
 from s4convert.calibration.samples import read_samples
 from s4convert.checkpoint import Checkpoint
 from s4convert.demo import MINI_LLAVA, QUESTIONS
-from s4convert.errors import CheckpointError, UsageError
+from s4convert.errors import CheckpointError, UsageError, VerificationError
 from s4convert.mask import HeadMask
 from s4convert.model.front_end import load_processor
 from s4convert.verify.probe import make_probe
@@ -145,6 +145,16 @@ def test_a_probe_that_cannot_be_used_is_refused_before_any_work(directory: Path,
     assert sorted(tmp_path.iterdir()) == []
     with pytest.raises(UsageError, match="`probe_images` is about the samples of a `probe`"):
         s4convert.VerifyOptions(probe_images=QUESTIONS)
+
+
+def test_logits_that_are_not_finite_are_told(mini_llava: Path, tmp_path: Path) -> None:
+    stored = Checkpoint.open(mini_llava).vocabulary_projection
+    with (mini_llava / stored.shard).open("r+b") as file:
+        file.seek(stored.entry.begin)
+        file.write(b"\x00\x7c")  # infinity
+    with pytest.raises(VerificationError, match="on the probe, what the model says comes next is not finite; check IN"):
+        s4convert.convert(mini_llava, tmp_path / "out", MASK)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_language_model_is_asked_for_no_images(tmp_path: Path) -> None:
