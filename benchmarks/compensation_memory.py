@@ -124,8 +124,8 @@ def print_parts(
     looking = SplitMoments(held_out_of(samples, HOLDOUT))
     nothing = AttentionInput(inputs[0].hidden, inputs[0].hidden, None, 1.0)
     with timed("Gram", 1), torch.inference_mode():
-        for sample in inputs:
-            looking.observe(LayerSample(sample.is_image, sample.hidden, nothing))
+        for place, sample in enumerate(inputs):
+            looking.observe(LayerSample(place, sample.is_image, sample.hidden, nothing))
         looking.take()
     del looking, decoder
     with timed("pass", number):

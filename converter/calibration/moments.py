@@ -174,13 +174,11 @@ class SplitMoments:
 
     def __init__(self, held_out: Sequence[bool]) -> None:
         self._held_out = list(held_out)
-        self._num_seen = 0
         self._parts = {name: (FirstMoments(), SecondMoments()) for name in ("train", "held_out")}
 
     def observe(self, sample: LayerSample) -> None:
-        for moments in self._parts["held_out" if self._held_out[self._num_seen] else "train"]:
+        for moments in self._parts["held_out" if self._held_out[sample.number] else "train"]:
             moments.observe(sample)
-        self._num_seen += 1
 
     def take(self) -> PartedMoments:
         """What was seen, by part and modality; nothing is left of it here.
