@@ -26,7 +26,6 @@ from ..compensation.modes import REFIT, default_mode
 from ..compensation.training import trained_bytes
 from ..disk import free_bytes, write_output
 from ..errors import (
-    CalibrationError,
     CheckpointError,
     S4ConvertError,
     StorageError,
@@ -39,6 +38,7 @@ from ..errors import (
 from ..hub.names import check_repo_id
 from ..mask import HeadMask
 from ..model.decoder import check_device, require_stock_code
+from ..model.front_end import check_takes_images
 from ..output.card import CARD_FILES, BaseCard, draw_picture, public_command, read_base_card, write_card
 from ..output.html_report import html_report
 from ..output.manifest import manifest, write_manifest
@@ -62,8 +62,8 @@ from ..verify.claim import Claim, Terms
 from ..verify.report import Report
 from ..verify.structure import ByteChecks
 from .distill import check_training, distilled
-from .notes import notes_on
-from .options import ConversionOptions, TrainingOptions, as_path, options_of
+from .notes import notes_on, notes_on_probe
+from .options import ConversionOptions, TrainingOptions, as_path, images_called, options_of
 from .recipe import RECIPES, check_recipe, mask_by_recipe
 from .report import check_report
 
@@ -372,7 +372,7 @@ def _checked(checkpoint: Checkpoint, out: Path, mask: HeadMask, options: Convert
 
 
 def _check_data(planned: PlannedConversion) -> Path | None:
-    """The vision tower; refuses, before any work, what is seen to be wrong with it, calibration data or statistics."""
+    """The vision tower; refuses, before any work, what is seen to be wrong with it, data, statistics or the probe."""
     options, layers = planned.options, planned.mask.touched_layers
     data, kept, has_images = options.calibration_data, options.kept_statistics, False
     if options.device is not None:
@@ -382,6 +382,9 @@ def _check_data(planned: PlannedConversion) -> Path | None:
     if data is not None:
         options.statistics_in(planned.out)  # refuses an image weight
         has_images = data.check().has_images
+    if options.probe_samples is not None and options.probe_samples.has_images:
+        check_takes_images(planned.checkpoint)
+        has_images = True
     if kept is not None:
         kept.check(planned.checkpoint, layers, foreign=options.foreign_statistics)
     if options.save_statistics is not None:
@@ -399,10 +402,8 @@ def _read_asked(checkpoint: Checkpoint, options: ConvertOptions) -> Asked | None
         return None
     from .evaluate import read_asked
 
-    try:
+    with images_called("evaluate_images"):
         return read_asked(checkpoint, options.evaluation)
-    except (CalibrationError, UsageError) as error:  # which names the parameters of the job evaluate
-        raise type(error)(str(error).replace("`images`", "`evaluate_images`")) from error
 
 
 @dataclass(frozen=True)
@@ -494,6 +495,7 @@ def stage_and_check(planned: PlannedConversion, staging: Staging, flusher: DiskF
             claim,
             check_behaviour=options.check_behaviour,
             tower=planned.tower,
+            probe=options.probe_samples,
             moments=moments,
             held_out=held_out,
             device=options.device or "cpu",
@@ -503,7 +505,8 @@ def stage_and_check(planned: PlannedConversion, staging: Staging, flusher: DiskF
             progress=options.progress,
         )
         calibration = describe_moments(moments)
-        report = replace(report, calibration=calibration or {})
+        notes = (*report.notes, *notes_on_probe(options.probe_samples, calibration))
+        report = replace(report, calibration=calibration or {}, notes=notes)
     return Staged(plan, report, calibration)
 
 

@@ -28,7 +28,7 @@ from ..verify.checks import check_claim, default_jobs
 from ..verify.claim import Claim
 from ..verify.report import Report, compensation_json
 from .distill import held_out_inputs
-from .notes import notes_on
+from .notes import notes_on, notes_on_probe
 from .options import ConversionOptions, options_of
 
 
@@ -192,7 +192,8 @@ def _verify(original: Path | str, converted: Path | str, options: VerifyOptions,
         options.kept_statistics.check(before, mask.touched_layers, foreign=options.foreign_statistics)
     data, tower = _held_out_data(options, stated), None
     if options.check_behaviour:
-        needed = data is not None and data.check().has_images
+        read = (None if data is None else data.check(), options.probe_samples)
+        needed = any(samples is not None and samples.has_images for samples in read)
         tower = locate_tower(before, options.vision_tower, needed=needed, progress=options.progress)
     causes = naming_the_cause(before, after, mask, None if stated is None else stated.mask)
     with tempfile.TemporaryDirectory(prefix="s4convert-") as scratch, causes:
@@ -220,11 +221,13 @@ def _verify(original: Path | str, converted: Path | str, options: VerifyOptions,
             ),
             check_behaviour=options.check_behaviour,
             tower=tower,
+            probe=options.probe_samples,
             moments=options.given_moments,
             held_out=held_out,
             device=options.device or "cpu",
             notes=(
                 *notes_on(before, mask, options.kept_statistics),
+                *notes_on_probe(options.probe_samples, None if stated is None else stated.calibration),
                 *(() if recognised is None else recognised.notes),
                 *_on_other_files(others),
             ),

@@ -113,8 +113,8 @@ def open_front_end(
         StorageError: the disk refused.
     """
     lineage = checkpoint.family.lineage
-    if with_images and lineage not in (HUGGING_FACE, ORIGINAL):
-        raise CheckpointError(f"{checkpoint.path}: is a language model and takes no images; use text samples alone")
+    if with_images:
+        check_takes_images(checkpoint)
     what = "vision tower" if with_images else "tokenizer"
     try:
         with stock_front_end(checkpoint, what if tower is None or not with_images else f"vision tower {tower}"):
@@ -125,6 +125,12 @@ def open_front_end(
             return OriginalFrontEnd(checkpoint, tower, device)
     except UnusableFrontEndError as error:
         raise CheckpointError(f"{error}; restore its files") from error
+
+
+def check_takes_images(checkpoint: Checkpoint) -> None:
+    """Raise CheckpointError where *checkpoint* is a language model alone."""
+    if checkpoint.family.lineage not in (HUGGING_FACE, ORIGINAL):
+        raise CheckpointError(f"{checkpoint.path}: is a language model and takes no images; use text samples alone")
 
 
 def return_freed_memory() -> None:

@@ -84,8 +84,8 @@ class StatedConversion:
     original, *versions* and *calibration* what the result depends on otherwise, *shard_bytes* is the bound of shards
     that were built. *choices* are the modes of layers where a compensation was fitted, *factors* those of each head in
     the layers that have some. *training* are the settings of a training, None where there was none, and *trains* the
-    letters of the projections that it replaced, none where the refit stayed. On the *probe*, *errors_left* are what
-    the compensation left of E.
+    letters of the projections that it replaced, none where the refit stayed. On the *probe*, which is (what it is in
+    words, what it comes to), *errors_left* are what the compensation left of E.
     """
 
     mask: HeadMask
@@ -215,9 +215,10 @@ def _read_training(content: Mapping[str, Any], mode: str, where: Path) -> tuple[
 def _read_probe(content: Mapping[str, Any], where: Path) -> tuple[Any, dict[int, float]]:
     """(the probe that the conversion was checked on, what the compensation of each layer left of E there)."""
     try:
-        behaviour = content["verification"]["behaviour"] or {"probe": None, "layers": []}
+        behaviour = content["verification"]["behaviour"] or {"probe": None, "data": None, "layers": []}
         layers = {row["layer"]: row.get("error_left") for row in behaviour["layers"]}
-        return behaviour["probe"], {int(layer): float(left) for layer, left in layers.items() if left is not None}
+        errors_left = {int(layer): float(left) for layer, left in layers.items() if left is not None}
+        return (behaviour["probe"], behaviour.get("data")), errors_left
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{where}: its verification is malformed; convert the original again") from error
 
@@ -240,7 +241,7 @@ def check_unproven(stated: StatedConversion, converted: Checkpoint, report: Repo
     Raises:
         VerificationError: a layer is further from the original than it was when it was converted.
     """
-    if report.behaviour is None or report.behaviour.probe != stated.probe:
+    if report.behaviour is None or (report.behaviour.probe, report.behaviour.data) != stated.probe:
         return
     for row in report.behaviour.layers:
         said = stated.errors_left.get(row.layer)

@@ -288,7 +288,7 @@ def _expected_values(
     """Rows *numbers* of a tensor whose value heads begin at row *first_value*; *data* has the silenced ones zeroed."""
     assert mix.values is not None
     exact = decode(data, tensor.dtype).astype(np.float64).reshape(len(numbers), -1)
-    rounded = np.zeros(exact.shape, np.bool_)
+    rounded, rows = np.zeros(exact.shape, np.bool_), np.frombuffer(data, np.uint8).reshape(len(numbers), -1)
     for at, number in enumerate(numbers - first_value):
         head, within = divmod(int(number), mix.head_dim)
         if number < 0 or head not in mix.mixed_values:
@@ -298,6 +298,7 @@ def _expected_values(
             row = first_value + int(source) * mix.head_dim + within
             exact[at] += mix.values[head, source] * original.read_rows(tensor, row, 1).ravel().astype(np.float64)
         rounded[at] = True
+        rows[at] = np.frombuffer(encode(exact[at], tensor.dtype), np.uint8)
     return ExpectedRows(data, exact, rounded)
 
 

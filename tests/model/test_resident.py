@@ -30,12 +30,7 @@ def token_ids(length: int) -> torch.Tensor:
 
 
 def opened(fixture: Fixture, directory: Path) -> Checkpoint:
-    path = fixture.write(directory, torch.float32)
-    if fixture.model_type == "llavaonevision1_5":  # its stock class is remote code, of another default than Qwen3
-        config = json.loads((path / "config.json").read_text())
-        config["text_config"]["rope_theta"] = 10000.0
-        (path / "config.json").write_text(json.dumps(config))
-    checkpoint = Checkpoint.open(path)
+    checkpoint = Checkpoint.open(fixture.write(directory, torch.float32))
     try:
         require_stock_code(checkpoint)
     except UsageError as error:

@@ -343,6 +343,7 @@ def _lowest_bit_of_the_mlp(layer: int) -> ChangeFiles:
         stored = Checkpoint.open(directory).tensors[f"language_model.model.layers.{layer}.mlp.down_proj.weight"]
         flip_bit(directory / stored.shard, 8 * stored.entry.begin)
 
+    change.__name__ = f"lowest_bit_of_the_mlp_of_layer_{layer}"
     return change
 
 
@@ -427,39 +428,40 @@ def the_manifest_claims_another_compensation(directory: Path) -> None:
     edit_manifest(directory, lambda content: content.update(compensation="none"))
 
 
-@pytest.mark.parametrize(
-    "sabotage",
-    [
-        one_layer_is_the_originals,
-        every_file_is_the_originals,
-        another_head_is_silent,
-        only_query_rows_are_zero,
-        one_layer_is_scaled_twice,
-        one_layer_is_not_scaled,
-        pytest.param(_lowest_bit_of_the_mlp(0), id="one_bit_before_the_mask"),
-        pytest.param(_lowest_bit_of_the_mlp(7), id="one_bit_after_the_touched_layers"),
-        flips_one_bit_of_an_untouched_tensor,
-        flips_one_bit_of_the_vision_tower,
-        silences_with_minus_zero,
-        drops_a_sidecar,
-        rewrites_the_config,
-        changes_the_config_at_its_size,
-        adds_a_file,
-        the_manifest_has_another_hash,
-        the_manifest_has_another_size,
-        the_manifest_lacks_a_file,
-        the_manifest_lists_a_file_more,
-        the_manifest_prunes_another_head,
-        the_manifest_claims_another_compensation,
-    ],
-)
+ASKED, ORIGINALS, STATED = "is not what the mask asks for", "is not the original's", "is not what s4convert.json says"
+AFTERWARDS: dict[ChangeFiles, str] = {
+    one_layer_is_the_originals: "layer 5 has lost no head, where the mask takes heads 3",
+    every_file_is_the_originals: "is byte-identical to .* in all 134 tensors: nothing was pruned",
+    another_head_is_silent: "layer 5 has lost heads 6, where the mask takes heads 3",
+    only_query_rows_are_zero: "layer 5 has lost no head, where the mask takes heads 3",
+    one_layer_is_scaled_twice: f"layers.2.self_attn.o_proj.weight of layer 2 {ASKED}",
+    one_layer_is_not_scaled: f"layers.2.self_attn.o_proj.weight of layer 2 {ASKED}",
+    _lowest_bit_of_the_mlp(0): f"layers.0.mlp.down_proj.weight {ORIGINALS}",
+    _lowest_bit_of_the_mlp(7): f"layers.7.mlp.down_proj.weight {ORIGINALS}",
+    flips_one_bit_of_an_untouched_tensor: f"{UNTOUCHED} {ORIGINALS}",
+    flips_one_bit_of_the_vision_tower: f"vision_tower.vision_model.embeddings.class_embedding {ORIGINALS}",
+    silences_with_minus_zero: f"layers.5.self_attn.o_proj.weight of layer 5 {ASKED}",
+    drops_a_sidecar: "preprocessor_config.json: is missing",
+    rewrites_the_config: "config.json: its size is not the original's",
+    changes_the_config_at_its_size: f"config.json, byte 688 {ORIGINALS}",
+    adds_a_file: "model.safetensors.tmp: does not stand in the original",
+    the_manifest_has_another_hash: f"config.json: {STATED}",
+    the_manifest_has_another_size: f"config.json: {STATED}",
+    the_manifest_lacks_a_file: f"generation_config.json: {STATED}",
+    the_manifest_lists_a_file_more: f"more: {STATED}",
+    the_manifest_prunes_another_head: "layer 5 has lost heads 3, where the mask takes heads 4",
+    the_manifest_claims_another_compensation: f"layers.2.self_attn.o_proj.weight of layer 2 {ASKED}",
+}
+
+
+@pytest.mark.parametrize(("sabotage", "said"), AFTERWARDS.items(), ids=[sabotage.__name__ for sabotage in AFTERWARDS])
 def test_a_conversion_that_was_tampered_with_fails_verification(
-    converted: Path, mask: Path, sabotage: ChangeFiles
+    converted: Path, mask: Path, sabotage: ChangeFiles, said: str
 ) -> None:
     sabotage(converted)
     # Where the manifest is gone with the rest, only a mask that is given can tell.
     given = None if (converted / "s4convert.json").exists() else mask
-    with pytest.raises(VerificationError):
+    with pytest.raises(VerificationError, match=said):
         verify_conversion(MINI_LLAVA, converted, mask=given, check_behaviour=False)
 
 
