@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from hashlib import sha256
 from math import isfinite
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -70,10 +71,11 @@ def manifest(
     }
 
 
-def write_manifest(content: dict[str, Any], directory: Path) -> None:
-    """Write *content* into *directory* and bring it to the disk."""
-    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
-    write_synced(directory / MANIFEST_FILE, text.encode("ascii"))
+def write_manifest(content: dict[str, Any], directory: Path) -> Digest:
+    """Write *content* into *directory* and bring it to the disk; the (size, sha256) of what was written."""
+    text = (json.dumps(content, indent=1, allow_nan=False) + "\n").encode("ascii")
+    write_synced(directory / MANIFEST_FILE, text)
+    return len(text), sha256(text).hexdigest()
 
 
 @dataclass(frozen=True)

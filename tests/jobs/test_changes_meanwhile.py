@@ -1,0 +1,107 @@
+"""What changes while a conversion runs, even after its check, is not committed, and nothing is destroyed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from s4convert import convert, verify_conversion, verify_files
+from s4convert.errors import StorageError, UsageError, VerificationError
+from tests.support import seams
+from tests.support.command_line import run_here
+from tests.support.disk import digests, hidden_siblings, snapshot
+from tests.support.synthetic import Spec, write_checkpoint
+
+SPEC = Spec(num_layers=3, num_kv_heads=4, hidden_size=16, num_shards=2)
+SHARD = "model-00002-of-00002.safetensors"
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return write_checkpoint(tmp_path / "in", SPEC)
+
+
+@pytest.fixture
+def mask(tmp_path: Path) -> Path:
+    path = tmp_path / "mask.json"
+    path.write_text(json.dumps({"pruned_heads": {"1": [0, 2]}}))
+    return path
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out"
+
+
+def strike(path: Path) -> None:
+    """Change the last byte of the file *path*, and leave it with the mtime that it had."""
+    before = path.stat()
+    with path.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        last = file.read(1)
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last[0] ^ 1]))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def write_new(path: Path) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("new")
+
+
+IN_CHANGES: dict[str, Callable[[Path], None]] = {
+    "a shard, with its old mtime": lambda source: strike(source / SHARD),
+    "a sidecar, with its old mtime": lambda source: strike(source / "generation_config.json"),
+    "a new sidecar": lambda source: write_new(source / "tokenizer.json"),
+    "a new sidecar in a hidden directory": lambda source: write_new(source / ".settings" / "a.json"),
+}
+STAGED_CHANGES: dict[str, Callable[[Path], None]] = {
+    "a shard, with its old mtime": lambda staged: strike(staged / SHARD),
+    "a sidecar": lambda staged: write_new(staged / "config.json"),
+    "the card": lambda staged: strike(staged / "README.md"),
+    "the manifest": lambda staged: strike(staged / "s4convert.json"),
+    "a new file": lambda staged: write_new(staged / "tokenizer.json"),
+}
+
+
+@pytest.mark.parametrize("when", [seams.after_staging, seams.before_the_last_look])
+@pytest.mark.parametrize("change", IN_CHANGES.values(), ids=IN_CHANGES)
+def test_a_change_of_in_at_any_time_is_an_error(
+    source: Path,
+    out: Path,
+    mask: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    when: Callable[..., None],
+    change: Callable[[Path], None],
+) -> None:
+    when(monkeypatch, lambda *staged: change(source))
+    with pytest.raises(StorageError, match=r"in/.*: (changed|appeared) during the run; start again"):
+        convert(source, out, mask, check_behaviour=False)
+    assert not out.exists()
+    assert hidden_siblings(out) == []
+
+
+@pytest.mark.parametrize("change", STAGED_CHANGES.values(), ids=STAGED_CHANGES)
+def test_a_change_of_what_is_staged_after_its_check_is_not_committed(
+    source: Path, out: Path, mask: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], None]
+) -> None:
+    staged = out.with_name(".out.s4convert-staging") / "checkpoint"
+    seams.before_the_last_look(monkeypatch, lambda: change(staged))
+    with pytest.raises(StorageError, match=r"checkpoint/.*: (changed|appeared) during the run; start again"):
+        convert(source, out, mask, check_behaviour=False)
+    assert not out.exists()
+    assert hidden_siblings(out) == []
+
+
+@pytest.mark.parametrize("option", ["report", "save_mask"])
+def test_nothing_that_a_conversion_is_told_to_write_may_stand_in_in(
+    source: Path, out: Path, mask: Path, option: str
+) -> None:
+    before = snapshot(source)
+    with pytest.raises(UsageError, match="would be in IN, which is never written to"):
+        convert(source, out, mask, check_behaviour=False, **{option: source / "assets" / "new.html"})
+    assert snapshot(source) == before
