@@ -105,3 +105,49 @@ def test_nothing_that_a_conversion_is_told_to_write_may_stand_in_in(
     with pytest.raises(UsageError, match="would be in IN, which is never written to"):
         convert(source, out, mask, check_behaviour=False, **{option: source / "assets" / "new.html"})
     assert snapshot(source) == before
+
+
+# --- what stands at OUT ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def old(source: Path, out: Path, mask: Path) -> Path:
+    convert(source, out, mask, check_behaviour=False)
+    return out
+
+
+@pytest.mark.parametrize("name", [SHARD, "README.md", "config.json"])
+@pytest.mark.parametrize("changed", [strike, lambda path: path.write_text("notes")], ids=["at its size", "rewritten"])
+def test_force_does_not_replace_what_somebody_changed_in_a_conversion(
+    source: Path, old: Path, mask: Path, name: str, changed: Callable[[Path], None]
+) -> None:
+    changed(old / name)
+    os.utime(old / name)
+    before = digests(old)
+    for options in (("--force",), ("--force", "--dry-run")):
+        outcome = run_here(source, old, "--mask", mask, "--no-verify", *options)
+        assert outcome.exit_code == 2, outcome.stderr
+        assert f"{old / name}: was changed after it was converted and would be lost; move {old} " in outcome.error
+    assert digests(old) == before
+
+
+def test_force_replaces_a_conversion_whose_hashes_were_not_kept(source: Path, old: Path, mask: Path) -> None:
+    """As after a copy, or on a file system without extended attributes; there the files are read."""
+    for path in (path for path in old.rglob("*") if path.is_file()):
+        for name in os.listxattr(path):
+            os.removexattr(path, name)
+    (old / "generation_config.json").unlink()  # what is not there is not lost
+    (old / "empty").mkdir()
+    convert(source, old, mask, check_behaviour=False, force=True)
+    verify_conversion(source, old, check_behaviour=False)
+
+
+def test_what_changes_at_out_while_its_replacement_is_made_is_kept(
+    source: Path, old: Path, mask: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seams.before_the_last_look(monkeypatch, lambda: strike(old / SHARD))
+    with pytest.raises(UsageError, match="changed during the run, so `force=True` will not replace it"):
+        convert(source, old, mask, check_behaviour=False, force=True)
+    assert hidden_siblings(old) == []
+    with pytest.raises(VerificationError):
+        verify_files(old)  # what was written into it stands
