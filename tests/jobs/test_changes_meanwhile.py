@@ -151,3 +151,40 @@ def test_what_changes_at_out_while_its_replacement_is_made_is_kept(
     assert hidden_siblings(old) == []
     with pytest.raises(VerificationError):
         verify_files(old)  # what was written into it stands
+
+
+# --- what verification passes by ------------------------------------------------------------------------------
+
+
+def test_verification_says_what_it_does_not_look_into(source: Path, old: Path) -> None:
+    (old / ".cache" / "unpruned").mkdir(parents=True)
+    (old / "empty").mkdir()
+    (old / "link").symlink_to("assets")
+    (old / ".gitattributes").touch()
+    said = "3 entries beside the checkpoint were not looked into: .cache, empty, link"
+    assert verify_conversion(source, old, check_behaviour=False).notes == (said,)
+    assert f"note: {said}" in run_here("verify", old).stdout
+
+
+def test_an_empty_directory_of_in_is_left_behind_and_named(source: Path, out: Path, mask: Path) -> None:
+    (source / "checkpoints" / "old").mkdir(parents=True)
+    outcome = run_here(source, out, "--mask", mask, "--no-verify")
+    assert outcome.exit_code == 0, outcome.stderr
+    assert f"{source / 'checkpoints/old'}: left behind, it is an empty directory" in outcome.stderr
+
+
+@pytest.mark.parametrize("side", ["in", "out"])
+def test_a_change_during_a_verification_is_an_error(
+    source: Path, old: Path, monkeypatch: pytest.MonkeyPatch, side: str
+) -> None:
+    from s4convert.jobs import verify
+
+    check = verify.check_digests
+
+    def checked(*arguments: object) -> None:
+        check(*arguments)
+        strike(old.with_name(side) / SHARD)
+
+    monkeypatch.setattr(verify, "check_digests", checked)
+    with pytest.raises(StorageError, match=f"{side}/{SHARD}: changed during the run"):
+        verify_conversion(source, old, check_behaviour=False)
