@@ -188,3 +188,33 @@ def test_a_change_during_a_verification_is_an_error(
     monkeypatch.setattr(verify, "check_digests", checked)
     with pytest.raises(StorageError, match=f"{side}/{SHARD}: changed during the run"):
         verify_conversion(source, old, check_behaviour=False)
+
+
+# --- after the commit -----------------------------------------------------------------------------------------
+
+
+def test_a_disk_that_fails_after_the_renaming_is_a_warning(
+    source: Path, out: Path, mask: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What stood at OUT, the staging directory and the lock cannot be looked at any more: OUT stands all the same."""
+    convert(source, out, mask, check_behaviour=False)
+    rename = os.rename
+
+    def fail(path: Path, *arguments: object, **options: object) -> None:
+        raise OSError(5, os.strerror(5), str(path))
+
+    def renamed(old: Path, new: Path) -> None:
+        rename(old, new)
+        if new == out:
+            for name in ("stat", "lstat", "unlink", "rename"):
+                monkeypatch.setattr(os, name, fail)
+
+    new_mask = out.with_name("new-mask.json")
+    new_mask.write_text(json.dumps({"pruned_heads": {"0": [3]}}))
+    with monkeypatch.context():
+        monkeypatch.setattr(os, "rename", renamed)
+        report = convert(source, out, new_mask, check_behaviour=False, force=True)
+        monkeypatch.undo()
+    assert report.mask.pruned == ((3,), (), ())
+    assert verify_conversion(source, out, check_behaviour=False).mask == report.mask
+    assert "cannot be removed: Input/output error; remove it yourself" in caplog.text
