@@ -25,7 +25,7 @@ from typing import Any, TypeAlias
 from .. import strict_json
 from ..choices import WINDOW
 from ..disk import read_file
-from ..errors import CalibrationError, UsageError
+from ..errors import CalibrationError, UsageError, shown
 from ..model.front_end import IMAGE_PLACEHOLDER, LETTER_INSTRUCTION, conversation
 
 _log = logging.getLogger(__name__)
@@ -295,7 +295,9 @@ def image_of(name: Any, images: Path | None, where: str) -> Path | None:
     if name is None:
         return None
     if not isinstance(name, str) or not name:
-        raise CalibrationError(f"{where}: image is {name!r}, not the name of one file; one image an entry is supported")
+        raise CalibrationError(
+            f"{where}: image is {shown(name)}, not the name of one file; one image an entry is supported"
+        )
     if images is None:
         raise UsageError(f"{where}: names the image {name}; say with `images` which directory it is in")
     if not (images / name).is_file():

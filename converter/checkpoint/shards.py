@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, shown
 from .files import INDEX_FILE, SINGLE_FILE, TORCH_INDEX_FILE, TORCH_SINGLE_FILE, read_json_object
 from .refusals import MISNAMED, OTHER_FORMATS, refuse_files
 from .safetensors_header import read_header
 from .tensors import WeightFile
 from .torch_file import read_torch_file, warn_of_old_torch
+
+_MAX_NAME_BYTES = 255  # that a file system takes
 
 
 def open_shards(path: Path, entries: Collection[str]) -> tuple[dict[str, WeightFile], str | None, bool]:
@@ -50,7 +52,9 @@ def _open_indexed(path: Path, index_file: str, read: Callable[[Path], WeightFile
     held = {entry.name for weights in shards.values() for entry in weights.entries}
     missing = [name for name in weight_map if name not in held]
     if missing:
-        raise CheckpointError(f"{index}: {missing[0]} is not in {weight_map[missing[0]]}; download that shard again")
+        raise CheckpointError(
+            f"{index}: {shown(missing[0])} is not in {weight_map[missing[0]]}; download that shard again"
+        )
     return shards
 
 
@@ -79,11 +83,15 @@ def read_weight_map(index: Path) -> dict[str, str]:
     plain: set[str] = set()
     for tensor, shard in weight_map.items():
         if not isinstance(shard, str) or (shard not in plain and not _is_plain(shard)):
-            raise CheckpointError(f"{index}: {tensor} is mapped to {shard!r}, which is not a plain file name")
+            raise CheckpointError(
+                f"{index}: {shown(tensor)} is mapped to {shown(shard)}, which is not a plain file name"
+            )
         plain.add(shard)
     return weight_map
 
 
 def _is_plain(name: str) -> bool:
     """Whether *name* is of a file in the directory itself: nothing outside of it may be read or uploaded."""
+    if len(name.encode("utf-8", "surrogatepass")) > _MAX_NAME_BYTES:
+        return False
     return Path(name).name == name and not {"\0", "\\"} & set(name) and name not in (".", "..")

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import CheckpointError, OutOfMemoryError, enough_memory, reading
+from ..errors import CheckpointError, OutOfMemoryError, enough_memory, reading, shown
 from .safetensors_header import check_name_and_shape
 from .tensors import TensorEntry, WeightFile
 
@@ -149,7 +149,7 @@ def _load(path: Path) -> dict[str, torch.Tensor]:
         )
     for name, tensor in content.items():
         if not isinstance(name, str):
-            raise CheckpointError(f"{path}: the name {name!r} is no text; save the state_dict alone")
+            raise CheckpointError(f"{path}: the name {shown(name)} is no text; save the state_dict alone")
         if not isinstance(tensor, torch.Tensor):
             raise CheckpointError(f"{path}: {name} is a {type(tensor).__name__}, no tensor; save the state_dict alone")
         is_dense = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_nested
