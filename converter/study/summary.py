@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..choices import BEST_BY
-from ..errors import UsageError
+from ..errors import UsageError, shown
 from .evaluation import Evaluation
 from .figures import Difference, Share
 from .outside import Evaluator
@@ -285,7 +285,9 @@ def summarise(results: Results) -> Summary:
         about = {name: value for name, value in study.items() if name not in ("format", "points")}
         return Summary({"source": study["source"], **about}, rows)
     except (KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"{results.directory}: its study.json is malformed ({error}); run the sweep again") from error
+        raise UsageError(
+            f"{results.directory}: its study.json is malformed ({shown(error)}); run the sweep again"
+        ) from error
 
 
 def _row(entry: Mapping[str, Any], results: Results, evaluator: Evaluator | None) -> Row:
