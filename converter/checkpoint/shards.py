@@ -77,9 +77,12 @@ def find_weights(path: Path, entries: Collection[str]) -> str:
 
 def read_weight_map(index: Path) -> dict[str, str]:
     """The shard of every tensor, as the file *index* states it; CheckpointError where it is malformed."""
-    weight_map = read_json_object(index).get("weight_map")
+    content = read_json_object(index)
+    weight_map = content.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: has no weight_map; restore the file")
+    if not isinstance(content.get("metadata"), dict):
+        raise CheckpointError(f"{index}: has no metadata, without which stock loaders fail; add an empty object")
     plain: set[str] = set()
     for tensor, shard in weight_map.items():
         if not isinstance(shard, str) or (shard not in plain and not _is_plain(shard)):
@@ -94,4 +97,4 @@ def _is_plain(name: str) -> bool:
     """Whether *name* is of a file in the directory itself: nothing outside of it may be read or uploaded."""
     if len(name.encode("utf-8", "surrogatepass")) > _MAX_NAME_BYTES:
         return False
-    return Path(name).name == name and not {"\0", "\\"} & set(name) and name not in (".", "..")
+    return Path(name).name == name and not {"\0", "\\"} & set(name) and name not in ("", ".", "..")
