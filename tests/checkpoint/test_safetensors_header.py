@@ -10,6 +10,7 @@ import pytest
 
 from s4convert.checkpoint.safetensors_header import SafetensorsHeader, read_header
 from s4convert.errors import CheckpointError, StorageError
+from tests.attacks.rules import REFUSED_HEADERS, STRICTER_HEADERS
 from tests.battery.headers import ACCEPTED, ATTACKS, REJECTED, compare_file, compare_files, framed
 
 FUZZ_EXAMPLES = 5000
@@ -29,131 +30,6 @@ def named(name: bytes) -> bytes:
     return framed(b'{%b:{"dtype":"U8","shape":[2],"data_offsets":[0,2]}}' % name, b"xx")
 
 
-# What the reference accepts, and is refused all the same.
-STRICTER = {
-    *("leading-white-space", "tensor-twice", "tensor-twice-once-escaped", "metadata-key-twice", "metadata-is-null"),
-    *("empty-name", "NUL-in-a-name", "two-dots-in-a-name", "name-of-1001-letters", "entry-is-a-list", "unknown-field"),
-}
-
-# Of each file in tests/attacks/headers/refused, what it is refused for.
-REFUSED = {
-    # the frame
-    "no-bytes": "0 bytes are too few",
-    "seven-bytes": "7 bytes are too few",
-    "header-of-more-than-100-MB": "claims 100,000,001 bytes",
-    "header-of-2-to-the-64-less-1-bytes": "claims 18,446,744,073,709,551,615 bytes",
-    "header-of-100-MB-past-the-end": "past the end of the file",
-    "header-one-byte-past-the-end": "past the end of the file",
-    "trailing-byte": "the tensors end at byte 63, the file at byte 64",
-    "trailing-byte-without-tensors": "the tensors end at byte 10, the file at byte 11",
-    "truncated-data": "the tensors end at byte 63, the file at byte 62",
-    # the JSON
-    "empty-header": "does not start with '{'",
-    "leading-white-space": "does not start with '{'",
-    "byte-order-mark": "does not start with '{'",
-    "list": "does not start with '{'",
-    "not-UTF-8": "not UTF-8 at byte 2",
-    "surrogate-in-UTF-8": "not UTF-8 at byte 2",
-    "UTF-16": "malformed safetensors header",
-    "cut-off": "Expecting ',' delimiter",
-    "single-quotes": "Expecting property name",
-    "trailing-comma": "malformed safetensors header",
-    "trailing-junk": "Extra data",
-    "second-object": "Extra data",
-    "NUL-after-the-object": "Extra data",
-    "control-character": "Invalid control character",
-    "unknown-escape": "Invalid \\escape",
-    "too-deep": "nested too deeply",
-    "leading-zero": "malformed safetensors header",
-    "number-of-5000-digits": "malformed safetensors header",
-    "NaN": "NaN is not JSON",
-    "Infinity": "Infinity is not JSON",
-    "minus-Infinity": "-Infinity is not JSON",
-    # names that stand twice
-    "tensor-twice": "'a' stands twice",
-    "tensor-twice-once-escaped": "'a' stands twice",
-    "metadata-twice": "'__metadata__' stands twice",
-    "metadata-key-twice": "'k' stands twice",
-    "dtype-twice": "'dtype' stands twice",
-    "shape-twice": "'shape' stands twice",
-    "data-offsets-twice": "'data_offsets' stands twice",
-    # metadata
-    "metadata-is-a-list": "__metadata__ must map names to strings",
-    "metadata-is-null": "__metadata__ must map names to strings",
-    "metadata-is-a-tensor": "__metadata__ must map names to strings",
-    "metadata-value-is-a-number": "__metadata__ must map names to strings",
-    "metadata-value-is-null": "__metadata__ must map names to strings",
-    "metadata-value-is-an-object": "__metadata__ must map names to strings",
-    "lone-surrogate-in-a-metadata-key": "lone surrogate",
-    "lone-surrogate-in-a-metadata-value": "lone surrogate",
-    # names of tensors
-    "empty-name": "tensor name '' is not safe",
-    "NUL-in-a-name": "is not safe",
-    "two-dots-in-a-name": "tensor name '../a' is not safe",
-    "lone-surrogate-in-a-name": "lone surrogate",
-    "surrogates-in-the-wrong-order": "lone surrogate",
-    # an entry's fields
-    "entry-is-null": "'a' must have exactly dtype, shape and data_offsets",
-    "entry-is-a-list": "must have exactly",
-    "entry-is-a-string": "must have exactly",
-    "entry-is-empty": "must have exactly",
-    "no-dtype": "must have exactly",
-    "no-shape": "must have exactly",
-    "no-data-offsets": "must have exactly",
-    "unknown-field": "must have exactly",
-    # dtype
-    "unknown-dtype": "unknown dtype 'Q4'",
-    "dtype-in-lower-case": "unknown dtype 'u8'",
-    "dtype-is-null": "unknown dtype None",
-    "dtype-is-a-number": "unknown dtype 8",
-    "dtype-is-a-list": "unknown dtype ['U8']",
-    # shape
-    "shape-is-a-number": "shape that is not a list of sizes",
-    "shape-is-null": "shape that is not a list of sizes",
-    "shape-is-an-object": "shape that is not a list of sizes",
-    "negative-size": "shape that is not a list of sizes",
-    "two-negative-sizes": "shape that is not a list of sizes",
-    "float-size": "shape that is not a list of sizes",
-    "exponent-size": "shape that is not a list of sizes",
-    "string-size": "shape that is not a list of sizes",
-    "boolean-size": "shape that is not a list of sizes",
-    "null-size": "shape that is not a list of sizes",
-    "nested-size": "shape that is not a list of sizes",
-    "size-of-2-to-the-64": "shape that is not a list of sizes",
-    "size-that-overflows": "absurd shape",
-    "size-that-wraps-around-to-two": "absurd shape",
-    "absurd-size-behind-a-zero": "absurd shape",
-    # data_offsets
-    "one-offset": "must have two data_offsets",
-    "three-offsets": "must have two data_offsets",
-    "no-offsets": "must have two data_offsets",
-    "offsets-are-a-number": "must have two data_offsets",
-    "offsets-are-an-object": "must have two data_offsets",
-    "offsets-are-null": "must have two data_offsets",
-    "negative-offset": "must have two data_offsets",
-    "float-offset": "must have two data_offsets",
-    "string-offset": "must have two data_offsets",
-    "boolean-offset": "must have two data_offsets",
-    "offset-of-2-to-the-64": "must have two data_offsets",
-    "end-before-begin": "ends before it begins",
-    # where the data lies
-    "fewer-bytes-than-the-shape": "U8 [3] does not fill its 2 bytes",
-    "more-bytes-than-the-shape": "U8 [1] does not fill its 2 bytes",
-    "fewer-bytes-than-the-dtype": "F32 [2] does not fill its 2 bytes",
-    "zero-size-with-bytes": "U8 [2, 0] does not fill its 2 bytes",
-    "half-a-byte": "F4 [5] does not fill its 2 bytes",
-    "gap-at-the-beginning": "'a' leaves a gap before it",
-    "gap-in-the-middle": "'c' leaves a gap before it",
-    "gap-before-a-tensor-of-no-bytes": "'a' leaves a gap before it",
-    "overlap": "'c' overlaps the one before it",
-    "the-same-bytes-twice": "'c' overlaps the one before it",
-    "one-inside-another": "overlaps the one before it",
-    "name-of-1001-letters": "is not safe",
-    "offset-of-minus-zero": "-0 is not an integer",
-    "size-of-minus-zero": "-0 is not an integer",
-}
-
-
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     return tmp_path / "model.safetensors"
@@ -164,18 +40,18 @@ def read(path: Path, content: bytes) -> SafetensorsHeader:
     return read_header(path)
 
 
-@pytest.mark.parametrize("rule", REFUSED)
+@pytest.mark.parametrize("rule", REFUSED_HEADERS)
 def test_is_refused_by_its_own_rule(file: Path, rule: str) -> None:
     content = (HEADERS / "refused" / f"{rule}.safetensors").read_bytes()
-    with pytest.raises(CheckpointError, match=re.escape(REFUSED[rule])) as caught:
+    with pytest.raises(CheckpointError, match=re.escape(REFUSED_HEADERS[rule])) as caught:
         read(file, content)
     assert str(caught.value).startswith(f"{file}: ")
     assert "\n" not in str(caught.value)
-    assert compare_file(content, file) == (ACCEPTED if rule in STRICTER else REJECTED, "refused")
+    assert compare_file(content, file) == (ACCEPTED if rule in STRICTER_HEADERS else REJECTED, "refused")
 
 
 def test_every_file_of_the_corpus_has_its_rule() -> None:
-    assert {path.stem for path in (HEADERS / "refused").iterdir()} == REFUSED.keys()
+    assert {path.stem for path in (HEADERS / "refused").iterdir()} == REFUSED_HEADERS.keys()
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in (HEADERS / "read").iterdir()))
