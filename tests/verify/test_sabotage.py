@@ -429,7 +429,7 @@ def the_manifest_lacks_a_file(directory: Path) -> None:
 
 
 def the_manifest_lists_a_file_more(directory: Path) -> None:
-    edit_manifest(directory, lambda content: content["files"].update(more={"size": 0, "sha256": ""}))
+    edit_manifest(directory, lambda content: content["files"].update(more={"size": 0, "sha256": "0" * 64}))
 
 
 def the_manifest_prunes_another_head(directory: Path) -> None:
