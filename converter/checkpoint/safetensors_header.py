@@ -87,7 +87,7 @@ def parse_header(raw: bytes, file_size: int) -> SafetensorsHeader:
     for entry in entries:
         if entry.begin != position:
             kind = "overlaps the one before it" if entry.begin < position else "leaves a gap before it"
-            raise ValueError(f"tensor {shown(entry.name)} {kind}")
+            raise ValueError(f"tensor {entry.name!r} {kind}")
         position = entry.end
     if position != file_size:
         raise ValueError(f"the tensors end at byte {position}, the file at byte {file_size}")
@@ -110,33 +110,38 @@ def format_header(tensors: Sequence[tuple[str, str, tuple[int, ...], int]]) -> b
 
 
 def _parse_entry(name: str, entry: Any, data_begin: int) -> TensorEntry:
+    check_name(name)
     if not isinstance(entry, dict) or entry.keys() != _FIELDS:
-        raise ValueError(f"tensor {shown(name)} must have exactly dtype, shape and data_offsets")
+        raise ValueError(f"tensor {name!r} must have exactly dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
-        raise ValueError(f"tensor {shown(name)} has unknown dtype {shown(dtype)}")
+        raise ValueError(f"tensor {name!r} has unknown dtype {shown(dtype)}")
     if not isinstance(shape, list) or not all(_is_size(size) for size in shape):
-        raise ValueError(f"tensor {shown(name)} has a shape that is not a list of sizes")
+        raise ValueError(f"tensor {name!r} has a shape that is not a list of sizes")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(_is_size(offset) for offset in offsets):
-        raise ValueError(f"tensor {shown(name)} must have two data_offsets")
+        raise ValueError(f"tensor {name!r} must have two data_offsets")
     begin, end = offsets
     if end < begin:
-        raise ValueError(f"tensor {shown(name)} ends before it begins")
-    check_name_and_shape(name, shape)
+        raise ValueError(f"tensor {name!r} ends before it begins")
+    check_shape(name, shape)
     bits = prod(shape) * DTYPE_BITS[dtype]
     if bits != (end - begin) * 8:
-        raise ValueError(f"tensor {shown(name)} of {dtype} {shown(shape)} does not fill its {end - begin} bytes")
+        raise ValueError(f"tensor {name!r} of {dtype} {shown(shape)} does not fill its {end - begin} bytes")
     return TensorEntry(name, dtype, tuple(shape), data_begin + begin, data_begin + end, end - begin)
 
 
-def check_name_and_shape(name: str, shape: Sequence[int]) -> None:
-    """Raise ValueError where the *name* or the *shape* of a tensor is not safe."""
+def check_name(name: str) -> None:
+    """Raise ValueError where the *name* of a tensor is not safe, or too long to be shown."""
     if not 0 < len(name) <= MAX_NAME or "\0" in name or ".." in name or name == _METADATA_KEY:
         raise ValueError(f"tensor name {shown(name)} is not safe")
     _check_unicode(name)
+
+
+def check_shape(name: str, shape: Sequence[int]) -> None:
+    """Raise ValueError where the *shape* of the tensor *name* is not safe."""
     # Zeros are left out: they would hide the other sizes.
     if prod(size for size in shape if size) > _MAX_INTEGER // 64:
-        raise ValueError(f"tensor {shown(name)} has an absurd shape")
+        raise ValueError(f"tensor {name!r} has an absurd shape")
 
 
 def _check_unicode(text: str) -> None:

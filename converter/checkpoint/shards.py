@@ -8,7 +8,7 @@ from pathlib import Path
 from ..errors import CheckpointError, shown
 from .files import INDEX_FILE, SINGLE_FILE, TORCH_INDEX_FILE, TORCH_SINGLE_FILE, read_json_object
 from .refusals import MISNAMED, OTHER_FORMATS, refuse_files
-from .safetensors_header import read_header
+from .safetensors_header import MAX_NAME, read_header
 from .tensors import WeightFile
 from .torch_file import read_torch_file, warn_of_old_torch
 
@@ -52,9 +52,7 @@ def _open_indexed(path: Path, index_file: str, read: Callable[[Path], WeightFile
     held = {entry.name for weights in shards.values() for entry in weights.entries}
     missing = [name for name in weight_map if name not in held]
     if missing:
-        raise CheckpointError(
-            f"{index}: {shown(missing[0])} is not in {weight_map[missing[0]]}; download that shard again"
-        )
+        raise CheckpointError(f"{index}: {missing[0]} is not in {weight_map[missing[0]]}; download that shard again")
     return shards
 
 
@@ -85,10 +83,10 @@ def read_weight_map(index: Path) -> dict[str, str]:
         raise CheckpointError(f"{index}: has no metadata, without which stock loaders fail; add an empty object")
     plain: set[str] = set()
     for tensor, shard in weight_map.items():
+        if len(tensor) > MAX_NAME:  # messages show it
+            raise CheckpointError(f"{index}: tensor name {shown(tensor)} is not safe; restore the file")
         if not isinstance(shard, str) or (shard not in plain and not _is_plain(shard)):
-            raise CheckpointError(
-                f"{index}: {shown(tensor)} is mapped to {shown(shard)}, which is not a plain file name"
-            )
+            raise CheckpointError(f"{index}: {tensor} is mapped to {shown(shard)}, which is not a plain file name")
         plain.add(shard)
     return weight_map
 

@@ -239,7 +239,7 @@ def test_a_tensor_in_two_shards_is_refused(sharded: Path) -> None:
 
 def test_a_tensor_in_no_shard_is_refused(sharded: Path) -> None:
     edit_json(sharded / INDEX, lambda index: index["weight_map"].update(extra=SHARDS[0]))
-    assert_refused(sharded, f"'extra' is not in {SHARDS[0]}")
+    assert_refused(sharded, f"extra is not in {SHARDS[0]}")
 
 
 # --- geometry -----------------------------------------------------------------------------------------------
