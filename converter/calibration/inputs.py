@@ -146,6 +146,16 @@ def some_of(inputs: Sequence[Inputs]) -> list[Inputs]:
     return list(inputs[::step])
 
 
+def modalities(batch: Sequence[Inputs], device: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """(whether each token of *batch* is a part of an image, one sample after the other; where the samples have tokens,
+    [samples, longest], when they are padded on the right), both on *device*."""
+    import torch
+
+    lengths = torch.tensor([len(sample.is_image) for sample in batch])
+    inside = torch.arange(int(lengths.max())) < lengths[:, None]
+    return torch.cat([sample.is_image for sample in batch]).to(device), inside.to(device)
+
+
 def describe(inputs: Sequence[Inputs]) -> dict[str, Any]:
     """What *inputs* come to, for a provenance: their files, tokens of text and of images, and what was cut off.
 

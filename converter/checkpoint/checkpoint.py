@@ -271,7 +271,7 @@ class Checkpoint:
                 "can be computed with: dequantise or cast it first"
             )
 
-    def read_bytes(self, tensor: StoredTensor, first: int = 0, count: int | None = None) -> bytes:
+    def read_bytes(self, tensor: StoredTensor, first: int = 0, count: int | None = None) -> bytearray:
         """As :meth:`read_rows`, but the bytes as they are stored, one row after the other.
 
         Raises:
@@ -287,7 +287,7 @@ class Checkpoint:
             begin, end = begin + first * tensor.row_bytes, begin + (first + count) * tensor.row_bytes
         with enough_memory(f"{path}: {tensor.name}"), reading(path), path.open("rb") as file:
             data = read_span(file.fileno(), begin, end - begin, path)
-            return data if entry.strides is None else _gather(data, entry)[first : first + count].tobytes()
+            return data if entry.strides is None else bytearray(_gather(data, entry)[first : first + count].tobytes())
 
     def read_ahead(self, tensors: Iterable[StoredTensor]) -> None:
         """Have the kernel bring *tensors* into the page cache meanwhile; where it does not, they are read later."""
@@ -390,7 +390,7 @@ class Checkpoint:
         return "".join(p for p in PROJECTIONS if self.projection(layer, p, "bias") is not None)
 
 
-def _gather(data: bytes, entry: TensorEntry) -> npt.NDArray[np.void]:
+def _gather(data: bytearray, entry: TensorEntry) -> npt.NDArray[np.void]:
     """The elements of a tensor that is not contiguous, from the bytes *data* that it spans."""
     item = entry.num_bytes // prod(entry.shape)
     strides = tuple(stride * item for stride in entry.strides or ())

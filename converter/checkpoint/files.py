@@ -37,12 +37,13 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_span(descriptor: int, offset: int, size: int, path: Path) -> bytes:
+def read_span(descriptor: int, offset: int, size: int, path: Path) -> bytearray:
     """The bytes [offset, offset + size) of the open file *path*; StorageError where the file ends before."""
-    data = os.pread(descriptor, size, offset)
-    while len(data) < size:  # a network file system may return fewer bytes than asked
-        more = os.pread(descriptor, size - len(data), offset + len(data))
-        if not more:
-            raise StorageError(f"{path}: became shorter while it was read; start again when it is at rest")
-        data += more
+    data, done = bytearray(size), 0
+    with memoryview(data) as view:
+        while done < size:  # a network file system may return fewer bytes than asked
+            count = os.preadv(descriptor, [view[done:]], offset + done)
+            if not count:
+                raise StorageError(f"{path}: became shorter while it was read; start again when it is at rest")
+            done += count
     return data

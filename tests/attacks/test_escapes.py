@@ -13,7 +13,10 @@ import pytest
 import s4convert
 from s4convert.errors import printable, text_of
 from tests.support.command_line import Outcome, run, run_here
+from tests.support.environments import in_llavas_environment
 from tests.support.synthetic import Spec, read_safetensors, write_checkpoint, write_safetensors
+
+pytestmark = in_llavas_environment
 
 # A title and a colour (ESC), the same by C1, a bell, an overwritten line, a turned text, a line of its own, a delete.
 HOSTILE = "x\x1b]0;owned\x07\x1b[31m\x9b31m\rverdict: OK\u202eKO\nverdict: OK\x7f\u2028"

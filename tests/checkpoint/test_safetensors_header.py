@@ -13,7 +13,7 @@ from s4convert.errors import CheckpointError, StorageError
 from tests.attacks.rules import REFUSED_HEADERS, STRICTER_HEADERS
 from tests.battery.headers import ACCEPTED, ATTACKS, REJECTED, compare_file, compare_files, framed
 
-FUZZ_EXAMPLES = 5000
+FUZZ_EXAMPLES = 3000
 HEADERS = ATTACKS / "headers"
 
 A = b'"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}'

@@ -29,8 +29,6 @@ DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 FORMS = ("one file", "two shards", ".bin")
 RecordProperty = Callable[[str, object], None]
 
-each_family = pytest.mark.parametrize("fixture", FIXTURES, ids=lambda fixture: fixture.name)
-
 
 def mask_for(fixture: Fixture) -> HeadMask:
     """Layer 0 untouched, a single head in layer 1, in layer 2 a whole kv group and one head more."""
@@ -78,11 +76,15 @@ def expected(fixture: Fixture, before: Tensors, mask: HeadMask, *, scaled: bool)
 
 
 # Every family in every form and in both dtypes, and every form in both dtypes, but not each of the three with each.
+# Every run has each family once, the battery all.
 PAIRS = [
-    pytest.param(fixture, form, DTYPES[name], id=f"{name}-{form}-{fixture.name}")
+    pytest.param(
+        fixture, form, DTYPES[name], id=f"{name}-{form}-{fixture.name}",
+        marks=() if form == FORMS[number % 3] else pytest.mark.battery,
+    )
     for number, fixture in enumerate(FIXTURES)
     for form, name in zip(FORMS, itertools.islice(itertools.cycle(DTYPES), number % 2, None), strict=False)
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("fixture", "form", "dtype"), PAIRS)
@@ -153,8 +155,16 @@ def hidden_states(model: Any) -> list[torch.Tensor]:
         )
 
 
-@each_family
-@pytest.mark.parametrize("compensation", ["scale", "none"])
+@pytest.mark.parametrize(
+    ("fixture", "compensation"),
+    [
+        pytest.param(
+            fixture, name, id=f"{name}-{fixture.name}", marks=() if turn == number % 2 else pytest.mark.battery
+        )
+        for number, fixture in enumerate(FIXTURES)
+        for turn, name in enumerate(("scale", "none"))
+    ],
+)
 def test_stock_code_loads_it_and_computes_what_hooks_would(
     fixture: Fixture,
     compensation: str,

@@ -18,6 +18,9 @@ from s4convert.mask import HeadMask
 from tests.conftest import MINI_PRUNED
 from tests.support.command_line import run_here
 from tests.support.disk import hidden_siblings
+from tests.support.environments import in_the_newest_environment
+
+pytestmark = in_the_newest_environment
 
 MASK = HeadMask(8, MINI_PRUNED)
 FILE = QUESTIONS / "questions.json"

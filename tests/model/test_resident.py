@@ -44,7 +44,13 @@ def opened(fixture: Fixture, directory: Path) -> Checkpoint:
 
 
 @pytest.mark.filterwarnings("ignore:.*(max_length|pad_token_id|generation).*")
-@pytest.mark.parametrize("fixture", FIXTURES, ids=lambda fixture: fixture.name)
+@pytest.mark.parametrize(
+    "fixture",
+    [
+        pytest.param(fixture, id=fixture.name, marks=pytest.mark.battery if number % 3 else ())
+        for number, fixture in enumerate(FIXTURES)
+    ],
+)
 def test_logits_and_answers_in_a_batch_are_those_of_the_whole_stock_model_alone(
     fixture: Fixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,6 +21,9 @@ from s4convert.jobs import convert as job
 from s4convert.output.html_report import html_report
 from tests.conftest import MINI_PRUNED
 from tests.support.command_line import run_here
+from tests.support.environments import in_the_newest_environment
+
+pytestmark = in_the_newest_environment
 
 FILE = QUESTIONS / "questions.json"
 DATA = ("--calibration", FILE, "--images", QUESTIONS)

@@ -28,7 +28,10 @@ from tests.conftest import MINI_LLAVA
 from tests.support import seams
 from tests.support.command_line import run_here
 from tests.support.disk import hidden_siblings
+from tests.support.environments import in_the_newest_environment
 from tests.support.synthetic import Spec, write_checkpoint
+
+pytestmark = in_the_newest_environment
 
 PRUNED = {2: [1, 4], 5: [3]}
 HEAD_DIM, NUM_HEADS = 16, 8
@@ -38,11 +41,15 @@ ChangeEdits = Callable[[Edit], list[Edit]]
 ChangeFiles = Callable[[Path], None]
 
 
-@pytest.fixture
-def mask(tmp_path: Path) -> Path:
-    path = tmp_path / "mask.json"
+def write_mask(directory: Path) -> Path:
+    path = directory / "mask.json"
     path.write_text(json.dumps({"pruned_heads": {str(layer): heads for layer, heads in PRUNED.items()}}))
     return path
+
+
+@pytest.fixture
+def mask(tmp_path: Path) -> Path:
+    return write_mask(tmp_path)
 
 
 # --- a writer that does something else than the plan, or a plan that is not the mask's -----------------------
@@ -279,11 +286,17 @@ def probe() -> Probe:
     return make_probe(Checkpoint.open(MINI_LLAVA))
 
 
+@pytest.fixture(scope="module")
+def converted_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("converted-once")
+    convert(MINI_LLAVA, directory / "out", write_mask(directory), check_behaviour=False)
+    return directory / "out"
+
+
 @pytest.fixture
-def converted(mask: Path, tmp_path: Path) -> Path:
-    out = tmp_path / "converted"
-    convert(MINI_LLAVA, out, mask, check_behaviour=False)
-    return out
+def converted(converted_once: Path, tmp_path: Path) -> Path:
+    """A conversion that a test may do anything with."""
+    return Path(shutil.copytree(converted_once, tmp_path / "converted"))
 
 
 def projection(layer: int, name: str) -> str:
@@ -469,11 +482,15 @@ def the_manifest_claims_another_compensation(directory: Path) -> None:
 def test_a_conversion_that_was_tampered_with_fails_verification(
     converted: Path, mask: Path, sabotage: ChangeFiles
 ) -> None:
-    verify_conversion(MINI_LLAVA, converted, check_behaviour=False)
     sabotage(converted)
     # Where the manifest is gone with the rest, only a mask that is given can tell.
     given = None if (converted / "s4convert.json").exists() else mask
     with pytest.raises(VerificationError):
+        verify_conversion(MINI_LLAVA, converted, mask=given, check_behaviour=False)
+
+
+def test_a_conversion_that_was_not_tampered_with_passes_verification(converted: Path, mask: Path) -> None:
+    for given in (None, mask):
         verify_conversion(MINI_LLAVA, converted, mask=given, check_behaviour=False)
 
 
@@ -489,7 +506,8 @@ def test_a_conversion_of_another_original_fails_verification(tmp_path: Path) -> 
         verify_conversion(deeper, tmp_path / "out", check_behaviour=False)
 
 
-def test_any_flipped_bit_of_any_file_is_noticed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("num_flips", [8, pytest.param(200, marks=pytest.mark.battery)])
+def test_any_flipped_bit_of_any_file_is_noticed(tmp_path: Path, num_flips: int) -> None:
     spec = Spec(num_layers=2, num_kv_heads=2, heads_per_group=2, text_model="qwen2", dtype="BF16", num_shards=2)
     original = write_checkpoint(tmp_path / "in", spec)
     (tmp_path / "mask.json").write_text(json.dumps({"pruned_heads": {"0": [0, 1], "1": [2]}}))
@@ -497,11 +515,11 @@ def test_any_flipped_bit_of_any_file_is_noticed(tmp_path: Path) -> None:
     convert(original, out, tmp_path / "mask.json", check_behaviour=False)
     dice = random.Random(5)
     files = sorted(path for path in out.rglob("*") if path.is_file() and path.name != "s4convert.json")
-    flips = [(path, dice.randrange(8 * path.stat().st_size)) for path in files for _ in range(40)]
+    flips = [(path, dice.randrange(8 * path.stat().st_size)) for path in files for _ in range(num_flips)]
     for path, bit in flips:
         flip_bit(path, bit)
         with pytest.raises(VerificationError):
             verify_conversion(original, out, check_behaviour=False)
         flip_bit(path, bit)
-    assert len(flips) == 40 * (6 + len(CARD_FILES))
+    assert len(flips) == num_flips * (6 + len(CARD_FILES))
     verify_conversion(original, out, check_behaviour=False)

@@ -69,8 +69,9 @@ def test_heads_and_sidecars_are_the_inputs(mini_llava: Path, mini_mask: HeadMask
     assert after.to_dict() == before.to_dict()
 
 
-@pytest.mark.parametrize("compensation", ["scale", "none"])
-@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "compensation"), [(torch.float32, "scale"), (torch.float16, "none"), (torch.bfloat16, "scale")], ids=str
+)
 def test_hidden_states_equal_those_of_the_hooked_original(
     mini_llava_as: Callable[..., Path], mini_mask: HeadMask, tmp_path: Path, dtype: torch.dtype, compensation: str
 ) -> None:
