@@ -467,7 +467,7 @@ def assert_not_verified(outcome: Outcome, out: Path, message: str) -> None:
         (states_another_shape, f"{DOWN_PROJ} is F16 [12, 16], not the original's F16 [16, 12]"),
         (swaps_two_halves_of_a_tensor, f"{DOWN_PROJ} is not the original's"),
         (forgets_the_format, "its metadata lacks the format pt; convert again"),
-        (forgets_the_metadata_of_the_index, "has no metadata, which stock loaders read; convert again"),
+        (forgets_the_metadata_of_the_index, "has no metadata, without which stock loaders fail"),
         (drops_a_shard, "names model-00002-of-00002.safetensors, which is missing"),
         (drops_a_sidecar, "generation_config.json: is missing; convert again"),
         (adds_the_original_weights, "pytorch_model.bin: is no part of a conversion and may hold unpruned weights"),

@@ -29,7 +29,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     text = read_file(path, CheckpointError)
     try:
         with enough_memory(str(path)):
-            content = strict_json.parse(text)
+            content = strict_json.parse(text.decode("utf-8"))  # of bytes, Python would take UTF-16 and more
     except ValueError as error:
         raise CheckpointError(f"{path}: is not JSON ({error}); restore the file") from error
     if not isinstance(content, dict):

@@ -24,7 +24,7 @@ from ..compensation import MODES, fit
 from ..compensation.fitting import check_mode, known_before_fitting, scratch_bytes
 from ..compensation.modes import REFIT, default_mode
 from ..compensation.training import trained_bytes
-from ..disk import free_bytes, write_output
+from ..disk import free_bytes, sha256_of, write_output
 from ..errors import (
     CheckpointError,
     S4ConvertError,
@@ -32,6 +32,7 @@ from ..errors import (
     UsageError,
     VerificationError,
     printable,
+    reading,
     shown,
     text_of,
 )
@@ -41,7 +42,7 @@ from ..model.decoder import check_device, require_stock_code
 from ..model.front_end import check_takes_images
 from ..output.card import CARD_FILES, BaseCard, draw_picture, public_command, read_base_card, write_card
 from ..output.html_report import html_report
-from ..output.manifest import manifest, write_manifest
+from ..output.manifest import Digest, manifest, write_manifest
 from ..output.origin import Origin, describe_moments
 from ..progress import byte_bar
 from ..rewrite.assembly import OutputFile, assemble
@@ -329,6 +330,10 @@ def prepare(
     checkpoint, out = open_checkpoint(source, progress=options.progress), as_path(out)
     if options.report is not None:
         check_report(as_path(options.report), out, force=options.force)
+    for name in ("report", "save_mask", "save_statistics"):
+        path = getattr(options, name)
+        if path is not None and as_path(path).resolve().is_relative_to(checkpoint.path.resolve()):
+            raise UsageError(f"{path}: would be in IN, which is never written to; choose a place outside it")
     if mask is None:
         planned = _checked(checkpoint, out, check_recipe(checkpoint, options), options)
         check_replaceable(out, force=options.force)  # before scores take their time
@@ -408,12 +413,13 @@ def _read_asked(checkpoint: Checkpoint, options: ConvertOptions) -> Asked | None
 
 @dataclass(frozen=True)
 class Staged:
-    """A conversion that stands in the staging directory and was checked there.
+    """A conversion that stands in the staging directory, as *converted*, and was checked there.
 
     *calibration* describes the data behind its moments, see :func:`~s4convert.output.origin.describe_moments`.
     """
 
     plan: Plan
+    converted: Checkpoint
     report: Report
     calibration: Mapping[str, Any] | None
 
@@ -430,7 +436,7 @@ def _carry_out(planned: PlannedConversion, made_by: str) -> Report:
         tasks = embedded(checkpoint, asked)
     picture = None if planned.base_card is None else draw_picture(planned.mask)
     with open_staging(planned.out) as staging, disk_flusher() as flusher:
-        check_replaceable(planned.out, force=options.force)
+        standing = check_replaceable(planned.out, force=options.force)
         staged = stage_and_check(planned, staging, flusher)
         plan, report = staged.plan, staged.report
         if report.advice is not None:
@@ -438,7 +444,7 @@ def _carry_out(planned: PlannedConversion, made_by: str) -> Report:
         origin = Origin(made_by, staged.calibration, options.shard_bytes)
         evaluation = figures = None
         if asked is not None and tasks is not None:
-            evaluation = _evaluate(checkpoint, _open_staged(staging.checkpoint), asked, tasks)
+            evaluation = _evaluate(checkpoint, staged.converted, asked, tasks)
             figures = {"questions": asked.to_json()} | evaluation.to_keep().to_json()
             figures["answers"] = evaluation.side_by_side(_SHOWN_ANSWERS)
         card = {}
@@ -447,15 +453,27 @@ def _carry_out(planned: PlannedConversion, made_by: str) -> Report:
             card = write_card(checkpoint, plan, report, base, picture, origin, figures, staging.checkpoint)
         said = manifest(checkpoint, plan, report, origin, card, figures)
         html = None if options.report is None else html_report(said, planned.out / MANIFEST_FILE)
-        write_manifest(said, staging.checkpoint)
+        written = card | {MANIFEST_FILE: write_manifest(said, staging.checkpoint)}
         flusher.wait()
-        commit(staging, replace=options.force)
+        _look_again(checkpoint, staged.converted, written)
+        commit(staging, replace=standing if options.force else None)
     if html is not None and options.report is not None:
         try:
             write_output(as_path(options.report), html, force=options.force)
         except (StorageError, UsageError) as error:
             raise type(error)(f"{error}; {planned.out} is written, and s4convert report makes its report") from error
     return replace(report, evaluation=evaluation)
+
+
+def _look_again(original: Checkpoint, converted: Checkpoint, written: Mapping[str, Digest]) -> None:
+    """Raise StorageError unless IN, and what is staged beside the files *written* since, are what was checked."""
+    original.check_unchanged()
+    converted.check_unchanged(besides=written)
+    with reading(converted.path):
+        for name, (size, sha256) in written.items():
+            path = converted.path / name
+            if (path.stat().st_size, sha256_of(path)) != (size, sha256):
+                raise StorageError(f"{path}: changed during the run; start again when it is at rest")
 
 
 def _evaluate(original: Checkpoint, converted: Checkpoint, asked: Asked, tasks: Tasks) -> Evaluated:
@@ -507,7 +525,7 @@ def stage_and_check(planned: PlannedConversion, staging: Staging, flusher: DiskF
         calibration = describe_moments(moments)
         notes = (*report.notes, *notes_on_probe(options.probe_samples, calibration))
         report = replace(report, calibration=calibration or {}, notes=notes)
-    return Staged(plan, report, calibration)
+    return Staged(plan, claim.converted, report, calibration)
 
 
 def _calibrated(planned: PlannedConversion, staging: Staging) -> tuple[PassingMoments | None, list[Inputs]]:

@@ -11,6 +11,7 @@ from typing import Any
 from ..calibration.inputs import Inputs
 from ..calibration.statistics import CalibrationData
 from ..checkpoint import INDEX_FILE, MANIFEST_FILE, Checkpoint
+from ..checkpoint.files import GIT_ATTRIBUTES_FILE
 from ..compensation import MODES, Fits, fit
 from ..compensation.modes import REFIT
 from ..compensation.recognised import recognise
@@ -111,12 +112,14 @@ def verify_conversion(
 class Integrity:
     """That a conversion's files are what its manifest says of them, and the heads of its *mask* silent in them.
 
-    *digests* maps every file to its (size, sha256); *compensation* is the mode that the manifest states.
+    *digests* maps every file to its (size, sha256); *compensation* is the mode that the manifest states. *notes* are
+    sentences that a reader of the verdict must know.
     """
 
     mask: HeadMask
     compensation: str
     digests: Mapping[str, Digest]
+    notes: tuple[str, ...] = ()
 
     @property
     def verdict(self) -> str:
@@ -133,6 +136,7 @@ class Integrity:
             "mask": self.mask.to_json(),
             "compensation": compensation_json(self.compensation, None),
             "files": {name: {"size": size, "sha256": sha256} for name, (size, sha256) in self.digests.items()},
+            **({"notes": list(self.notes)} if self.notes else {}),
             "verdict": self.verdict,
         }
 
@@ -140,7 +144,8 @@ class Integrity:
         """What was seen, for a person to read."""
         lines = [f"{name}  {size:,} bytes, as stated" for name, (size, _) in self.digests.items()]
         heads = f"heads: {self.mask.num_pruned} {self.mask.realised}"
-        return text_of([*lines, "", heads, f"compensation: {self.compensation}", f"verdict: {self.verdict}"])
+        notes = [f"note: {note}" for note in self.notes]
+        return text_of([*lines, "", heads, f"compensation: {self.compensation}", *notes, f"verdict: {self.verdict}"])
 
 
 def verify_files(converted: Path | str, *, progress: bool = False) -> Integrity:
@@ -175,7 +180,8 @@ def verify_files(converted: Path | str, *, progress: bool = False) -> Integrity:
     except VerificationError as error:
         error.known = {"mask": stated.mask.to_json(), "compensation": compensation_json(stated.compensation, None)}
         raise
-    return Integrity(stated.mask, stated.compensation, digests)
+    checkpoint.check_unchanged()
+    return Integrity(stated.mask, stated.compensation, digests, _on_passed_by(checkpoint))
 
 
 def _verify(original: Path | str, converted: Path | str, options: VerifyOptions, known: dict[str, Any]) -> Report:
@@ -230,6 +236,7 @@ def _verify(original: Path | str, converted: Path | str, options: VerifyOptions,
                 *notes_on_probe(options.probe_samples, None if stated is None else stated.calibration),
                 *(() if recognised is None else recognised.notes),
                 *_on_other_files(others),
+                *_on_passed_by(after),
             ),
             jobs=options.jobs or default_jobs(),
             progress=options.progress,
@@ -239,6 +246,8 @@ def _verify(original: Path | str, converted: Path | str, options: VerifyOptions,
             check_masks_agree(after, mask, stated.mask)
         check_digests(stated, after, report.structure.digests)
         check_unproven(stated, after, report)
+    for checkpoint in (before, after):
+        checkpoint.check_unchanged()
     return replace(report, recognised=recognised)
 
 
@@ -258,6 +267,12 @@ def _on_other_files(names: tuple[str, ...]) -> tuple[str, ...]:
     if not shown_names:
         return ()
     return (f"{len(shown_names)} files beside the weights are not the original's: {', '.join(shown_names)}",)
+
+
+def _on_passed_by(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """A note where something in *checkpoint* was passed by; .gitattributes, which the Hub writes, is none."""
+    names = sorted(checkpoint.passed_by.keys() - {GIT_ATTRIBUTES_FILE})
+    return (f"{len(names)} entries beside the checkpoint were not looked into: {', '.join(names)}",) if names else ()
 
 
 def _has_other_shards(before: Checkpoint, after: Checkpoint) -> bool:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..compensation import MODES
 from ..compensation.modes import REFIT
-from ..errors import CheckpointError, MaskError, printable
+from ..errors import CheckpointError, MaskError, printable, shown
 from ..mask import HeadMask
 from ..verify.report import TOKENS
 from .html_figures import Figure, Table, dots, heatmap
@@ -84,8 +84,7 @@ def html_report(content: Mapping[str, Any], where: Path) -> str:
     try:
         view = view_of(content)
     except (KeyError, IndexError, TypeError, ValueError, ArithmeticError, AttributeError, MaskError) as error:
-        reason = printable(f"{type(error).__name__}: {error}")
-        raise CheckpointError(f"{where}: is malformed ({reason}); convert the original again") from error
+        raise CheckpointError(f"{where}: is malformed ({shown(error)}); convert the original again") from error
     text: str = _template().render(view=view)
     return text.encode("ascii", "xmlcharrefreplace").decode("ascii") + "\n"
 
@@ -149,8 +148,9 @@ def view_of(content: Mapping[str, Any]) -> View:
 
 
 def _mask_of(said: Mapping[str, Any]) -> HeadMask:
-    if said["num_layers"] * said["num_heads"] > _MOST_HEADS:
-        raise ValueError(f"{said['num_layers']} layers of {said['num_heads']} heads are too many to draw")
+    num_layers, num_heads = said["num_layers"], said["num_heads"]
+    if min(num_layers, num_heads) < 1 or num_layers * num_heads > _MOST_HEADS:
+        raise ValueError(f"{num_layers} layers of {num_heads} heads cannot be drawn")
     pruned = said["pruned"]
     rows = tuple(tuple(pruned.get(str(layer), ())) for layer in range(said["num_layers"]))
     return HeadMask(said["num_heads"], rows, provenance=said.get("provenance"))

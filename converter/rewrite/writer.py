@@ -159,6 +159,7 @@ class _Staged:
         assert self.status is not None
         if FileStamp.from_status(os.fstat(descriptor)) == FileStamp.from_status(self.status):
             keep_sha256(descriptor, sha256)
+            self.status = os.fstat(descriptor)  # which what was kept has given another ctime
         self.flusher.submit(self.directory / self.name)
         self.checks.seen(self.name, sha256, self.status)
 

@@ -58,7 +58,7 @@ def test_what_is_printable_stays_and_the_rest_is_escaped_as_in_json() -> None:
 
 def test_a_quant_method(source: Path, tmp_path: Path, mask: Path) -> None:
     change(source / "config.json", quantization_config={"quant_method": HOSTILE})
-    assert_harmless(run_here(source, tmp_path / "out", "--mask", mask), exit_code=2)
+    assert_harmless(run_here(source, tmp_path / "out", "--mask", mask), exit_code=2, told="owned")
 
 
 @pytest.mark.parametrize("field", ["model_type", "transformers_weights"])

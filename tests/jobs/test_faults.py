@@ -738,7 +738,7 @@ def test_what_takes_the_place_of_a_checkpoint_that_is_being_replaced_is_kept(
 ) -> None:
     convert_bytes(source, out, mask)
     meanwhile(monkeypatch, lambda: write_a_thesis(out))
-    with pytest.raises(UsageError, match="holds something else than a conversion"):
+    with pytest.raises(UsageError, match="changed during the run, so `force=True` will not replace it"):
         convert_bytes(source, out, mask, force=True)
     assert (out / "thesis.txt").read_text() == "the only copy"
     assert hidden_siblings(out) == []

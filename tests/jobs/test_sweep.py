@@ -397,7 +397,7 @@ def test_summaries_come_of_results_only(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"holds no study\.json"):
         summarise_results(tmp_path)
     (tmp_path / STUDY_FILE).write_text(json.dumps({"format": "s4convert-study/1", "points": [{}]}))
-    with pytest.raises(UsageError, match=r"study\.json is malformed"):
+    with pytest.raises(UsageError, match="its results are malformed"):
         summarise_results(tmp_path)
 
 

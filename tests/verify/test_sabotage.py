@@ -130,6 +130,29 @@ def changes_the_config_at_its_size(staged: Path) -> None:
     (staged / "config.json").write_text(text.replace('"rms_norm_eps": 1e-05', '"rms_norm_eps": 1e-06'))
 
 
+def change_header(staged: Path, old: bytes, new: bytes) -> None:
+    """Put *new* in the place of *old* in the header of the shard that has it."""
+    (shard,) = (shard for shard in staged.glob("*.safetensors") if old in shard.read_bytes())
+    shard.write_bytes(shard.read_bytes().replace(old, new, 1))
+
+
+def states_another_dtype(staged: Path) -> None:
+    change_header(staged, f'"{UNTOUCHED}":{{"dtype":"F16"'.encode(), f'"{UNTOUCHED}":{{"dtype":"I16"'.encode())
+
+
+def swaps_two_tensors(staged: Path) -> None:
+    up = UNTOUCHED.replace("down", "up").encode()
+    gate = up.replace(b"up", b"gate")
+    change_header(staged, up, b"<swapped>")
+    change_header(staged, gate, up)
+    change_header(staged, b"<swapped>", gate)
+
+
+def says_other_metadata(staged: Path) -> None:
+    for shard in staged.glob("*.safetensors"):
+        shard.write_bytes(shard.read_bytes().replace(b'"format":"pt"', b'"format":"tf"'))
+
+
 def adds_a_file(staged: Path) -> None:
     (staged / "model.safetensors.tmp").write_text("left by a writer")
 
@@ -205,6 +228,9 @@ def test_a_plan_that_is_not_the_masks_is_refused(
         (cuts_a_shard_short, "model-00001-of-00002.safetensors: malformed safetensors header"),
         (rewrites_the_config, "config.json: its size is not the original's"),
         (changes_the_config_at_its_size, "config.json, byte .* is not the original's"),
+        (states_another_dtype, rf"{UNTOUCHED} is I16 \[128, 344\], not the original's F16 \[128, 344\]"),
+        (swaps_two_tensors, "layers.3.mlp.gate_proj.weight stands at byte [0-9]+, not the original's [0-9]+"),
+        (says_other_metadata, "model-00001-of-00002.safetensors: byte [0-9]+ of its header is not the original's"),
         (adds_a_file, "model.safetensors.tmp: does not stand in the original"),
         (silences_with_minus_zero, "layers.5.self_attn.o_proj.weight of layer 5 is not what the mask asks for"),
     ],
@@ -417,7 +443,7 @@ def the_manifest_lacks_a_file(directory: Path) -> None:
 
 
 def the_manifest_lists_a_file_more(directory: Path) -> None:
-    edit_manifest(directory, lambda content: content["files"].update(more={"size": 0, "sha256": ""}))
+    edit_manifest(directory, lambda content: content["files"].update(more={"size": 0, "sha256": "0" * 64}))
 
 
 def the_manifest_prunes_another_head(directory: Path) -> None:
