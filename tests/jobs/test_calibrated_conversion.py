@@ -76,7 +76,8 @@ def test_moments_are_those_of_the_stored_activations(statistics: Path, questions
         )
         found = getattr(Statistics(statistics)(0), part)
         assert found.num_tokens == len(is_image)
-        np.testing.assert_allclose(found.second, expected, rtol=1e-9, atol=1e-12)
+        # Products of padded batches round otherwise than those of single samples.
+        np.testing.assert_allclose(found.second, expected, rtol=0, atol=1e-7 * np.abs(expected).max())
 
 
 def test_the_image_weight_says_how_much_image_tokens_count(
