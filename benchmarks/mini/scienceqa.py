@@ -2,7 +2,8 @@
 
 ``python -m benchmarks.mini.scienceqa``, in the environment of ``make stock``, prints one row per checkpoint: the
 mini LLaVA in the original layout, unpruned, and with 10, 20 and 30 % of its heads pruned, with and without
-compensation.
+compensation. ``python -m benchmarks.mini.scienceqa CONVERTED ...`` asks conversions of the mini LLaVA in place of
+those.
 
 Which heads go: the weakest by the norm of O_h V_h, as the demo ranks them, but with one budget for the whole model,
 spread evenly. The heads are ordered by their rank inside their layer, then by their norm, and the first n go; so
@@ -26,6 +27,7 @@ from benchmarks.mini.questions import HELD_OUT_SEED, write_scienceqa
 from s4convert.checkpoint import Checkpoint
 from s4convert.demo import MINI_LLAVA
 from s4convert.mask import HeadMask
+from s4convert.output.manifest import read_conversion
 from s4convert.saliency import score_heads
 from tests.stock.scripts import Accuracy, ask, score
 from tests.support.original_layout import write_original_layout
@@ -61,6 +63,7 @@ def accuracy(checkpoint: Path, questions: Path) -> Accuracy:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("converted", type=Path, nargs="*", help="conversions of the mini LLaVA, as it ships")
     parser.add_argument("--questions", type=int, default=400, help="half of them with an image")
     arguments = parser.parse_args()
     if find_spec("llava") is None:
@@ -76,12 +79,18 @@ def main() -> None:
         checkpoint = Checkpoint.open(original)
         num_heads = checkpoint.geometry.num_layers * checkpoint.geometry.num_heads
         rows: list[tuple[str, str, Path]] = [(f"0 of {num_heads}", "", original)]
-        for percentage in PERCENTAGES:
+        for percentage in () if arguments.converted else PERCENTAGES:
             mask = weakest_of_the_model(checkpoint, heads_for(percentage, num_heads))
             for compensation in COMPENSATIONS:
                 converted = original.with_name(f"{original.name}-{percentage}-{compensation}")
                 s4convert.convert(original, converted, mask, compensation=compensation)
                 rows.append((f"{mask.num_pruned} of {num_heads}", compensation, converted))
+        for number, path in enumerate(arguments.converted):
+            stated = read_conversion(Checkpoint.open(path))
+            assert stated is not None, f"{path} has no manifest"
+            converted = original.with_name(f"{original.name}-{number}")
+            write_original_layout(path, converted, Path(scratch, f"tower-{number}"))
+            rows.append((f"{stated.mask.num_pruned} of {num_heads}", stated.compensation, converted))
 
         print(f"{'heads pruned':<14}{'compensation':<14}{'total':>8}{'image':>8}{'text':>8}")
         for heads, compensation, path in tqdm(rows, desc="checkpoints", leave=False, disable=None):
