@@ -22,7 +22,7 @@ from .. import strict_json
 from ..checkpoint import Checkpoint
 from ..checkpoint.dtypes import Float64Array
 from ..choices import HOLDOUT, IMAGE_WEIGHT
-from ..disk import read_file
+from ..disk import UNFINISHED, read_file, sync, write_output
 from ..errors import CalibrationError, CompensationError, StorageError, UsageError, reading, shown
 from ..progress import layer_bar
 from ..version import __version__
@@ -145,7 +145,7 @@ class Statistics:
             return
         with reading(self.directory):
             names = [path.name for path in self.directory.iterdir()] if self.directory.is_dir() else ["a file"]
-        if not all(LAYER_FILE.fullmatch(name) for name in names):
+        if not all(LAYER_FILE.fullmatch(name) or name.startswith(UNFINISHED) for name in names):
             raise UsageError(f"{self.directory}: exists and is no empty directory; choose another for the statistics")
 
     def gather(
@@ -217,6 +217,8 @@ class PassingMoments:
         self._calibration = {**describe(inputs), "holdout": holdout, "device": device.partition(":")[0]}
         with self._writing():
             kept.directory.mkdir(exist_ok=True)
+            for left in kept.directory.glob(f"{UNFINISHED}*"):  # of one that was killed
+                left.unlink()
         held_out = held_out_of(len(inputs), holdout)
         self._passing = self._stream(inputs, sorted(layers), held_out, device, progress=progress)
 
@@ -238,10 +240,12 @@ class PassingMoments:
         """Let the rest pass; returns what was kept."""
         for _ in self._passing:
             pass
-        description = _description(self._checkpoint) | {"calibration": self._calibration}
+        directory, description = self.kept.directory, _description(self._checkpoint) | {"calibration": self._calibration}
         with self._writing():
-            text = json.dumps(description, indent=1) + "\n"
-            (self.kept.directory / DESCRIPTION_FILE).write_text(text, encoding="ascii")
+            if self._whole:  # the description says that all layers are there, so they are on the disk before it
+                for path in (*directory.iterdir(), directory.absolute().parent):
+                    sync(path)
+            write_output(directory / DESCRIPTION_FILE, json.dumps(description, indent=1) + "\n", force=False)
         return self.kept
 
     @contextmanager

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..checkpoint import MANIFEST_FILE, Checkpoint, read_json_object
-from ..disk import free_bytes, sync_directory, walk
+from ..disk import free_bytes, sync, walk
 from ..errors import S4ConvertError, StorageError, UsageError, reading
 
 _log = logging.getLogger(__name__)
@@ -199,7 +199,7 @@ def commit(staging: Staging, *, replace: bool) -> None:
                 _put_back(staging)
             raise
         try:
-            sync_directory(out.parent)
+            sync(out.parent)
         except OSError as error:
             raise StorageError(
                 f"{out}: is whole, but may not outlive a power cut: {error.strerror}; run sync"
@@ -254,7 +254,7 @@ def _remove(directory: Path) -> None:
 def _sync_directories(top: Path) -> None:
     """Bring the entries of *top* and of every directory in it to the disk."""
     for folder in sorted({folder for name in walk(top) for folder in Path(name).parents}):
-        sync_directory(top / folder)
+        sync(top / folder)
 
 
 def _take_lock(staging: Staging) -> int:

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from tqdm import tqdm
 
 from s4convert import cli
+from s4convert.calibration.statistics import DESCRIPTION_FILE
 from s4convert.demo import MINI_LLAVA, QUESTIONS
 from tests.support.command_line import run_here
 from tests.support.disk import digests
@@ -25,6 +26,7 @@ from tests.support.synthetic import Spec, write_checkpoint
 tqdm.monitor_interval = 0  # it would start a thread, and a process with threads cannot be forked safely
 
 SMALL = Spec(num_layers=3, num_kv_heads=4, hidden_size=16, num_shards=2)
+CALIBRATION = ("--calibration", "inputs/text.txt", "--window", "32")
 TEXT = "The box has two. The cup has three. The farm has one. " * 10
 
 
@@ -33,8 +35,9 @@ class Command:
     """A command whose *arguments* name what stands in the directory *top*.
 
     Its inputs are in ``top/inputs``, its *output* in ``top/work``, of which *look* says what stands there: a text that
-    is the same for two outputs that are the same, or None where there is nothing. *before* puts an older output in place.
-    They all may replace an output, so that a second run has the same arguments.
+    is the same for two outputs that are the same, or None where there is nothing. *before* puts an older output in place;
+    further outputs stand *beside* it.
+    They all may replace an output, so that a second run has the same arguments, but for one that *refuses* a second run.
     """
 
     name: str
@@ -42,6 +45,8 @@ class Command:
     arguments: tuple[str, ...]
     output: str
     look: Callable[[Path], str | None]
+    beside: tuple[str, ...] = ()
+    refuses: bool = False
     before: Callable[[], object] | None = None
     environment: dict[str, str] = field(default_factory=dict)
 
@@ -85,7 +90,7 @@ class Command:
 
     def left_beside(self) -> list[str]:
         """What stands in ``work`` beside the output."""
-        return sorted(name for name in os.listdir(self.work) if name != self.output)
+        return sorted(name for name in os.listdir(self.work) if name not in (self.output, *self.beside))
 
     @property
     def stderr(self) -> str:
@@ -106,6 +111,11 @@ def of_directory(directory: Path) -> str | None:
 
 def of_file(path: Path) -> str | None:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
+
+
+def of_statistics(directory: Path) -> str | None:
+    """What a directory of statistics holds, or None where nothing says that it is one."""
+    return of_directory(directory) if (directory / DESCRIPTION_FILE).exists() else None
 
 
 def of_sweep(directory: Path) -> str | None:
@@ -166,20 +176,28 @@ def commands_in(top: Path) -> dict[str, Command]:
     old = partial(_copy, top / "inputs" / "old", top / "work" / "out")
     convert = ("--mask", "inputs/mask.json", "--no-verify", "--jobs", "1")
     asked = ("--questions", "inputs/questions.json", "--images", "inputs", "--conversation", "vicuna_v1")
-    swept = ("--text", "inputs/sentence.txt", "--rates", "0.1,0.3", "--metrics", "random", "--compensations", "none")
+    swept = ("--text", "inputs/sentence.txt", "--rates", "0.1,0.3", "--metrics", "magnitude", *CALIBRATION)
 
     def command(name: str, output: str, look: Callable[[Path], str | None], *arguments: str, **more: Any) -> Command:
         forced = () if arguments[0] == "sweep" else ("--force",)
         return Command(name, top, (*arguments, *forced), output, look, **more)
 
-    calibrated = ("--mask", "inputs/mini-mask.json", "--calibration", "inputs/text.txt", "--window", "32", "--jobs", "1")
+    calibrated = ("inputs/mini", "work/out", "--mask", "inputs/mini-mask.json", *CALIBRATION, "--jobs", "1")
     found = [
         command("conversion", "out", of_directory, "inputs/small", "work/out", *convert),
         command(
             "replacement", "out", of_directory, "inputs/small", "work/out", *convert, before=old
         ),
         command("conversion of .bin", "out", of_directory, "inputs/torch", "work/out", *convert),
-        command("calibrated conversion", "out", of_directory, "inputs/mini", "work/out", *calibrated),
+        command("calibrated conversion", "out", of_directory, *calibrated),
+        command(
+            "statistics",
+            "statistics",
+            of_statistics,
+            *(*calibrated, "--no-verify", "--save-statistics", "work/statistics"),
+            beside=("out",),
+            refuses=True,
+        ),
         command(
             "mask",
             "mask.json",

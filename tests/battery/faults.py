@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+from s4convert.disk import UNFINISHED
 from tests.battery.commands import Command
 from tests.support.disk import snapshot
 from tests.support.system_calls import Call, Decision, Ended, supervise
@@ -52,7 +53,7 @@ class Counts:
 
 
 @dataclass(frozen=True)
-class _Undisturbed:
+class Undisturbed:
     """What a run leaves that nothing disturbs, and what it calls."""
 
     state: str
@@ -78,7 +79,7 @@ def inject(command: Command, *, most: int | None = None, seed: int = 0, sockets:
     """Run *command* once for each fault, or for a sample of *most* of them, and see what it leaves."""
     began = time.monotonic()
     command.import_everything()
-    undisturbed = _run_undisturbed(command, sockets)
+    undisturbed = run_undisturbed(command, sockets=sockets)
     faults = faults_of(undisturbed.calls)
     if most is not None and len(faults) > most:
         faults = sorted(random.Random(seed).sample(faults, most), key=lambda fault: fault[0])
@@ -93,7 +94,8 @@ def inject(command: Command, *, most: int | None = None, seed: int = 0, sockets:
     return counts
 
 
-def _run_undisturbed(command: Command, sockets: bool) -> _Undisturbed:
+def run_undisturbed(command: Command, *, sockets: bool = False) -> Undisturbed:
+    """Run it with nothing in its way; AssertionError where it fails."""
     command.set_up()
     old = command.state()
     before = snapshot(command.inputs)
@@ -102,11 +104,11 @@ def _run_undisturbed(command: Command, sockets: bool) -> _Undisturbed:
     assert ended.exit_code == 0 and state is not None, command.stderr
     assert not command.left_beside(), command.left_beside()
     assert snapshot(command.inputs) == before
-    return _Undisturbed(state, old, ended.called, before)
+    return Undisturbed(state, old, ended.called, before)
 
 
 def _one(
-    command: Command, undisturbed: _Undisturbed, number: int, fault: Fault, sockets: bool
+    command: Command, undisturbed: Undisturbed, number: int, fault: Fault, sockets: bool
 ) -> tuple[Call, str, list[str]]:
     """(the call that met the fault, what stood at the output then, which promises were broken)."""
     command.set_up()
@@ -121,23 +123,31 @@ def _one(
 
     ended = supervise(command.run, command.top, decide, first=command.redirect, sockets=sockets)
     left = command.left_beside()
-    state = _name_of_state(command, undisturbed)
+    state = name_of_state(command, undisturbed)
     broken = list(_broken_by(command, undisturbed, ended, state, left))
     if not met:
         broken.append("was not met")
-    again = supervise(command.run, command.top, first=command.redirect, sockets=sockets)
-    if again.exit_code != 0:
-        broken.append(f"the next run ended with {again.exit_code}: {command.stderr.strip()}")
-    elif command.state() != undisturbed.state:
-        broken.append("the next run wrote other bytes")
-    if still := _not_ours(command.left_beside()):
-        broken.append(f"after the next run there is {still}")
+    broken += broken_by_the_next_run(command, undisturbed, sockets=sockets)
     if snapshot(command.inputs) != undisturbed.inputs:
         broken.append("the inputs changed")
     return met[0] if met else undisturbed.calls[number], state, broken
 
 
-def _name_of_state(command: Command, undisturbed: _Undisturbed) -> str:
+def broken_by_the_next_run(command: Command, undisturbed: Undisturbed, *, sockets: bool = False) -> Iterator[str]:
+    """Run *command* again, on whatever stands there: it writes the bytes of an undisturbed run, and nothing beside."""
+    expected = 2 if command.refuses and name_of_state(command, undisturbed) == WHOLE else 0
+    again = supervise(command.run, command.top, first=command.redirect, sockets=sockets)
+    if again.exit_code != expected:
+        yield f"the next run ended with {again.exit_code}: {command.stderr.strip()}"
+    elif command.state() != undisturbed.state:
+        yield "the next run wrote other bytes"
+    # A kill leaves an unfinished file under a name that no other run takes.
+    if still := [name for name in command.left_beside() if not name.startswith(UNFINISHED)]:
+        yield f"after the next run there is {still}"
+
+
+def name_of_state(command: Command, undisturbed: Undisturbed) -> str:
+    """What stands at the command's output, beside what an undisturbed run leaves."""
     try:
         state = command.state()
     except ValueError:
@@ -150,7 +160,7 @@ def _name_of_state(command: Command, undisturbed: _Undisturbed) -> str:
 
 
 def _broken_by(
-    command: Command, undisturbed: _Undisturbed, ended: Ended, state: str, left: list[str]
+    command: Command, undisturbed: Undisturbed, ended: Ended, state: str, left: list[str]
 ) -> Iterator[str]:
     touched = [call for call in ended.called if any(path.startswith(f"{command.inputs}/") for path in call.paths)]
     if touched:
@@ -175,9 +185,3 @@ def _broken_by(
     unsaid = [name for name in left if name not in stderr]
     if unsaid:
         yield f"left {unsaid} without a word: {stderr.strip()[-300:]}"
-
-
-def _not_ours(left: list[str]) -> list[str]:
-    """What a kill leaves of a file that is written is not removed by the next run: its name is of no other."""
-    return [name for name in left if not name.startswith(".s4convert-")]
-
