@@ -69,6 +69,9 @@ def run(group: click.Group, arguments: list[str]) -> NoReturn:
     except click.exceptions.Exit as done:  # --help and --version
         sys.exit(done.exit_code)
     except (KeyboardInterrupt, click.Abort):
+        # Where an interrupt came out of an exec of text, as in the making of a data class, Python would end itself by
+        # SIGINT, whatever the exit code; the next exec makes it forget.
+        exec("")
         _fail("interrupted", EXIT_INTERRUPTED, debug, group)
     except BrokenPipeError:
         _discard_stdout()

@@ -35,9 +35,9 @@ class Command:
     """A command whose *arguments* name what stands in the directory *top*.
 
     Its inputs are in ``top/inputs``, its *output* in ``top/work``, of which *look* says what stands there: a text that
-    is the same for two outputs that are the same, or None where there is nothing. *before* puts an older output in place;
-    further outputs stand *beside* it.
-    They all may replace an output, so that a second run has the same arguments, but for one that *refuses* a second run.
+    is the same for two outputs that are the same, or None where there is nothing. *before* puts an older output in
+    place; further outputs stand *beside* it. They all may replace an output, so that a second run has the same
+    arguments, but for one that *refuses* a second run.
     """
 
     name: str
@@ -185,9 +185,7 @@ def commands_in(top: Path) -> dict[str, Command]:
     calibrated = ("inputs/mini", "work/out", "--mask", "inputs/mini-mask.json", *CALIBRATION, "--jobs", "1")
     found = [
         command("conversion", "out", of_directory, "inputs/small", "work/out", *convert),
-        command(
-            "replacement", "out", of_directory, "inputs/small", "work/out", *convert, before=old
-        ),
+        command("replacement", "out", of_directory, "inputs/small", "work/out", *convert, before=old),
         command("conversion of .bin", "out", of_directory, "inputs/torch", "work/out", *convert),
         command("calibrated conversion", "out", of_directory, *calibrated),
         command(

@@ -159,9 +159,7 @@ def name_of_state(command: Command, undisturbed: Undisturbed) -> str:
     return OLD if state == undisturbed.old else HALF
 
 
-def _broken_by(
-    command: Command, undisturbed: Undisturbed, ended: Ended, state: str, left: list[str]
-) -> Iterator[str]:
+def _broken_by(command: Command, undisturbed: Undisturbed, ended: Ended, state: str, left: list[str]) -> Iterator[str]:
     touched = [call for call in ended.called if any(path.startswith(f"{command.inputs}/") for path in call.paths)]
     if touched:
         yield f"touched the inputs: {touched[0]}"

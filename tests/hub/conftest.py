@@ -31,7 +31,7 @@ def hub(running_hub: LoopbackHub) -> Iterator[LoopbackHub]:
 
 
 def environment_for(endpoint: str, home: Path) -> dict[str, str]:
-    """The environment of a process whose Hub is at *endpoint*, whose cache is in *home*, and that is signed in as ``alice``."""
+    """The environment of a process whose Hub is at *endpoint*, whose cache is in *home*, signed in as ``alice``."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
     return inherited | {
         "HF_ENDPOINT": endpoint,

@@ -90,8 +90,8 @@ class Decision(Enum):
 
 @dataclass(frozen=True)
 class Call:
-    """A system call: its *name*, the *paths* that it is about (the second is a rename's or a link's new name), the file
-    *offset* and *data* of a write, and its *flags* or size, whichever it has.
+    """A system call: its *name*, the *paths* that it is about (the second is the new name of a rename or a link), the
+    *offset* and *data* of a write, and the *number* that it has beside: flags, or a size.
     """
 
     name: str
@@ -125,7 +125,7 @@ def supervise(
     """Let a forked child do *work*, and *decide* about its calls that change the disk *within* a directory.
 
     *decide* is told how many calls there were before; those of *first* do not count. With *sockets*, what is sent to a
-    socket counts as well. The child ends with exit code 0, or what *work* exits with, or 70 if it raises something else.
+    socket counts as well. The child ends with exit code 0, or what *work* exits with, or 70 if it raises something.
     """
     threads = [Path(f"/proc/self/task/{task}/comm").read_text().strip() for task in os.listdir("/proc/self/task")]
     assert len(threads) == 1, f"a process with threads cannot be forked safely: {threads}"
@@ -247,7 +247,9 @@ class _Supervisor:
                 raise
             self._answer(*_REQUEST.unpack(request))
 
-    def _answer(self, ticket: int, thread: int, _flags: int, number: int, _arch: int, _at: int, *arguments: int) -> None:
+    def _answer(
+        self, ticket: int, thread: int, _flags: int, number: int, _arch: int, _at: int, *arguments: int
+    ) -> None:
         try:
             call = self._read(thread, number, arguments)
         except FileNotFoundError:  # of /proc: the thread has just died
@@ -297,11 +299,9 @@ class _Supervisor:
             offset = self._position(thread, arguments[0])
         elif name == "copy_file_range":
             begin, offset = (struct.unpack("=q", self._bytes(arguments[at], 8))[0] for at in (1, 3))
-            with open(f"/proc/{thread}/fd/{arguments[0]}", "rb") as source:
+            with Path(f"/proc/{thread}/fd/{arguments[0]}").open("rb") as source:
                 data = os.pread(source.fileno(), arguments[4], begin)
-        elif name in ("truncate", "ftruncate"):
-            value = arguments[1]
-        elif name == "open":
+        elif name in ("truncate", "ftruncate", "open"):
             value = arguments[1]
         elif name in ("openat", "unlinkat"):
             value = arguments[2]
@@ -309,14 +309,14 @@ class _Supervisor:
 
     def _path(self, thread: int, kind: str, at: int, arguments: tuple[int, ...]) -> str:
         if kind == _FD:
-            return os.readlink(f"/proc/{thread}/fd/{_signed(arguments[at])}")
+            return str(Path(f"/proc/{thread}/fd/{_signed(arguments[at])}").readlink())
         place = at if kind == _PATH else at + 1
         path = self._text(arguments[place]) if arguments[place] else ""
         if path.startswith("/"):
             return os.path.normpath(path)
         directory = _AT_FDCWD if kind == _PATH else _signed(arguments[at])
-        link = f"/proc/{thread}/cwd" if directory == _AT_FDCWD else f"/proc/{thread}/fd/{directory}"
-        return os.path.normpath(os.path.join(os.readlink(link), path))
+        link = "cwd" if directory == _AT_FDCWD else f"fd/{directory}"
+        return os.path.normpath(Path(f"/proc/{thread}/{link}").readlink() / path)
 
     def _position(self, thread: int, descriptor: int) -> int:
         text = Path(f"/proc/{thread}/fdinfo/{descriptor}").read_text()
@@ -357,4 +357,3 @@ def _signed(value: int) -> int:
     """The C int in the low half of *value*."""
     number: int = ctypes.c_int(value & 0xFFFFFFFF).value
     return number
-
