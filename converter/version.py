@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 __version__ = "0.1.0"
 
 _LIBRARIES = ("torch", "transformers", "safetensors", "numpy")
 
 
+@cache
 def versions() -> dict[str, str]:
     """The versions of s4convert, Python and the libraries that a result depends on, by name."""
     import platform  # these two take longer to import than --help takes

@@ -99,10 +99,8 @@ class Command:
     def import_everything(self) -> None:
         """By running it here once."""
         self.set_up()
-        os.chdir(self.top)
         os.environ |= self.environment
-        outcome = run_here(*self.arguments)
-        assert outcome.exit_code == 0, outcome
+        _run(self.top, *self.arguments)
 
 
 def of_directory(directory: Path) -> str | None:
@@ -127,15 +125,23 @@ def of_sweep(directory: Path) -> str | None:
     return json.dumps(rows_of(directory))
 
 
-def make_inputs(top: Path) -> None:
-    """The checkpoints, masks and data that all commands read."""
+def make_small_inputs(top: Path) -> None:
+    """The checkpoints and masks that take no time, and no torch."""
     inputs = top / "inputs"
     inputs.mkdir(parents=True)
     write_checkpoint(inputs / "small", SMALL)
-    _write_torch_checkpoint(inputs / "small", inputs / "torch")
-    shutil.copytree(MINI_LLAVA, inputs / "mini")
     for name, heads in (("mask", [0, 2]), ("old-mask", [1])):
         (inputs / f"{name}.json").write_text(json.dumps({"pruned_heads": {"1": heads}}))
+    for out, mask in (("old", "old-mask"), ("converted", "mask")):
+        _run(top, "inputs/small", f"inputs/{out}", "--mask", f"inputs/{mask}.json", "--no-verify")
+
+
+def make_inputs(top: Path) -> None:
+    """What all commands read."""
+    make_small_inputs(top)
+    inputs = top / "inputs"
+    _write_torch_checkpoint(inputs / "small", inputs / "torch")
+    shutil.copytree(MINI_LLAVA, inputs / "mini")
     mini = {"2": [1, 3, 5], "4": [0, 7], "5": [2]}
     (inputs / "mini-mask.json").write_text(json.dumps({"pruned_heads": mini, "num_layers": 8, "num_heads": 8}))
     (inputs / "text.txt").write_text(TEXT)
@@ -144,14 +150,14 @@ def make_inputs(top: Path) -> None:
     (inputs / "questions.json").write_text(json.dumps(questions))
     for image in QUESTIONS.glob("*.png"):
         shutil.copy(image, inputs)
-    for arguments in (
-        ("inputs/small", "inputs/old", "--mask", "inputs/old-mask.json", "--no-verify"),
-        ("inputs/small", "inputs/converted", "--mask", "inputs/mask.json", "--no-verify"),
-        ("inputs/mini", "inputs/mini-converted", "--mask", "inputs/mini-mask.json", "--no-verify", "--no-card"),
-    ):
-        os.chdir(top)
-        outcome = run_here(*arguments)
-        assert outcome.exit_code == 0, outcome
+    mini_mask = ("--mask", "inputs/mini-mask.json", "--no-verify", "--no-card")
+    _run(top, "inputs/mini", "inputs/mini-converted", *mini_mask)
+
+
+def _run(top: Path, *arguments: str) -> None:
+    os.chdir(top)
+    outcome = run_here(*arguments)
+    assert outcome.exit_code == 0, outcome
 
 
 def _write_torch_checkpoint(source: Path, directory: Path) -> None:

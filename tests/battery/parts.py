@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 # How many faults of a command are tried at the most, where one takes long; the others meet all of theirs.
-MOST = {"calibrated conversion": 120, "statistics": 60, "sweep": 160}
+MOST = {"calibrated conversion": 60, "statistics": 30, "sweep": 100}
 
 
 @dataclass(frozen=True)
