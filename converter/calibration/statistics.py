@@ -178,7 +178,7 @@ class Statistics:
 
     def save(self, layer: int, parts: PartedMoments) -> None:
         """Write the moments of *layer*."""
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
         tensors: dict[str, npt.NDArray[Any]] = {}
         for part, by_modality in parts.items():
@@ -187,7 +187,8 @@ class Statistics:
                     tensors[f"{part}.{modality}.second"] = _lower_triangle(moments.second)
                     tensors[f"{part}.{modality}.mean"] = moments.mean
                     tensors[f"{part}.{modality}.num_tokens"] = np.array([moments.num_tokens], np.int64)
-        save_file(tensors, self._path(layer))
+        # Not save_file: its files are for their owner alone, and where it is killed, it leaves one of a random name.
+        self._path(layer).write_bytes(save(tensors))
 
 
 class PassingMoments:
@@ -246,7 +247,7 @@ class PassingMoments:
         )
         with self._writing():
             if self._whole:  # the description says that all layers are there, so they are on the disk before it
-                for path in (*directory.iterdir(), directory.absolute().parent):
+                for path in (*directory.iterdir(), directory, directory.absolute().parent):
                     sync(path)
             write_output(directory / DESCRIPTION_FILE, json.dumps(description, indent=1) + "\n", force=False)
         return self.kept
