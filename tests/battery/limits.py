@@ -40,7 +40,7 @@ BLIND = (
     "seams.believe_there_is_space(pytest.MonkeyPatch()); cli.main()",
 )
 _ROOT = Path(__file__).parents[2]
-_KEPT = {"README.md", "s4convert.json"}  # which name IN and the mask's file
+_KEPT = {"README.md", "s4convert.json"}  # which name IN and the mask's file, and have figures
 _NAMES = ("two words", "two\nlines", "größe 模型 🦙", "x" * 200, "-o", "a'b\"c$d\\e", ".hidden")
 
 
@@ -104,7 +104,7 @@ class Limits:
         nowhere = {"HOME": "/proc", "HF_HOME": None, "XDG_CACHE_HOME": None, "TMPDIR": None}
         for name, environment in (("a read-only home", nowhere), ("no HOME", nowhere | {"HOME": None})):
             run = self._run(mini, mask=mask, environment=environment, verified=True)
-            yield self._writes(f"{name}, hidden states", run, source=mini, mask=mask)
+            yield self._writes(f"{name}, hidden states", run, source=mini, mask=mask, but=_KEPT)
 
     def _names(self) -> Iterator[Outcome]:
         for name in _NAMES:

@@ -29,8 +29,10 @@ DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
     torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
     torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
-    torch.uint64: "U64", torch.uint32: "U32", torch.uint16: "U16", torch.uint8: "U8", torch.bool: "BOOL",
+    torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
+if hasattr(torch, "uint64"):  # which 2.1.2 has not
+    DTYPES |= {torch.uint64: "U64", torch.uint32: "U32", torch.uint16: "U16"}
 
 
 @pytest.fixture
