@@ -82,6 +82,7 @@ def tables_of(parts: Sequence[Part]) -> dict[str, str]:
         "power": ("command", "calls", "fsyncs", "losses of power", "absent", "old", "whole", "run again"),
         "interrupts": ("command", *OUTCOMES, "slowest"),
         "rivals": ("what ran", "outcome"),
+        "alike": ("what ran", "outcome"),
         "limits": ("limit", "outcome"),
     }
     found = {}
