@@ -34,6 +34,7 @@ def set_up(group: click.Group, verbose: int, *, quiet: bool) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_WithFlags(group))
     logging.basicConfig(level=logging.ERROR, handlers=[handler])
+    logging.raiseExceptions = False  # a stderr that takes no message would get a traceback in its place
     logging.getLogger(__package__).setLevel(level)
     if quiet:
         os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # which the client looks at when it is imported

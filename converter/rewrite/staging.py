@@ -201,8 +201,9 @@ def commit(staging: Staging, *, replace: bool) -> None:
         try:
             sync(out.parent)
         except OSError as error:
+            old = f", and remove {staging.replaced}, which stood there before" if staging.replaced.exists() else ""
             raise StorageError(
-                f"{out}: is whole, but may not outlive a power cut: {error.strerror}; run sync"
+                f"{out}: is whole, but may not outlive a power cut: {error.strerror}; run sync{old}"
             ) from error
         if staging.replaced.exists():
             _discard(staging)

@@ -798,6 +798,17 @@ def test_a_checkpoint_that_cannot_be_put_back_is_named_and_put_back_by_the_next_
     assert hidden_siblings(out) == []
 
 
+def test_a_replaced_checkpoint_that_is_kept_for_a_power_cut_is_named(
+    source: Path, out: Path, mask: Path, old: dict[str, str]
+) -> None:
+    with failing("fsync", -1, 0) as calls:
+        convert_bytes(source, out, mask, force=True)
+    replaced = out.with_name(".out.s4convert-replaced")
+    with failing("fsync", next(calls) - 1, errno.EIO), pytest.raises(StorageError, match=f"and remove {replaced}"):
+        convert_bytes(source, out, mask, force=True)
+    assert replaced.is_dir()
+
+
 def test_a_replaced_checkpoint_that_cannot_be_removed_is_named(
     source: Path, out: Path, mask: Path, old: dict[str, str], caplog: pytest.LogCaptureFixture
 ) -> None:
