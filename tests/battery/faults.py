@@ -178,7 +178,7 @@ def _broken_by(command: Command, undisturbed: Undisturbed, ended: Ended, state: 
         yield f"a traceback: {stderr.strip()[-300:]}"
     if ended.exit_code == 0 and state != WHOLE:
         yield f"exit code 0, and the output is {state}"
-    if state == WHOLE and "OUT is as it was" in stderr:
+    if command.output == "out" and state == WHOLE and "OUT is as it was" in stderr:
         yield f"denies that the output stands: {stderr.strip()[-300:]}"
     unsaid = [name for name in left if name not in stderr]
     if unsaid:
