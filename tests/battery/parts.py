@@ -65,7 +65,7 @@ def interrupts_of(top: Path, name: str, share: float) -> Part:
     from tests.battery.commands import commands_in
     from tests.battery.interrupts import OUTCOMES, interrupt
 
-    moments = {"conversion": 90, "replacement": 30}.get(name, 15)
+    moments = {"conversion": 45, "replacement": 15}.get(name, 9)
     found = interrupt(commands_in(top)[name], moments=max(3, round(moments * share)))
     cells = (name, *(str(found.by_outcome[outcome]) for outcome in OUTCOMES), f"{found.slowest:.2f} s")
     return Part("interrupts", (cells,), found.by_outcome.total(), tuple(found.broken))
