@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -124,9 +125,9 @@ def main() -> int:
             if given.command in (None, name)
         ]
         # A process for each: it imports what its command needs, and then forks, so it must have no thread.
-        with get_context("spawn").Pool(given.jobs, maxtasksperchild=1) as pool:
-            pool.apply(make_inputs, (Path(directory),))
-            for task, part in zip(tasks, pool.imap(carry_out, tasks, chunksize=1), strict=True):
+        with ProcessPoolExecutor(given.jobs, get_context("spawn"), max_tasks_per_child=1) as pool:
+            pool.submit(make_inputs, Path(directory)).result()
+            for task, part in zip(tasks, pool.map(carry_out, tasks), strict=True):
                 parts.append(part)
                 said = f"{task[0]} {task[1]}".strip()
                 print(
