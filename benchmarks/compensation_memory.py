@@ -90,7 +90,7 @@ def print_parts(
 
     from s4convert.calibration.moments import SplitMoments
     from s4convert.calibration.statistics import PassingMoments, Statistics, held_out_of
-    from s4convert.calibration.stream import LayerSample
+    from s4convert.calibration.stream import LayerBatch
     from s4convert.compensation import fit
     from s4convert.model.decoder import AttentionInput, LayerDecoder, full_float32
     from s4convert.rewrite.assembly import assemble
@@ -124,8 +124,10 @@ def print_parts(
     looking = SplitMoments(held_out_of(samples, HOLDOUT))
     nothing = AttentionInput(inputs[0].hidden, inputs[0].hidden, None, 1.0)
     with timed("Gram", 1), torch.inference_mode():
-        for sample in inputs:
-            looking.observe(LayerSample(sample.is_image, sample.hidden, nothing))
+        for place, sample in enumerate(inputs):
+            looking.observe(
+                LayerBatch((place,), (len(sample.is_image),), sample.is_image, sample.hidden[0], (nothing,))
+            )
         looking.take()
     del looking, decoder
     with timed("pass", number):

@@ -124,11 +124,12 @@ def measure(original: Path, converted: Path, device: str) -> None:
     require_stock_code(before)
     start = time.monotonic()
     probe = make_probe(before, device=device)
+    num_tokens = sum(len(sample.is_image) for sample in probe.samples)
     middle = time.monotonic()
     check_behaviour(claim, probe, device=device, advance=lambda _: None)
     end, layers = time.monotonic(), before.geometry.num_layers
     print(
-        f"{probe.description} of {sum(sample.shape[1] for sample in probe.samples):,} tokens: {middle - start:.1f} s; "
+        f"{probe.description} of {num_tokens:,} tokens: {middle - start:.1f} s; "
         f"{layers} layers on {device}: {end - middle:.1f} s, {(end - middle) / layers:.2f} s a layer; {peaks(device)}"
     )
 

@@ -168,6 +168,10 @@ _VISION_TOWER = click.option(
     metavar="DIR|ORG/NAME",
     help="The CLIP for images.  [default: mm_vision_tower of the config]",
 )
+_PROBE = (
+    click.option("--probe", type=FILE, metavar="FILE", help="What hidden states are compared on: questions, or text."),
+    click.option("--probe-images", type=FILE, metavar="DIR", help="The directory of the images of --probe."),
+)
 _CONVERSATION = click.option(
     "--conversation",
     type=click.Choice((*CONVERSATIONS, CHAT_TEMPLATE)),
@@ -264,6 +268,7 @@ def cli() -> None:
     click.option("--evaluate-images", type=FILE, metavar="DIR", help="The directory of their images."),
     _CONVERSATION,
 )
+@options("Checks", *_PROBE)
 @options(
     "Output",
     click.option("--dry-run", is_flag=True, help="Print what would be done, and write nothing; tensors with -v."),
@@ -380,6 +385,7 @@ def inspect(path: str, as_json: bool, verbose: int, **settings: Any) -> None:
     "Checks",
     click.option("--calibration", type=FILE, metavar="FILE", help="Compare what both say on its held-out samples."),
     click.option("--images", type=FILE, metavar="DIR", help="The directory of its images."),
+    *_PROBE,
     _VISION_TOWER,
     _JOBS,
 )

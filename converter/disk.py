@@ -40,14 +40,17 @@ def read_file(path: Path, refusal: type[S4ConvertError], most: int | None = SMAL
 def walk(top: Path, *, without: Collection[str] = ()) -> Iterator[str]:
     """The names, relative to *top*, of all that stands below it and is no directory; links are not followed.
 
-    A directory named in *without* is told as if it were a file, and not entered. OSError where one cannot be read: what
-    is in it would otherwise be passed over in silence, as :func:`os.walk` does.
+    An empty directory is told as well, with a slash at its end. A directory named in *without* is told as if it were a
+    file, and not entered. OSError where one cannot be read: what is in it would otherwise be passed over in silence, as
+    :func:`os.walk` does.
     """
     folders = [""]
     while folders:
         folder = folders.pop()
         with os.scandir(top / folder) as entries:
             found = sorted(entries, key=lambda entry: entry.name)
+        if folder and not found:
+            yield folder
         for entry in found:
             if entry.is_dir(follow_symlinks=False) and entry.name not in without:
                 folders.append(f"{folder}{entry.name}/")

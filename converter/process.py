@@ -13,6 +13,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NoReturn
 
 import click
@@ -29,13 +30,23 @@ _PARAMETER = re.compile(r"`([a-z_]+)(?:=([^`]+))?`")
 
 
 def set_up(group: click.Group, verbose: int, *, quiet: bool) -> None:
-    """Messages to stderr, one line each; SIGTERM and a connection that goes away clean up as Ctrl-C does."""
+    """Messages to stderr, one line each; SIGTERM and a connection that goes away clean up as Ctrl-C does.
+
+    Raises:
+        StorageError: the working directory was deleted; torch, for one, ends the process there without a word of ours.
+    """
     level = logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_WithFlags(group))
     logging.basicConfig(level=logging.ERROR, handlers=[handler])
     logging.raiseExceptions = False  # a stderr that takes no message would get a traceback in its place
     logging.getLogger(__package__).setLevel(level)
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise StorageError(
+            f"the working directory cannot be found: {error.strerror}; change to one that stands"
+        ) from error
     if quiet:
         os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # which the client looks at when it is imported
     if verbose > 1:

@@ -49,7 +49,7 @@ def original_at_hand(source: str, directory: Path) -> Checkpoint | None:
     That is a directory of this name in *directory*, or a repository in the Hub client's cache.
     """
     try:
-        if Path(source).name == source:
+        if Path(source).name == source and source not in ("", ".."):
             return Checkpoint.open(directory / source)
         name = checkpoint_name(source)
         if name is None:

@@ -22,7 +22,10 @@ from s4convert.output.card import CARD_FILES
 from tests.conftest import MINI_LLAVA
 from tests.support.command_line import COMMAND, ROOT, run, run_here
 from tests.support.disk import digests, hidden_siblings, snapshot
+from tests.support.environments import in_llavas_environment
 from tests.support.synthetic import Spec, write_checkpoint
+
+pytestmark = in_llavas_environment
 
 SPEC = Spec(num_layers=3, num_kv_heads=4, hidden_size=16, num_shards=2)
 FRAMEWORKS = {"torch", "transformers"}

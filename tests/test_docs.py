@@ -14,9 +14,11 @@ from pathlib import Path
 import click
 import pytest
 
+from s4convert import __version__
 from s4convert.cli import cli
 from tests.support.command_line import ROOT
 from tests.support.environments import in_the_newest_environment
+from tests.support.warm_python import warm, warm_commands
 
 README = ROOT / "README.md"
 PAGES = (README, *sorted((ROOT / "docs").glob("*.md")))
@@ -73,9 +75,9 @@ def without_figures(line: str) -> str:
 
 def run_blocks(page: Path, directory: Path) -> None:
     """Run every runnable block of *page* in *directory*, and look for the output that it shows."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    path = f"{warm_commands()}{os.pathsep}{os.environ['PATH']}"
     for block in filter(lambda block: block.is_runnable, blocks(page)):
-        script = [sys.executable, "-c", block.text]
+        script = [warm("python"), "-c", block.text]
         if block.language != "python":
             script = ["bash", "-e", "-c", "\n".join(block.commands)]
         done = subprocess.run(
@@ -115,6 +117,12 @@ def test_what_the_readme_shows_runs(after_readme: Path) -> None:
 def test_what_a_page_shows_runs_after_the_demo(page: Path, after_readme: Path, tmp_path: Path) -> None:
     shutil.copytree(after_readme / "demo", tmp_path / "demo")
     run_blocks(page, tmp_path)
+
+
+def test_the_command_that_pip_installs_starts() -> None:
+    installed = Path(sys.executable).with_name("s4convert")
+    done = subprocess.run([installed, "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"s4convert, version {__version__}\n"), done.stderr
 
 
 def test_every_command_is_run_and_nothing_is_pushed() -> None:

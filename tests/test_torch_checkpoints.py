@@ -21,7 +21,7 @@ from tests.conftest import MINI_LLAVA
 from tests.support import seams
 from tests.support.command_line import Outcome, run_here
 from tests.support.disk import digests, hidden_siblings, snapshot
-from tests.support.environments import with_a_newer_torch
+from tests.support.environments import in_the_newest_environment, with_a_newer_torch
 from tests.support.run_time_hooks import decoder_layers
 from tests.support.synthetic import (
     HUGGING_FACE,
@@ -469,7 +469,7 @@ def assert_not_verified(outcome: Outcome, out: Path, message: str) -> None:
         (states_another_shape, f"{DOWN_PROJ} is F16 [12, 16], not the original's F16 [16, 12]"),
         (swaps_two_halves_of_a_tensor, f"{DOWN_PROJ} is not the original's"),
         (forgets_the_format, "its metadata lacks the format pt; convert again"),
-        (forgets_the_metadata_of_the_index, "has no metadata, which stock loaders read; convert again"),
+        (forgets_the_metadata_of_the_index, "has no metadata, without which stock loaders fail"),
         (drops_a_shard, "names model-00002-of-00002.safetensors, which is missing"),
         (drops_a_sidecar, "generation_config.json: is missing; convert again"),
         (adds_the_original_weights, "pytorch_model.bin: is no part of a conversion and may hold unpruned weights"),
@@ -578,8 +578,8 @@ def write_even_weights(path: Path, spec: Spec) -> Path:
 
 @pytest.fixture
 def sizes(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
-    """A checkpoint of 10 MB, and one of 300 MB in tensors of 8 MB."""
-    large = Spec(num_layers=9, num_kv_heads=16, head_dim=128, hidden_size=2048, intermediate_size=64, vocab_size=2048)
+    """A checkpoint of 10 MB, and one of 170 MB in tensors of 8 MB."""
+    large = Spec(num_layers=5, num_kv_heads=16, head_dim=128, hidden_size=2048, intermediate_size=64, vocab_size=2048)
     small = replace(large, head_dim=16, hidden_size=512, num_layers=3)
     paths = write_even_weights(tmp_path / "small", small), write_even_weights(tmp_path / "large", large)
     yield paths
@@ -587,12 +587,13 @@ def sizes(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
         shutil.rmtree(path)
 
 
+@in_the_newest_environment
 def test_memory_does_not_grow_with_the_file(sizes: tuple[Path, Path], tmp_path: Path, mask: Path) -> None:
     bytes_small, bytes_large = ((path / "pytorch_model.bin").stat().st_size for path in sizes)
     assert bytes_small < 11e6
-    assert bytes_large > 290e6
+    assert bytes_large > 160e6
     small, large = (
         peak_bytes(str(path), f"{path}-out", "--mask", str(mask), "--no-verify", "--jobs", "2") for path in sizes
     )
     shutil.rmtree(tmp_path / "large-out")
-    assert large - small < 100e6
+    assert large - small < 60e6

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeVar
 
+from ..model.batches import batches
 from ..model.divergence import Divergence, compare
 from ..model.output_head import OutputHead
 from ..model.resident import ResidentModel
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 SampleT = TypeVar("SampleT")
 
 MOST_JUDGES = 64  # more say little more, and every check takes its time
-_BATCH = 4  # samples at a time
 
 
 def judging(held_out: Sequence[SampleT]) -> list[SampleT]:
@@ -56,5 +56,6 @@ def _states(model: ResidentModel, batch: Sequence[Inputs]) -> torch.Tensor:
         return at_text(model.states([sample.hidden for sample in batch]), batch)
 
 
-def _batches(samples: Sequence[Inputs]) -> list[Sequence[Inputs]]:
-    return [samples[first : first + _BATCH] for first in range(0, len(samples), _BATCH)]
+def _batches(samples: Sequence[Inputs]) -> list[list[Inputs]]:
+    together = batches([len(sample.is_image) for sample in samples])
+    return [[samples[number] for number in numbers] for numbers in together]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,6 @@ from ..checkpoint import Checkpoint
 from ..errors import CalibrationError, CheckpointError
 from ..model.decoder import stock_code
 from ..model.front_end import (
-    Embedded,
     FrontEnd,
     UnusableFrontEndError,
     embed,
@@ -38,13 +38,15 @@ class Inputs:
     """A sample: *hidden* is the residual stream [1, tokens, hidden_size] in float32 on the CPU; *is_image* [tokens],
     whether a position is a part of an image; *num_cut* tokens behind those were cut off. *is_answer* [tokens], whether
     a token is one of an answer, is None where that was not asked for and where the sample has no answers. *file* is
-    where it is from."""
+    where it is from. *token_ids* [tokens] has -1 in the places of images; it is None where the tokenizer's tokens are
+    not those that the front end made."""
 
     hidden: torch.Tensor
     is_image: torch.Tensor
     num_cut: int = 0
     is_answer: torch.Tensor | None = None
     file: DataFile | None = None
+    token_ids: torch.Tensor | None = None
 
 
 def make_inputs(
@@ -54,12 +56,14 @@ def make_inputs(
     tower: Path | None = None,
     device: str = "cpu",
     find_answers: bool = False,
+    enough: int | None = None,
     progress: bool = False,
 ) -> list[Inputs]:
     """The inputs that *checkpoint*'s stock front end makes from *samples*, at most :data:`MAX_TOKENS` tokens each.
 
     Plain text becomes windows; in each of them the tokens begin as the tokenizer lets any text begin, and the last may
-    be shorter. *find_answers* finds out which of the tokens are those of answers.
+    be shorter. *find_answers* finds out which of the tokens are those of answers. With *enough* tokens, those of images
+    included, no further sample is taken.
 
     *tower* is the directory of the vision tower, see :func:`~s4convert.model.front_end.open_front_end`.
 
@@ -69,31 +73,60 @@ def make_inputs(
     """
     with_images = any(sample.image is not None for sample in samples)
     front_end = open_front_end(checkpoint, with_images=with_images, tower=tower, device=device)
-    inputs = []
+    inputs: list[Inputs] = []
+    num_tokens = 0
     with sample_bar("inputs", len(samples), shown=progress) as bar:
         for sample in samples:
             image = None if sample.image is None else open_image(sample.image, sample.where)
             try:
                 with stock_front_end(checkpoint, "tokenizer" if image is None else "vision tower"):
                     is_packed = sample.file is not None and sample.file.window is not None
-                    embedded = _windows(checkpoint, front_end, sample) if is_packed else [front_end(sample.text, image)]
-                    is_answer = None
-                    if find_answers and sample.answers:
-                        is_answer = _answers(front_end, sample, embedded[0][1])[:MAX_TOKENS].clone()
+                    whole = partial(_whole, front_end, sample, image, find_answers=find_answers)
+                    for one in _windows(checkpoint, front_end, sample) if is_packed else [whole()]:
+                        inputs.append(one)
+                        num_tokens += len(one.is_image)
+                        if enough is not None and num_tokens >= enough:
+                            break
             except UnusableFrontEndError as error:
                 raise CheckpointError(f"{sample.where}: {error}; restore its files") from error
-            for hidden, is_image in embedded:
-                num_cut = max(0, len(is_image) - MAX_TOKENS)
-                cut = hidden[:, :MAX_TOKENS].clone(), is_image[:MAX_TOKENS].clone()
-                inputs.append(Inputs(*cut, num_cut, is_answer, sample.file))
             bar.update(1)
+            if enough is not None and num_tokens >= enough:
+                break
     num_cut = sum(sample.num_cut > 0 for sample in inputs)
     if num_cut:
         _log.warning("%d of %d samples are longer than %d tokens and were cut", num_cut, len(inputs), MAX_TOKENS)
     return inputs
 
 
-def _windows(checkpoint: Checkpoint, front_end: FrontEnd, sample: Sample) -> list[Embedded]:
+def _whole(front_end: FrontEnd, sample: Sample, image: Image.Image | None, *, find_answers: bool) -> Inputs:
+    """*sample*, cut at :data:`MAX_TOKENS`."""
+    hidden, is_image = front_end(sample.text, image)
+    is_answer, token_ids = None, token_ids_of(front_end, sample.text, is_image)
+    if find_answers and sample.answers:
+        is_answer = _answers(front_end, sample, is_image)[:MAX_TOKENS].clone()
+    return Inputs(
+        hidden[:, :MAX_TOKENS].clone(),
+        is_image[:MAX_TOKENS].clone(),
+        max(0, len(is_image) - MAX_TOKENS),
+        is_answer,
+        sample.file,
+        None if token_ids is None else token_ids[:MAX_TOKENS].clone(),
+    )
+
+
+def token_ids_of(front_end: FrontEnd, text: str, is_image: torch.Tensor) -> torch.Tensor | None:
+    """The tokens that *front_end* makes of *text*, as :class:`Inputs` has them; *is_image* [tokens] is its own."""
+    import torch
+
+    found, is_text = front_end.text_tokens(text), ~is_image
+    if len(found) != int(is_text.sum()):
+        return None
+    token_ids = torch.full(is_image.shape, -1)
+    token_ids[is_text] = torch.tensor(found, dtype=torch.int64)
+    return token_ids
+
+
+def _windows(checkpoint: Checkpoint, front_end: FrontEnd, sample: Sample) -> Iterator[Inputs]:
     """The text of *sample*, embedded in the windows of its file."""
     import torch
 
@@ -107,8 +140,9 @@ def _windows(checkpoint: Checkpoint, front_end: FrontEnd, sample: Sample) -> lis
     windows = [begin + ids[at : at + step] for at in range(0, len(ids), step)]
     if most is not None and most > len(windows):
         _log.warning("%s: holds %d windows of %d tokens, fewer than %d", sample.where, len(windows), step, most)
-    embedded = [embed(checkpoint, window) for window in windows[:most]]
-    return [(hidden, torch.zeros(hidden.shape[1], dtype=torch.bool)) for hidden in embedded]
+    for window in windows[:most]:
+        is_image = torch.zeros(len(window), dtype=torch.bool)
+        yield Inputs(embed(checkpoint, window), is_image, file=sample.file, token_ids=torch.tensor(window))
 
 
 def _answers(front_end: FrontEnd, sample: Sample, is_image: torch.Tensor) -> torch.Tensor:
@@ -144,6 +178,16 @@ def some_of(inputs: Sequence[Inputs]) -> list[Inputs]:
     while sum(len(sample.is_image) for sample in inputs[::step]) > MOST_JUDGING and step < len(inputs):
         step += 1
     return list(inputs[::step])
+
+
+def modalities(batch: Sequence[Inputs], device: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """(whether each token of *batch* is a part of an image, one sample after the other; where the samples have tokens,
+    [samples, longest], when they are padded on the right), both on *device*."""
+    import torch
+
+    lengths = torch.tensor([len(sample.is_image) for sample in batch])
+    inside = torch.arange(int(lengths.max())) < lengths[:, None]
+    return torch.cat([sample.is_image for sample in batch]).to(device), inside.to(device)
 
 
 def describe(inputs: Sequence[Inputs]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from ..errors import CompensationError
 if TYPE_CHECKING:
     import torch
 
-    from .stream import LayerSample
+    from .stream import LayerBatch
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,15 +153,15 @@ class ModalityMean:
 class FirstMoments(ModalityMean):
     """E[x] [num_heads * head_dim] of the head outputs x of a layer."""
 
-    def observe(self, sample: LayerSample) -> None:
-        self.add(sample.heads[0], sample.is_image)
+    def observe(self, batch: LayerBatch) -> None:
+        self.add(batch.heads, batch.is_image)
 
 
 class SecondMoments(ModalityMean):
     """E[x x^T] [num_heads * head_dim, num_heads * head_dim] of the head outputs x of a layer, 134 MB each at 7B."""
 
-    def observe(self, sample: LayerSample) -> None:
-        self.add(sample.heads[0], sample.is_image, lambda outputs: outputs.T @ outputs)
+    def observe(self, batch: LayerBatch) -> None:
+        self.add(batch.heads, batch.is_image, lambda outputs: outputs.T @ outputs)
 
 
 MODALITIES = {"text": False, "image": True}
@@ -174,13 +174,15 @@ class SplitMoments:
 
     def __init__(self, held_out: Sequence[bool]) -> None:
         self._held_out = list(held_out)
-        self._num_seen = 0
         self._parts = {name: (FirstMoments(), SecondMoments()) for name in ("train", "held_out")}
 
-    def observe(self, sample: LayerSample) -> None:
-        for moments in self._parts["held_out" if self._held_out[self._num_seen] else "train"]:
-            moments.observe(sample)
-        self._num_seen += 1
+    def observe(self, batch: LayerBatch) -> None:
+        for name, held_out in (("train", False), ("held_out", True)):
+            places = [place for place, number in enumerate(batch.numbers) if self._held_out[number] is held_out]
+            if places:
+                part = batch.of(places)
+                for moments in self._parts[name]:
+                    moments.observe(part)
 
     def take(self) -> PartedMoments:
         """What was seen, by part and modality; nothing is left of it here.

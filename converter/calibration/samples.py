@@ -25,13 +25,14 @@ from typing import Any, TypeAlias
 from .. import strict_json
 from ..choices import WINDOW
 from ..disk import read_file
-from ..errors import CalibrationError, UsageError
+from ..errors import CalibrationError, UsageError, shown
 from ..model.front_end import IMAGE_PLACEHOLDER, LETTER_INSTRUCTION, conversation
 
 _log = logging.getLogger(__name__)
 
 MAX_TOKENS = 2048  # LLaVA's model_max_length; as in its training, the rest of a question is cut off
 _TEXT_SUFFIX = ".txt"
+_MAX_IMAGE_NAME = 1000  # letters, which messages show
 _NO_SAMPLES = "holds no samples; give a file of questions or texts"
 
 Paths: TypeAlias = "Path | str | Sequence[Path | str]"
@@ -294,8 +295,10 @@ def image_of(name: Any, images: Path | None, where: str) -> Path | None:
     """The file of the image *name* in *images*; CalibrationError or UsageError where there is none."""
     if name is None:
         return None
-    if not isinstance(name, str) or not name:
-        raise CalibrationError(f"{where}: image is {name!r}, not the name of one file; one image an entry is supported")
+    if not isinstance(name, str) or not 0 < len(name) <= _MAX_IMAGE_NAME:
+        raise CalibrationError(
+            f"{where}: image is {shown(name)}, not the name of one file; one image an entry is supported"
+        )
     if images is None:
         raise UsageError(f"{where}: names the image {name}; say with `images` which directory it is in")
     if not (images / name).is_file():

@@ -21,9 +21,10 @@ import numpy.typing as npt
 from .. import strict_json
 from ..checkpoint import Checkpoint
 from ..checkpoint.dtypes import Float64Array
+from ..checkpoint.safetensors_header import read_header
 from ..choices import HOLDOUT, IMAGE_WEIGHT
 from ..disk import UNFINISHED, read_file, sync, write_output
-from ..errors import CalibrationError, CompensationError, StorageError, UsageError, reading, shown
+from ..errors import CalibrationError, CheckpointError, CompensationError, StorageError, UsageError, reading, shown
 from ..progress import layer_bar
 from ..version import __version__
 from .inputs import Inputs, describe, make_inputs
@@ -106,7 +107,7 @@ class Statistics:
         except (OSError, SafetensorError) as error:
             raise StorageError(f"{path}: cannot be read ({error}); gather the statistics again") from error
         except (KeyError, TypeError, ValueError, IndexError, CompensationError) as error:
-            raise CalibrationError(f"{path}: is malformed ({error}); gather the statistics again") from error
+            raise CalibrationError(f"{path}: is malformed ({shown(error)}); gather the statistics again") from error
         if train is None:
             raise CalibrationError(f"{path}: has no tokens to fit with; gather the statistics again")
         return LayerMoments(train, held_out)
@@ -138,6 +139,7 @@ class Statistics:
         for layer in layers:
             if not self._path(layer).is_file():
                 raise CalibrationError(f"{self.directory}: has nothing of layer {layer}; gather the statistics again")
+            _check_sizes(self._path(layer), checkpoint.geometry.num_columns("o"))
 
     def check_new(self) -> None:
         """Raise UsageError where the directory holds more than the files of an unfinished :meth:`gather`."""
@@ -301,6 +303,22 @@ def read_description(directory: Path) -> Mapping[str, Any]:
         if not isinstance(stated.get(name), int):
             raise CalibrationError(f"{path}: {name} is {shown(stated.get(name))}, not a number; gather them again")
     return stated
+
+
+def _check_sizes(path: Path, columns: int) -> None:
+    """Refuse the moments of a layer in the file *path* where they are not of *columns*, before memory is asked for."""
+    shapes = {"second": (columns * (columns + 1) // 2,), "mean": (columns,), "num_tokens": (1,)}
+    try:
+        entries = read_header(path).entries
+    except CheckpointError as error:
+        raise CalibrationError(str(error)) from error
+    for entry in entries:
+        shape, dtype = shapes.get(entry.name.rpartition(".")[2]), "I64" if entry.name.endswith("num_tokens") else "F64"
+        if (entry.shape, entry.dtype) != (shape, dtype):
+            raise CalibrationError(
+                f"{path}: is malformed ({shown(entry.name)} is {entry.dtype} {shown(list(entry.shape))}, where "
+                f"moments of {columns} columns are due); gather the statistics again"
+            )
 
 
 def scratch_bytes(checkpoint: Checkpoint, num_layers: int, *, whole: bool = True) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -48,10 +48,11 @@ class Repository:
 
 @dataclass(frozen=True)
 class FileStamp:
-    """Tells whether a file changed; *mode* is its permissions."""
+    """Tells whether a file changed; *mode* is its permissions. Anybody can set the mtime, and nobody the ctime."""
 
     size: int
     mtime_ns: int
+    ctime_ns: int
     inode: int
     mode: int
 
@@ -61,7 +62,8 @@ class FileStamp:
 
     @staticmethod
     def from_status(status: os.stat_result) -> FileStamp:
-        return FileStamp(status.st_size, status.st_mtime_ns, status.st_ino, S_IMODE(status.st_mode))
+        mode = S_IMODE(status.st_mode)
+        return FileStamp(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, mode)
 
 
 @dataclass(frozen=True)
@@ -269,7 +271,7 @@ class Checkpoint:
                 "can be computed with: dequantise or cast it first"
             )
 
-    def read_bytes(self, tensor: StoredTensor, first: int = 0, count: int | None = None) -> bytes:
+    def read_bytes(self, tensor: StoredTensor, first: int = 0, count: int | None = None) -> bytearray:
         """As :meth:`read_rows`, but the bytes as they are stored, one row after the other.
 
         Raises:
@@ -285,7 +287,7 @@ class Checkpoint:
             begin, end = begin + first * tensor.row_bytes, begin + (first + count) * tensor.row_bytes
         with enough_memory(f"{path}: {tensor.name}"), reading(path), path.open("rb") as file:
             data = read_span(file.fileno(), begin, end - begin, path)
-            return data if entry.strides is None else _gather(data, entry)[first : first + count].tobytes()
+            return data if entry.strides is None else bytearray(_gather(data, entry)[first : first + count].tobytes())
 
     def read_ahead(self, tensors: Iterable[StoredTensor]) -> None:
         """Have the kernel bring *tensors* into the page cache meanwhile; where it does not, they are read later."""
@@ -320,8 +322,13 @@ class Checkpoint:
         sha256 = stated.get("sha256") if isinstance(stated, dict) else None
         return sha256 if isinstance(sha256, str) else None
 
-    def check_unchanged(self) -> None:
-        """Raise StorageError where a file of the checkpoint changed since it was opened."""
+    def check_unchanged(self, *, besides: Collection[str] = ()) -> None:
+        """Refuse a directory in which anything changed since it was opened, or appeared, but for the files *besides*.
+
+        Raises:
+            StorageError: something changed, vanished or appeared, or cannot be read.
+            CheckpointError: what appeared is no file that a checkpoint may have.
+        """
         for name, stamp in self.stamps.items():
             try:
                 now = FileStamp.of(self.path / name)
@@ -329,6 +336,12 @@ class Checkpoint:
                 raise StorageError(f"{self.path / name}: vanished during the run; start again") from error
             if now != stamp:
                 raise StorageError(f"{self.path / name}: changed during the run; start again when it is at rest")
+        with reading(self.path):
+            files, passed_by = list_files(self.path, None if self.repository is None else self.repository.files)
+        known = {*self.stamps, *self.left_behind, *self.passed_by, MANIFEST_FILE, TORCH_INDEX_FILE, *besides}
+        for name in (*files, *passed_by):
+            if name not in known:
+                raise StorageError(f"{self.path / name}: appeared during the run; start again when it is at rest")
 
     def _check_attention_tensors(self) -> None:
         for layer, tensors in enumerate(self.layers):
@@ -377,7 +390,7 @@ class Checkpoint:
         return "".join(p for p in PROJECTIONS if self.projection(layer, p, "bias") is not None)
 
 
-def _gather(data: bytes, entry: TensorEntry) -> npt.NDArray[np.void]:
+def _gather(data: bytearray, entry: TensorEntry) -> npt.NDArray[np.void]:
     """The elements of a tensor that is not contiguous, from the bytes *data* that it spans."""
     item = entry.num_bytes // prod(entry.shape)
     strides = tuple(stride * item for stride in entry.strides or ())

@@ -27,7 +27,7 @@ _EXPONENT_BITS = {"F32": np.uint32(0x7F800000), "F16": np.uint16(0x7C00), "BF16"
 _MIN_EXPONENT = {"F32": -126, "F16": -14, "BF16": -126}
 
 
-def decode(data: bytes | memoryview, dtype: str) -> Float32Array:
+def decode(data: bytes | bytearray | memoryview, dtype: str) -> Float32Array:
     """The stored values as a flat float32 array; exact for every dtype of :data:`ITEM_BYTES`."""
     if dtype in _NUMPY_DTYPES:
         return np.frombuffer(data, _NUMPY_DTYPES[dtype]).astype(np.float32)
@@ -45,7 +45,7 @@ def encode(values: Float32Array | Float64Array, dtype: str) -> bytes:
     return rounded.astype("<u2").tobytes()
 
 
-def all_finite(data: bytes | memoryview, dtype: str) -> bool:
+def all_finite(data: bytes | bytearray | memoryview, dtype: str) -> bool:
     """Whether none of the stored values is infinite or NaN."""
     exponents = _EXPONENT_BITS[dtype]
     bits = np.frombuffer(data, f"<u{ITEM_BYTES[dtype]}")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, shown
 from .files import CONFIG_FILE
 from .refusals import (
     ADAPTERS,
@@ -71,7 +71,7 @@ def find_language_model(model_type: object, where: str) -> LanguageModel:
     refuse_model_type(model_type, where)
     supported = ", ".join(language_model.model_type for language_model in LANGUAGE_MODELS)
     raise CheckpointError(
-        f"{where}: language model {model_type!r} is not supported; use a checkpoint with one of {supported}"
+        f"{where}: language model {shown(model_type)} is not supported; use a checkpoint with one of {supported}"
     )
 
 
@@ -157,7 +157,7 @@ def find_family(config: Mapping[str, Any], where: str) -> Family:
     refuse_model_type(model_type, where)
     supported = ", ".join(family.model_type for family in FAMILIES)
     raise CheckpointError(
-        f"{where}: model_type {model_type!r} is not one this tool knows (it knows {supported}); "
+        f"{where}: model_type {shown(model_type)} is not one this tool knows (it knows {supported}); "
         "check that this is the checkpoint you mean"
     )
 

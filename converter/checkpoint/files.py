@@ -29,7 +29,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     text = read_file(path, CheckpointError)
     try:
         with enough_memory(str(path)):
-            content = strict_json.parse(text)
+            content = strict_json.parse(text.decode("utf-8"))  # of bytes, Python would take UTF-16 and more
     except ValueError as error:
         raise CheckpointError(f"{path}: is not JSON ({error}); restore the file") from error
     if not isinstance(content, dict):
@@ -37,12 +37,13 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_span(descriptor: int, offset: int, size: int, path: Path) -> bytes:
+def read_span(descriptor: int, offset: int, size: int, path: Path) -> bytearray:
     """The bytes [offset, offset + size) of the open file *path*; StorageError where the file ends before."""
-    data = os.pread(descriptor, size, offset)
-    while len(data) < size:  # a network file system may return fewer bytes than asked
-        more = os.pread(descriptor, size - len(data), offset + len(data))
-        if not more:
-            raise StorageError(f"{path}: became shorter while it was read; start again when it is at rest")
-        data += more
+    data, done = bytearray(size), 0
+    with memoryview(data) as view:
+        while done < size:  # a network file system may return fewer bytes than asked
+            count = os.preadv(descriptor, [view[done:]], offset + done)
+            if not count:
+                raise StorageError(f"{path}: became shorter while it was read; start again when it is at rest")
+            done += count
     return data

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, shown
 from .families import LanguageModel
 
 
@@ -48,7 +48,7 @@ def read_geometry(text_config: Mapping[str, Any], language_model: LanguageModel,
         value = text_config.get(name)
         value = fallback if value is None else value
         if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
-            raise CheckpointError(f"{where}: {name} is {value!r}, not a positive integer; mend the config")
+            raise CheckpointError(f"{where}: {name} is {shown(value)}, not a positive integer; mend the config")
         return value
 
     hidden_size = size("hidden_size", language_model.hidden_size)

@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError, UsageError
+from ..errors import CheckpointError, UsageError, shown
 
 _MPT = "is MPT, which stock LLaVA cannot run any more; use a checkpoint with a Llama, Mistral or Qwen2 language model"
 _INTERNLM2 = (
@@ -100,7 +100,7 @@ def refuse_quantised(path: Path, names: Collection[str], config: Mapping[str, An
         if quantization:
             method = quantization.get("quant_method") if isinstance(quantization, dict) else None
             raise CheckpointError(
-                f"{path / 'config.json'}: the weights are quantised{f' ({method})' if method else ''}; {remedy}"
+                f"{path / 'config.json'}: the weights are quantised{f' ({shown(method)})' if method else ''}; {remedy}"
             )
     for name in _QUANTIZATION_FILES:
         if name in names:
@@ -111,7 +111,7 @@ def refuse_weights_elsewhere(path: Path, config: Mapping[str, Any]) -> None:
     """Raise CheckpointError where config.json names the file of the weights, as transformers 5 allows."""
     if config.get("transformers_weights"):
         raise CheckpointError(
-            f"{path / 'config.json'}: transformers_weights names {config['transformers_weights']!r}, which other "
+            f"{path / 'config.json'}: transformers_weights names {shown(config['transformers_weights'])}, which other "
             "loaders do not read; name that file model.safetensors and remove the entry"
         )
 

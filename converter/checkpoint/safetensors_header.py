@@ -16,11 +16,12 @@ from types import MappingProxyType
 from typing import Any
 
 from .. import strict_json
-from ..errors import CheckpointError, enough_memory, reading
+from ..errors import CheckpointError, enough_memory, reading, shown
 from .tensors import TensorEntry, WeightFile
 
 MAX_HEADER_BYTES = 100_000_000  # the reference parser's limit
 LENGTH_BYTES = 8
+MAX_NAME = 1000  # characters of a tensor's name, which messages show
 _MAX_INTEGER = 2**64 - 1
 _METADATA_KEY = "__metadata__"
 _FIELDS = {"dtype", "shape", "data_offsets"}
@@ -109,11 +110,12 @@ def format_header(tensors: Sequence[tuple[str, str, tuple[int, ...], int]]) -> b
 
 
 def _parse_entry(name: str, entry: Any, data_begin: int) -> TensorEntry:
+    check_name(name)
     if not isinstance(entry, dict) or entry.keys() != _FIELDS:
         raise ValueError(f"tensor {name!r} must have exactly dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
-        raise ValueError(f"tensor {name!r} has unknown dtype {dtype!r}")
+        raise ValueError(f"tensor {name!r} has unknown dtype {shown(dtype)}")
     if not isinstance(shape, list) or not all(_is_size(size) for size in shape):
         raise ValueError(f"tensor {name!r} has a shape that is not a list of sizes")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(_is_size(offset) for offset in offsets):
@@ -121,18 +123,22 @@ def _parse_entry(name: str, entry: Any, data_begin: int) -> TensorEntry:
     begin, end = offsets
     if end < begin:
         raise ValueError(f"tensor {name!r} ends before it begins")
-    check_name_and_shape(name, shape)
+    check_shape(name, shape)
     bits = prod(shape) * DTYPE_BITS[dtype]
     if bits != (end - begin) * 8:
-        raise ValueError(f"tensor {name!r} of {dtype} {shape} does not fill its {end - begin} bytes")
+        raise ValueError(f"tensor {name!r} of {dtype} {shown(shape)} does not fill its {end - begin} bytes")
     return TensorEntry(name, dtype, tuple(shape), data_begin + begin, data_begin + end, end - begin)
 
 
-def check_name_and_shape(name: str, shape: Sequence[int]) -> None:
-    """Raise ValueError where the *name* or the *shape* of a tensor is not safe."""
-    if not name or "\0" in name or ".." in name or name == _METADATA_KEY:
-        raise ValueError(f"tensor name {name!r} is not safe")
+def check_name(name: str) -> None:
+    """Raise ValueError where the *name* of a tensor is not safe, or too long to be shown."""
+    if not 0 < len(name) <= MAX_NAME or "\0" in name or ".." in name or name == _METADATA_KEY:
+        raise ValueError(f"tensor name {shown(name)} is not safe")
     _check_unicode(name)
+
+
+def check_shape(name: str, shape: Sequence[int]) -> None:
+    """Raise ValueError where the *shape* of the tensor *name* is not safe."""
     # Zeros are left out: they would hide the other sizes.
     if prod(size for size in shape if size) > _MAX_INTEGER // 64:
         raise ValueError(f"tensor {name!r} has an absurd shape")
@@ -140,7 +146,7 @@ def check_name_and_shape(name: str, shape: Sequence[int]) -> None:
 
 def _check_unicode(text: str) -> None:
     if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-        raise ValueError(f"lone surrogate in {text!r}")
+        raise ValueError(f"lone surrogate in {shown(text)}")
 
 
 def _is_size(value: Any) -> bool:

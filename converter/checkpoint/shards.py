@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, shown
 from .files import INDEX_FILE, SINGLE_FILE, TORCH_INDEX_FILE, TORCH_SINGLE_FILE, read_json_object
 from .refusals import MISNAMED, OTHER_FORMATS, refuse_files
-from .safetensors_header import read_header
+from .safetensors_header import MAX_NAME, read_header
 from .tensors import WeightFile
 from .torch_file import read_torch_file, warn_of_old_torch
+
+_MAX_NAME_BYTES = 255  # that a file system takes
 
 
 def open_shards(path: Path, entries: Collection[str]) -> tuple[dict[str, WeightFile], str | None, bool]:
@@ -73,17 +75,24 @@ def find_weights(path: Path, entries: Collection[str]) -> str:
 
 def read_weight_map(index: Path) -> dict[str, str]:
     """The shard of every tensor, as the file *index* states it; CheckpointError where it is malformed."""
-    weight_map = read_json_object(index).get("weight_map")
+    content = read_json_object(index)
+    weight_map = content.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: has no weight_map; restore the file")
+    if not isinstance(content.get("metadata"), dict):
+        raise CheckpointError(f"{index}: has no metadata, without which stock loaders fail; add an empty object")
     plain: set[str] = set()
     for tensor, shard in weight_map.items():
+        if len(tensor) > MAX_NAME:  # messages show it
+            raise CheckpointError(f"{index}: tensor name {shown(tensor)} is not safe; restore the file")
         if not isinstance(shard, str) or (shard not in plain and not _is_plain(shard)):
-            raise CheckpointError(f"{index}: {tensor} is mapped to {shard!r}, which is not a plain file name")
+            raise CheckpointError(f"{index}: {tensor} is mapped to {shown(shard)}, which is not a plain file name")
         plain.add(shard)
     return weight_map
 
 
 def _is_plain(name: str) -> bool:
     """Whether *name* is of a file in the directory itself: nothing outside of it may be read or uploaded."""
-    return Path(name).name == name and not {"\0", "\\"} & set(name) and name not in (".", "..")
+    if len(name.encode("utf-8", "surrogatepass")) > _MAX_NAME_BYTES:
+        return False
+    return Path(name).name == name and not {"\0", "\\"} & set(name) and name not in ("", ".", "..")

@@ -54,6 +54,9 @@ def list_files(path: Path, among: Collection[str] | None = None) -> tuple[tuple[
     for name in walk(path, without=TOOL_DIRECTORIES):
         if among is not None and name not in among:
             continue
+        if name.endswith("/"):
+            passed_by[name.rstrip("/")] = "it is an empty directory"
+            continue
         entry = path / name
         if entry.name in (*TOOL_DIRECTORIES, GIT_ATTRIBUTES_FILE):
             passed_by[name] = "it is git's or the Hub's own"

@@ -18,8 +18,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import CheckpointError, OutOfMemoryError, enough_memory, reading
-from .safetensors_header import check_name_and_shape
+from ..errors import CheckpointError, OutOfMemoryError, enough_memory, reading, shown
+from .safetensors_header import check_name, check_shape
 from .tensors import TensorEntry, WeightFile
 
 if TYPE_CHECKING:
@@ -149,7 +149,11 @@ def _load(path: Path) -> dict[str, torch.Tensor]:
         )
     for name, tensor in content.items():
         if not isinstance(name, str):
-            raise CheckpointError(f"{path}: the name {name!r} is no text; save the state_dict alone")
+            raise CheckpointError(f"{path}: the name {shown(name)} is no text; save the state_dict alone")
+        try:
+            check_name(name)
+        except ValueError as error:
+            raise CheckpointError(f"{path}: {error}; rename or remove it") from error
         if not isinstance(tensor, torch.Tensor):
             raise CheckpointError(f"{path}: {name} is a {type(tensor).__name__}, no tensor; save the state_dict alone")
         is_dense = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_nested
@@ -184,7 +188,7 @@ def _entry(name: str, tensor: torch.Tensor, base: int, path: Path) -> TensorEntr
     if dtype is None:
         raise CheckpointError(f"{path}: {name} is stored as {tensor.dtype}, which cannot be converted; cast it first")
     try:
-        check_name_and_shape(name, shape)
+        check_shape(name, shape)
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}; rename or remove it") from error
     item, num_bytes = tensor.element_size(), tensor.numel() * tensor.element_size()

@@ -48,7 +48,7 @@ class TrainedRows:
     """The rows of a projection's weight as they are stored in *dtype*; *read* gives *count* from *first* on."""
 
     dtype: str
-    read: Callable[[int, int], bytes]
+    read: Callable[[int, int], bytes | bytearray]
 
     def values(self, first: int, count: int) -> Float32Array:
         """Rows [first, first + count) in float32, [count, columns]."""

@@ -87,7 +87,7 @@ def _regular_files(directory: Path) -> dict[str, int]:
     for name in walk(directory, without=TOOL_DIRECTORIES):
         path = directory / name
         status = path.lstat()
-        if path.name in TOOL_DIRECTORIES:
+        if path.name in TOOL_DIRECTORIES or name.endswith("/"):
             continue
         if not S_ISREG(status.st_mode):
             raise UsageError(f"{path}: is not a regular file; only a directory as s4convert wrote it is pushed")

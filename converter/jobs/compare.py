@@ -161,7 +161,7 @@ def _read(path: Path) -> dict[str, Run]:
             if not 0 <= score <= 1:
                 raise ValueError("no share")
             said.setdefault(name, (str(entry["fingerprint"]), str(entry["conversation"])))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise UsageError(
                 f"{path}: line {number}: is no answer of a samples file; give what evaluate keeps with `samples`"
             ) from error

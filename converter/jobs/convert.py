@@ -24,24 +24,25 @@ from ..compensation import MODES, fit
 from ..compensation.fitting import check_mode, known_before_fitting, scratch_bytes
 from ..compensation.modes import REFIT, default_mode
 from ..compensation.training import trained_bytes
-from ..disk import free_bytes, write_output
+from ..disk import free_bytes, sha256_of, write_output
 from ..errors import (
-    CalibrationError,
     CheckpointError,
     S4ConvertError,
     StorageError,
     UsageError,
     VerificationError,
     printable,
+    reading,
     shown,
     text_of,
 )
 from ..hub.names import check_repo_id
 from ..mask import HeadMask
 from ..model.decoder import check_device, require_stock_code
+from ..model.front_end import check_takes_images
 from ..output.card import CARD_FILES, BaseCard, draw_picture, public_command, read_base_card, write_card
 from ..output.html_report import html_report
-from ..output.manifest import manifest, write_manifest
+from ..output.manifest import Digest, manifest, write_manifest
 from ..output.origin import Origin, describe_moments
 from ..progress import byte_bar
 from ..rewrite.assembly import OutputFile, assemble
@@ -62,8 +63,8 @@ from ..verify.claim import Claim, Terms
 from ..verify.report import Report
 from ..verify.structure import ByteChecks
 from .distill import check_training, distilled
-from .notes import notes_on
-from .options import ConversionOptions, TrainingOptions, as_path, options_of
+from .notes import notes_on, notes_on_probe
+from .options import ConversionOptions, TrainingOptions, as_path, images_called, options_of
 from .recipe import RECIPES, check_recipe, mask_by_recipe
 from .report import check_report
 
@@ -329,6 +330,10 @@ def prepare(
     checkpoint, out = open_checkpoint(source, progress=options.progress), as_path(out)
     if options.report is not None:
         check_report(as_path(options.report), out, force=options.force)
+    for name in ("report", "save_mask", "save_statistics"):
+        path = getattr(options, name)
+        if path is not None and as_path(path).resolve().is_relative_to(checkpoint.path.resolve()):
+            raise UsageError(f"{path}: would be in IN, which is never written to; choose a place outside it")
     if mask is None:
         planned = _checked(checkpoint, out, check_recipe(checkpoint, options), options)
         check_replaceable(out, force=options.force)  # before scores take their time
@@ -372,7 +377,7 @@ def _checked(checkpoint: Checkpoint, out: Path, mask: HeadMask, options: Convert
 
 
 def _check_data(planned: PlannedConversion) -> Path | None:
-    """The vision tower; refuses, before any work, what is seen to be wrong with it, calibration data or statistics."""
+    """The vision tower; refuses, before any work, what is seen to be wrong with it, data, statistics or the probe."""
     options, layers = planned.options, planned.mask.touched_layers
     data, kept, has_images = options.calibration_data, options.kept_statistics, False
     if options.device is not None:
@@ -382,6 +387,9 @@ def _check_data(planned: PlannedConversion) -> Path | None:
     if data is not None:
         options.statistics_in(planned.out)  # refuses an image weight
         has_images = data.check().has_images
+    if options.probe_samples is not None and options.probe_samples.has_images:
+        check_takes_images(planned.checkpoint)
+        has_images = True
     if kept is not None:
         kept.check(planned.checkpoint, layers, foreign=options.foreign_statistics)
     if options.save_statistics is not None:
@@ -399,20 +407,19 @@ def _read_asked(checkpoint: Checkpoint, options: ConvertOptions) -> Asked | None
         return None
     from .evaluate import read_asked
 
-    try:
+    with images_called("evaluate_images"):
         return read_asked(checkpoint, options.evaluation)
-    except (CalibrationError, UsageError) as error:  # which names the parameters of the job evaluate
-        raise type(error)(str(error).replace("`images`", "`evaluate_images`")) from error
 
 
 @dataclass(frozen=True)
 class Staged:
-    """A conversion that stands in the staging directory and was checked there.
+    """A conversion that stands in the staging directory, as *converted*, and was checked there.
 
     *calibration* describes the data behind its moments, see :func:`~s4convert.output.origin.describe_moments`.
     """
 
     plan: Plan
+    converted: Checkpoint
     report: Report
     calibration: Mapping[str, Any] | None
 
@@ -429,7 +436,7 @@ def _carry_out(planned: PlannedConversion, made_by: str) -> Report:
         tasks = embedded(checkpoint, asked)
     picture = None if planned.base_card is None else draw_picture(planned.mask)
     with open_staging(planned.out) as staging, disk_flusher() as flusher:
-        check_replaceable(planned.out, force=options.force)
+        standing = check_replaceable(planned.out, force=options.force)
         staged = stage_and_check(planned, staging, flusher)
         plan, report = staged.plan, staged.report
         if report.advice is not None:
@@ -437,7 +444,7 @@ def _carry_out(planned: PlannedConversion, made_by: str) -> Report:
         origin = Origin(made_by, staged.calibration, options.shard_bytes)
         evaluation = figures = None
         if asked is not None and tasks is not None:
-            evaluation = _evaluate(checkpoint, _open_staged(staging.checkpoint), asked, tasks)
+            evaluation = _evaluate(checkpoint, staged.converted, asked, tasks)
             figures = {"questions": asked.to_json()} | evaluation.to_keep().to_json()
             figures["answers"] = evaluation.side_by_side(_SHOWN_ANSWERS)
         card = {}
@@ -446,15 +453,27 @@ def _carry_out(planned: PlannedConversion, made_by: str) -> Report:
             card = write_card(checkpoint, plan, report, base, picture, origin, figures, staging.checkpoint)
         said = manifest(checkpoint, plan, report, origin, card, figures)
         html = None if options.report is None else html_report(said, planned.out / MANIFEST_FILE)
-        write_manifest(said, staging.checkpoint)
+        written = card | {MANIFEST_FILE: write_manifest(said, staging.checkpoint)}
         flusher.wait()
-        commit(staging, replace=options.force)
+        _look_again(checkpoint, staged.converted, written)
+        commit(staging, replace=standing if options.force else None)
     if html is not None and options.report is not None:
         try:
             write_output(as_path(options.report), html, force=options.force)
         except (StorageError, UsageError) as error:
             raise type(error)(f"{error}; {planned.out} is written, and s4convert report makes its report") from error
     return replace(report, evaluation=evaluation)
+
+
+def _look_again(original: Checkpoint, converted: Checkpoint, written: Mapping[str, Digest]) -> None:
+    """Raise StorageError unless IN, and what is staged beside the files *written* since, are what was checked."""
+    original.check_unchanged()
+    converted.check_unchanged(besides=written)
+    with reading(converted.path):
+        for name, (size, sha256) in written.items():
+            path = converted.path / name
+            if (path.stat().st_size, sha256_of(path)) != (size, sha256):
+                raise StorageError(f"{path}: changed during the run; start again when it is at rest")
 
 
 def _evaluate(original: Checkpoint, converted: Checkpoint, asked: Asked, tasks: Tasks) -> Evaluated:
@@ -494,6 +513,7 @@ def stage_and_check(planned: PlannedConversion, staging: Staging, flusher: DiskF
             claim,
             check_behaviour=options.check_behaviour,
             tower=planned.tower,
+            probe=options.probe_samples,
             moments=moments,
             held_out=held_out,
             device=options.device or "cpu",
@@ -503,8 +523,9 @@ def stage_and_check(planned: PlannedConversion, staging: Staging, flusher: DiskF
             progress=options.progress,
         )
         calibration = describe_moments(moments)
-        report = replace(report, calibration=calibration or {})
-    return Staged(plan, report, calibration)
+        notes = (*report.notes, *notes_on_probe(options.probe_samples, calibration))
+        report = replace(report, calibration=calibration or {}, notes=notes)
+    return Staged(plan, claim.converted, report, calibration)
 
 
 def _calibrated(planned: PlannedConversion, staging: Staging) -> tuple[PassingMoments | None, list[Inputs]]:

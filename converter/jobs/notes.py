@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+from ..calibration.samples import Samples
 from ..calibration.statistics import Statistics, read_description
 from ..checkpoint import Checkpoint
 from ..errors import shown
 from ..mask import HeadMask
+from ..output.origin import files_of
 
 TOLERATED = 0.1  # of the rate that was asked for, before its rounding to whole heads is told
 
@@ -37,3 +42,14 @@ def notes_on(checkpoint: Checkpoint, mask: HeadMask, statistics: Statistics | No
             f"the mask prunes more than half of the heads, {mask.num_pruned} of {heads}; is its polarity right?"
         )
     return tuple(notes)
+
+
+def notes_on_probe(probe: Samples | None, calibration: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """A sentence where *probe* is of a file that a fit was made of, whose *calibration* data is described.
+
+    Raises:
+        UsageError: the description is malformed.
+    """
+    fitted_to = {file["sha256"] for file in files_of(calibration or {})}
+    both = [] if probe is None else [file.name for file in probe.files if file.sha256 in fitted_to]
+    return tuple(f"the probe, {name}, is the data of the fit, which looks better there than elsewhere" for name in both)

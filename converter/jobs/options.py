@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from ..calibration.samples import Samples, read_samples
 from ..calibration.statistics import Statistics
 from ..checkpoint import Geometry
 from ..choices import IMAGE_WEIGHT
 from ..compensation import MODES, MomentsSource
 from ..compensation.training import TrainingSettings
-from ..errors import UsageError, shown
+from ..errors import CalibrationError, UsageError, shown
 from ..mask import HeadMask, Schedule
 from ..mask.schedules import Rate
 from ..sources import open_mask
@@ -58,7 +61,9 @@ class ConversionOptions(Options):
     *vision_tower*, a directory or ``org/name[@revision]`` on the Hub, is the CLIP for images in place of the one that
     the config of a checkpoint in the original layout names.
 
-    *check_behaviour* compares hidden states; bytes are always compared. *jobs* is the number of threads.
+    *check_behaviour* compares hidden states and logits; bytes are always compared. They are those of *probe*, a file of
+    questions or plain text with its images in the directory *probe_images*, and else of built-in prompts and images.
+    *jobs* is the number of threads.
 
     Raises:
         UsageError: an option is of the wrong type, out of range, or means nothing without another.
@@ -73,6 +78,8 @@ class ConversionOptions(Options):
     device: str | None = None
     vision_tower: str | Path | None = None
     check_behaviour: bool = True
+    probe: str | Path | None = None
+    probe_images: str | Path | None = None
     jobs: int | None = None
 
     def __post_init__(self) -> None:
@@ -81,6 +88,18 @@ class ConversionOptions(Options):
             raise UsageError(f"{self.jobs} `jobs` can do nothing; give one or more")
         if self.foreign_statistics and self.statistics is None:
             raise UsageError("`foreign_statistics` is about `statistics`; give that as well, or leave it out")
+        if self.probe is not None and not self.check_behaviour:
+            raise UsageError("`probe` is for hidden states, which are not checked; leave it out")
+        if self.probe is None and self.probe_images is not None:
+            raise UsageError("`probe_images` is about the samples of a `probe`; give that as well, or leave it out")
+
+    @cached_property
+    def probe_samples(self) -> Samples | None:
+        """The samples of :attr:`probe`, read once; errors as of :func:`~s4convert.calibration.samples.read_samples`."""
+        if self.probe is None:
+            return None
+        with images_called("probe_images"):
+            return read_samples(self.probe, self.probe_images)
 
     @property
     def kept_statistics(self) -> Statistics | None:
@@ -141,6 +160,15 @@ class TrainingOptions(Options):
         for name in _TRAINING:
             if getattr(self, name) and not any(mode in MODES and MODES[mode].trained for mode in compensations):
                 raise UsageError(f"`{name}` is about a training; give it with `compensation='distill'`")
+
+
+@contextmanager
+def images_called(name: str) -> Iterator[None]:
+    """Name the parameter of a directory of images as this job does, in the errors of those who know it as `images`."""
+    try:
+        yield
+    except (CalibrationError, UsageError) as error:
+        raise type(error)(str(error).replace("`images`", f"`{name}`")) from error
 
 
 def options_of(kind: type[OptionsT], options: OptionsT | None, settings: dict[str, Any]) -> OptionsT:

@@ -48,6 +48,8 @@ from .options import TrainingOptions, as_path
 _log = logging.getLogger(__name__)
 
 _PATHS = ("questions", "images", "text", "calibration", "calibration_images")
+_TEXTS = (*_PATHS, "masks", "schedules")
+_LONGEST = 4096  # letters of a value in a file of options, which messages show
 _NOT_OF_A_SWEEP = ("samples", "force")
 
 
@@ -228,12 +230,17 @@ def summarise_results(directory: Path | str, *, best_by: str | None = None) -> S
     """Make the summary and the plots in the results *directory* again.
 
     Raises:
-        UsageError: it holds no results.
+        UsageError: it holds no results, or malformed ones.
         StorageError: a file cannot be read or written, or a sweep is writing there.
     """
     directory = as_path(directory)
     Results(directory).study()
     with open_results(directory) as results:
+        try:
+            swept = Swept(summarise(results), directory, best_by)
+            swept.to_text(), swept.summary.to_markdown()  # what is malformed shows here, before anything is written
+        except (KeyError, IndexError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+            raise UsageError(f"{directory}: its results are malformed ({shown(error)}); run the sweep again") from error
         return _written(results, directory, best_by)
 
 
@@ -261,6 +268,10 @@ def read_study(path: Path | str) -> dict[str, Any]:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"options are {', '.join(known)}"
             raise UsageError(f"{path}: {shown(given)} is no option of a sweep; {hint}")
+        kind, what = (str, "text") if name in _TEXTS else (str | int | float, "text, a number")
+        for one in value if isinstance(value, list) else [value]:
+            if not isinstance(one, kind) or "\0" in str(one) or len(str(one)) > _LONGEST:
+                raise UsageError(f"{path}: {name} is {shown(value)}; give {what}, or a list of such")
         if name == "masks":
             value = [_beside(path, mask) if file_name(mask) is None else mask for mask in _texts(value)]
         options[name] = _beside(path, value) if name in _PATHS else value

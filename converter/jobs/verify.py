@@ -11,6 +11,7 @@ from typing import Any
 from ..calibration.inputs import Inputs
 from ..calibration.statistics import CalibrationData
 from ..checkpoint import INDEX_FILE, MANIFEST_FILE, Checkpoint
+from ..checkpoint.files import GIT_ATTRIBUTES_FILE
 from ..compensation import MODES, Fits, fit
 from ..compensation.modes import REFIT
 from ..compensation.recognised import recognise
@@ -28,7 +29,7 @@ from ..verify.checks import check_claim, default_jobs
 from ..verify.claim import Claim
 from ..verify.report import Report, compensation_json
 from .distill import held_out_inputs
-from .notes import notes_on
+from .notes import notes_on, notes_on_probe
 from .options import ConversionOptions, options_of
 
 
@@ -111,12 +112,14 @@ def verify_conversion(
 class Integrity:
     """That a conversion's files are what its manifest says of them, and the heads of its *mask* silent in them.
 
-    *digests* maps every file to its (size, sha256); *compensation* is the mode that the manifest states.
+    *digests* maps every file to its (size, sha256); *compensation* is the mode that the manifest states. *notes* are
+    sentences that a reader of the verdict must know.
     """
 
     mask: HeadMask
     compensation: str
     digests: Mapping[str, Digest]
+    notes: tuple[str, ...] = ()
 
     @property
     def verdict(self) -> str:
@@ -133,6 +136,7 @@ class Integrity:
             "mask": self.mask.to_json(),
             "compensation": compensation_json(self.compensation, None),
             "files": {name: {"size": size, "sha256": sha256} for name, (size, sha256) in self.digests.items()},
+            **({"notes": list(self.notes)} if self.notes else {}),
             "verdict": self.verdict,
         }
 
@@ -140,7 +144,8 @@ class Integrity:
         """What was seen, for a person to read."""
         lines = [f"{name}  {size:,} bytes, as stated" for name, (size, _) in self.digests.items()]
         heads = f"heads: {self.mask.num_pruned} {self.mask.realised}"
-        return text_of([*lines, "", heads, f"compensation: {self.compensation}", f"verdict: {self.verdict}"])
+        notes = [f"note: {note}" for note in self.notes]
+        return text_of([*lines, "", heads, f"compensation: {self.compensation}", *notes, f"verdict: {self.verdict}"])
 
 
 def verify_files(converted: Path | str, *, progress: bool = False) -> Integrity:
@@ -175,7 +180,8 @@ def verify_files(converted: Path | str, *, progress: bool = False) -> Integrity:
     except VerificationError as error:
         error.known = {"mask": stated.mask.to_json(), "compensation": compensation_json(stated.compensation, None)}
         raise
-    return Integrity(stated.mask, stated.compensation, digests)
+    checkpoint.check_unchanged()
+    return Integrity(stated.mask, stated.compensation, digests, _on_passed_by(checkpoint))
 
 
 def _verify(original: Path | str, converted: Path | str, options: VerifyOptions, known: dict[str, Any]) -> Report:
@@ -192,7 +198,8 @@ def _verify(original: Path | str, converted: Path | str, options: VerifyOptions,
         options.kept_statistics.check(before, mask.touched_layers, foreign=options.foreign_statistics)
     data, tower = _held_out_data(options, stated), None
     if options.check_behaviour:
-        needed = data is not None and data.check().has_images
+        read = (None if data is None else data.check(), options.probe_samples)
+        needed = any(samples is not None and samples.has_images for samples in read)
         tower = locate_tower(before, options.vision_tower, needed=needed, progress=options.progress)
     causes = naming_the_cause(before, after, mask, None if stated is None else stated.mask)
     with tempfile.TemporaryDirectory(prefix="s4convert-") as scratch, causes:
@@ -220,13 +227,16 @@ def _verify(original: Path | str, converted: Path | str, options: VerifyOptions,
             ),
             check_behaviour=options.check_behaviour,
             tower=tower,
+            probe=options.probe_samples,
             moments=options.given_moments,
             held_out=held_out,
             device=options.device or "cpu",
             notes=(
                 *notes_on(before, mask, options.kept_statistics),
+                *notes_on_probe(options.probe_samples, None if stated is None else stated.calibration),
                 *(() if recognised is None else recognised.notes),
                 *_on_other_files(others),
+                *_on_passed_by(after),
             ),
             jobs=options.jobs or default_jobs(),
             progress=options.progress,
@@ -236,6 +246,8 @@ def _verify(original: Path | str, converted: Path | str, options: VerifyOptions,
             check_masks_agree(after, mask, stated.mask)
         check_digests(stated, after, report.structure.digests)
         check_unproven(stated, after, report)
+    for checkpoint in (before, after):
+        checkpoint.check_unchanged()
     return replace(report, recognised=recognised)
 
 
@@ -255,6 +267,12 @@ def _on_other_files(names: tuple[str, ...]) -> tuple[str, ...]:
     if not shown_names:
         return ()
     return (f"{len(shown_names)} files beside the weights are not the original's: {', '.join(shown_names)}",)
+
+
+def _on_passed_by(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """A note where something in *checkpoint* was passed by; .gitattributes, which the Hub writes, is none."""
+    names = sorted(checkpoint.passed_by.keys() - {GIT_ATTRIBUTES_FILE})
+    return (f"{len(names)} entries beside the checkpoint were not looked into: {', '.join(names)}",) if names else ()
 
 
 def _has_other_shards(before: Checkpoint, after: Checkpoint) -> bool:

@@ -104,7 +104,7 @@ class HeadScores:
         numbers = tuple(finite_number(value, f"layer {layer}", "normaliser") for layer, value in enumerate(stated))
         for layer, number in enumerate(numbers):
             if number <= 0:
-                raise MaskError(f"layer {layer}: the normaliser {number!r} is not positive")
+                raise MaskError(f"layer {layer}: the normaliser {shown(number)} is not positive")
         return numbers
 
     def save(self, path: Path | str, *, force: bool = False) -> None:

@@ -9,6 +9,7 @@ that the last of those is taken after the final norm.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     import torch
 
 
-# Called with the input of o_proj [1, tokens, heads * head_dim]; its result replaces that input.
+# Called with the input of o_proj [samples, tokens, heads * head_dim]; its result replaces that input.
 HeadsHook: TypeAlias = "Callable[[torch.Tensor], torch.Tensor]"
 
 # The entries of a language model's config that say what a decoder layer computes. No other reaches stock code, where
@@ -74,6 +75,11 @@ class AttentionInput:
     key: torch.Tensor
     mask: torch.Tensor | None
     scale: float
+
+    def until(self, tokens: int) -> AttentionInput:
+        """That of the first *tokens*."""
+        mask = None if self.mask is None else self.mask[:, :tokens, :tokens]
+        return AttentionInput(self.query[:, :tokens], self.key[:, :tokens], mask, self.scale)
 
     def weights(self, rows: torch.Tensor) -> torch.Tensor:
         """The attention weights [num_heads, len(rows), tokens] of the queries at the token positions *rows*."""
@@ -188,7 +194,9 @@ class LayerDecoder:
     def forward(
         self, hidden: torch.Tensor, heads_hook: HeadsHook | None = None, attention_hook: AttentionHook | None = None
     ) -> torch.Tensor:
-        """The residual stream [1, tokens, hidden_size] after the loaded layer; *hidden* is the one before it.
+        """The residual stream [samples, tokens, hidden_size] after the loaded layer; *hidden* is the one before it.
+
+        *attention_hook* is called for one sample after the other.
 
         Raises:
             UsageError: there is an *attention_hook*, but the installed stock code does not call torch's kernel.
@@ -203,18 +211,18 @@ class LayerDecoder:
                 hooks.callback(handle.remove)
             if attention_hook is not None:
                 hooks.enter_context(_attention_watched(attention_hook))
-            hooks.enter_context(enough_memory(f"a decoder layer on {hidden.shape[1]} tokens"))
+            hooks.enter_context(enough_memory(f"a decoder layer on {hidden.shape[:2].numel()} tokens"))
             hooks.enter_context(torch.inference_mode())
             output: torch.Tensor = self._model(inputs_embeds=hidden, use_cache=False).last_hidden_state
         return output
 
     def backward(self, hidden: torch.Tensor, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(gradient before the loaded layer, input of its ``o_proj``, gradient there), all [1, tokens, ...].
+        """(gradient before the loaded layer, input of its ``o_proj``, gradient there), all [samples, tokens, ...].
 
-        *hidden* is the residual stream [1, tokens, hidden_size] before the layer, *gradient* the one behind it. A
+        *hidden* is the residual stream [samples, tokens, hidden_size] before the layer, *gradient* the one behind it. A
         decoder that went :meth:`forward` before may hold tables that take no part in this: use another one.
         """
-        with enough_memory(f"the gradients of a decoder layer on {hidden.shape[1]} tokens"):
+        with enough_memory(f"the gradients of a decoder layer on {hidden.shape[:2].numel()} tokens"):
             return gradients_through(
                 lambda before: self._model(inputs_embeds=before, use_cache=False).last_hidden_state,
                 self._layer.self_attn.o_proj,
@@ -275,7 +283,7 @@ def stored_rows(checkpoint: Checkpoint, tensor: StoredTensor, first: int = 0, co
     """Rows [first, first + count) of *tensor* in its stored dtype; all from *first* on where *count* is None."""
     import torch
 
-    data = bytearray(checkpoint.read_bytes(tensor, first, count))
+    data = checkpoint.read_bytes(tensor, first, count)
     count = tensor.num_rows - first if count is None else count
     shape = (count, *tensor.shape[1:]) if tensor.shape else ()
     return torch.frombuffer(data, dtype=torch_dtype(tensor.dtype)).reshape(shape)
@@ -299,8 +307,10 @@ def _attention_watched(hook: AttentionHook) -> Iterator[None]:
     def show(query: Any, key: Any, value: Any, attn_mask: Any = None, *_: Any, scale: Any = None, **__: Any) -> None:
         nonlocal calls
         calls += 1
-        mask = None if attn_mask is None else attn_mask[0]
-        hook(AttentionInput(query[0], key[0], mask, query.shape[-1] ** -0.5 if scale is None else scale))
+        factor = query.shape[-1] ** -0.5 if scale is None else scale
+        masks = itertools.repeat(None) if attn_mask is None else attn_mask.expand(len(query), -1, -1, -1)
+        for of_one in zip(query, key, masks, strict=False):
+            hook(AttentionInput(*of_one, factor))
 
     class Watch(TorchFunctionMode):
         def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

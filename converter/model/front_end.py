@@ -113,8 +113,8 @@ def open_front_end(
         StorageError: the disk refused.
     """
     lineage = checkpoint.family.lineage
-    if with_images and lineage not in (HUGGING_FACE, ORIGINAL):
-        raise CheckpointError(f"{checkpoint.path}: is a language model and takes no images; use text samples alone")
+    if with_images:
+        check_takes_images(checkpoint)
     what = "vision tower" if with_images else "tokenizer"
     try:
         with stock_front_end(checkpoint, what if tower is None or not with_images else f"vision tower {tower}"):
@@ -125,6 +125,12 @@ def open_front_end(
             return OriginalFrontEnd(checkpoint, tower, device)
     except UnusableFrontEndError as error:
         raise CheckpointError(f"{error}; restore its files") from error
+
+
+def check_takes_images(checkpoint: Checkpoint) -> None:
+    """Raise CheckpointError where *checkpoint* is a language model alone."""
+    if checkpoint.family.lineage not in (HUGGING_FACE, ORIGINAL):
+        raise CheckpointError(f"{checkpoint.path}: is a language model and takes no images; use text samples alone")
 
 
 def return_freed_memory() -> None:
@@ -534,14 +540,16 @@ def _tower_directory(checkpoint: Checkpoint, given: Path | None) -> Path:
         ("unfreeze_mm_vision_tower", (None, False)),
     ):
         if config.get(setting) not in supported:
-            raise CheckpointError(f"{where}: images with {setting} {config[setting]!r} are not supported; {way_out}")
+            raise CheckpointError(
+                f"{where}: images with {setting} {shown(config[setting])} are not supported; {way_out}"
+            )
     if not isinstance(config.get("mm_vision_select_layer"), int):
         raise CheckpointError(f"{where}: has no mm_vision_select_layer, and images need it; mend the config")
     list_files(directory)  # stock code would wait for a pipe for ever
     tower_type = read_json_object(directory / CONFIG_FILE).get("model_type")
     if tower_type not in ("clip", "clip_vision_model"):
         raise CheckpointError(
-            f"{directory}: is of model_type {tower_type!r}, and only CLIP towers are supported; {way_out}"
+            f"{directory}: is of model_type {shown(tower_type)}, and only CLIP towers are supported; {way_out}"
         )
     return directory
 
@@ -554,7 +562,7 @@ def _read_projector(checkpoint: Checkpoint, device: str) -> list[tuple[torch.Ten
     match = re.fullmatch(r"mlp([1-9])x_gelu", str(kind))
     if kind != "linear" and match is None:
         raise CheckpointError(
-            f"{checkpoint.path / CONFIG_FILE}: projector {kind!r} is not supported (linear and mlpNx_gelu are); "
+            f"{checkpoint.path / CONFIG_FILE}: projector {shown(kind)} is not supported (linear and mlpNx_gelu are); "
             "use text samples alone"
         )
     names = [f"{2 * number}." for number in range(int(match[1]))] if match else [""]

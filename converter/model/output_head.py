@@ -22,7 +22,7 @@ class OutputHead:
     vocabulary takes little memory.
 
     Raises:
-        CheckpointError: the weights do not fit the stock class.
+        CheckpointError: the weights do not fit the stock class, or are in a dtype that cannot be computed with.
         StorageError: they cannot be read.
     """
 
@@ -33,6 +33,7 @@ class OutputHead:
         parameter, read = self._norm.weight, partial(stored_rows, checkpoint)
         load_tensor(parameter, fitting(checkpoint, checkpoint.final_norm, parameter, "the final norm"), read)
         projection, width = checkpoint.vocabulary_projection, checkpoint.geometry.hidden_size
+        checkpoint.check_computable(projection)
         self._weight = torch.empty(projection.num_rows, width, dtype=torch_dtype(projection.dtype), device=device)
         load_tensor(self._weight, fitting(checkpoint, projection, self._weight, "lm_head"), read)
 

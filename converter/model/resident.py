@@ -19,6 +19,7 @@ from ..checkpoint.torch_file import torch_dtype
 from ..choices import DTYPES
 from ..errors import CheckpointError, UsageError, VerificationError
 from ..progress import byte_bar
+from .batches import padded
 from .decoder import (
     building,
     check_device,
@@ -166,13 +167,8 @@ class ResidentModel:
 
         A shorter sample has other numbers behind its end. Gradients flow to what is in :meth:`replaced`.
         """
-        import torch
 
-        longest = max(sample.shape[1] for sample in samples)
-        # Padded on the right, where causal attention never looks: so there is no mask, and kernels are the fastest.
-        hidden = torch.zeros(len(samples), longest, samples[0].shape[2], dtype=self.dtype, device=self.device)
-        for number, sample in enumerate(samples):
-            hidden[number, : sample.shape[1]] = sample[0].to(self.device, self.dtype)
+        hidden = padded(sample.to(self.device, self.dtype) for sample in samples)
         with stock_code():
             found: torch.Tensor = self._model.model(inputs_embeds=hidden, use_cache=False).last_hidden_state
         return found
@@ -242,7 +238,7 @@ class ResidentModel:
         return self._parameters[self.checkpoint.output_projection(layer).name].data
 
     def heads(self, hidden: torch.Tensor) -> list[torch.Tensor]:
-        """The input of every layer's ``o_proj`` [1, tokens, columns], for one sample [1, tokens, hidden_size]."""
+        """What goes into every layer's ``o_proj``, [samples, tokens, columns]; *hidden* is [samples, tokens, width]."""
         import torch
 
         heads: list[torch.Tensor] = []
@@ -260,11 +256,11 @@ class ResidentModel:
         gradient: Callable[[torch.Tensor], torch.Tensor],
         watch: Callable[[int, torch.Tensor, torch.Tensor], object],
     ) -> None:
-        """Run one sample [1, tokens, hidden_size] up through the layers, and a gradient down again.
+        """Run samples [samples, tokens, hidden_size] up through the layers, and a gradient down again.
 
         *gradient* makes it of the residual stream behind the last layer; *watch* is called with each layer, the input
-        of its ``o_proj`` [1, tokens, columns] and the gradient there, the last layer first. Of the way up, only what
-        goes into each layer is kept.
+        of its ``o_proj`` [samples, tokens, columns] and the gradient there, the last layer first. Of the way up, only
+        what goes into each layer is kept.
         """
         import torch
 

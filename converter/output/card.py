@@ -198,8 +198,7 @@ def _body(
 ) -> str:
     mask, name = plan.mask, checkpoint.known_as.name
     heads = mask.num_layers * mask.num_heads
-    agreement = None if report.agreement is None else report.agreement.to_json()
-    left = what_is_left(evaluation, agreement)
+    left = what_is_left(evaluation, report.to_json())
     return "\n\n".join(
         [
             f"# {base.model_name or f'{name}, with {mask.num_pruned} of {heads} attention heads pruned'}",
@@ -222,7 +221,7 @@ def _body(
             *_what_is_left(report, evaluation),
             "## Verification",
             _verification(report),
-            *_data(mask, origin, evaluation),
+            *_data(mask, report, origin, evaluation),
             "## Loading it",
             _loading(checkpoint),
             "## How it was made",
@@ -346,10 +345,14 @@ def _verification(report: Report) -> str:
     )
 
 
-def _data(mask: HeadMask, origin: Origin, evaluation: Mapping[str, Any] | None) -> list[str]:
+def _data(mask: HeadMask, report: Report, origin: Origin, evaluation: Mapping[str, Any] | None) -> list[str]:
     """A table of the files of data that were used; nothing where there are none."""
     scored = (mask.provenance or {}).get("calibration")
-    used = {"mask": scored if isinstance(scored, Mapping) else {}, "compensation": origin.calibration or {}}
+    used: dict[str, Mapping[str, Any]] = {
+        "mask": scored if isinstance(scored, Mapping) else {},
+        "compensation": origin.calibration or {},
+        "probe": {} if report.behaviour is None else report.behaviour.data,
+    }
     rows = []
     for what, said in used.items():
         try:

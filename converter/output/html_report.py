@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..compensation import MODES
 from ..compensation.modes import REFIT
-from ..errors import CheckpointError, MaskError, printable
+from ..errors import CheckpointError, MaskError, printable, shown
 from ..mask import HeadMask
 from ..verify.report import TOKENS
 from .html_figures import Figure, Table, dots, heatmap
@@ -84,8 +84,7 @@ def html_report(content: Mapping[str, Any], where: Path) -> str:
     try:
         view = view_of(content)
     except (KeyError, IndexError, TypeError, ValueError, ArithmeticError, AttributeError, MaskError) as error:
-        reason = printable(f"{type(error).__name__}: {error}")
-        raise CheckpointError(f"{where}: is malformed ({reason}); convert the original again") from error
+        raise CheckpointError(f"{where}: is malformed ({shown(error)}); convert the original again") from error
     text: str = _template().render(view=view)
     return text.encode("ascii", "xmlcharrefreplace").decode("ascii") + "\n"
 
@@ -126,16 +125,20 @@ def view_of(content: Mapping[str, Any]) -> View:
         done=_done(content, mask),
         checks=_checks(content, mask),
         notes=checked.get("notes", ()),
-        summary=what_is_left(evaluation, checked.get("agreement")) or [NOT_MEASURED],
+        summary=what_is_left(evaluation, checked) or [NOT_MEASURED],
         advice=None if content.get("advice") is None else as_command(content["advice"]).replace("`", ""),
-        good=[*_evaluated(evaluation), *_agreement(checked.get("agreement"), content["compensation"])],
+        good=[
+            *_evaluated(evaluation),
+            *_agreement(checked.get("agreement"), content["compensation"]),
+            *_next_token(checked["behaviour"]),
+        ],
         heads=heatmap(mask),
         figures=figures,
         tables=tables,
         answers=_answers(evaluation),
         command=content.get("command"),
         made_of=_made_of(content),
-        data=_data(content.get("calibration"), evaluation),
+        data=_data(content, evaluation),
         files=Table(
             "Files of the conversion",
             [("file", ""), ("bytes", ""), ("sha256", "")],
@@ -145,8 +148,9 @@ def view_of(content: Mapping[str, Any]) -> View:
 
 
 def _mask_of(said: Mapping[str, Any]) -> HeadMask:
-    if said["num_layers"] * said["num_heads"] > _MOST_HEADS:
-        raise ValueError(f"{said['num_layers']} layers of {said['num_heads']} heads are too many to draw")
+    num_layers, num_heads = said["num_layers"], said["num_heads"]
+    if min(num_layers, num_heads) < 1 or num_layers * num_heads > _MOST_HEADS:
+        raise ValueError(f"{num_layers} layers of {num_heads} heads cannot be drawn")
     pruned = said["pruned"]
     rows = tuple(tuple(pruned.get(str(layer), ())) for layer in range(said["num_layers"]))
     return HeadMask(said["num_heads"], rows, provenance=said.get("provenance"))
@@ -244,8 +248,17 @@ def _checks(content: Mapping[str, Any], mask: HeadMask) -> list[Check]:
             "each layer that loses heads with the original's, on the same input: it must differ",
             f"{least['own_delta']:.2%} in layer {least['layer']}, the least",
         ),
-        Check("Probe", "what went through the models", behaviour["probe"]),
+        Check("Probe", "what went through the models", _probe(behaviour)),
     ]
+
+
+def _probe(behaviour: Mapping[str, Any]) -> str:
+    """What the probe was, in words."""
+    data = behaviour.get("data")
+    if data is None:  # as of earlier versions
+        return str(behaviour["probe"])
+    counts = (f"{data[name]:,} {name.replace('num_', '').replace('_', ' ')}" for name in TOKENS)
+    return f"{behaviour['probe']}: {', '.join(counts)}"
 
 
 def _evaluated(evaluation: Mapping[str, Any] | None) -> list[Table]:
@@ -316,6 +329,27 @@ def _agreement(agreement: Mapping[str, Any] | None, mode: str) -> list[Table]:
     return [Table(text, columns, rows)]
 
 
+def _next_token(behaviour: Mapping[str, Any] | None) -> list[Table]:
+    """What the models say comes next on the probe."""
+    said = None if behaviour is None else behaviour.get("next_token")
+    if behaviour is None or said is None:
+        return []
+    columns = [
+        ("model", "reference: the original with hooks that prune, which the converted model must equal"),
+        ("KL", "KL divergence of the original's next token from the model's, in nats a token; 0 is the same model"),
+        ("same top token", "the share of places where the original finds the same next token most likely"),
+        ("perplexity", "how surprised the model is by the probe's text, its prompts included; 1 is not at all"),
+    ]
+    rows = []
+    for name in ("original", "reference", "converted"):
+        one = said[name]
+        near = [f"{one['kl']:.3g}", f"{one['top1']:.1%}"] if "kl" in one else [_NO_FIGURE] * 2
+        rows.append([name, *near, _NO_FIGURE if one["perplexity"] is None else f"{one['perplexity']:.4g}"])
+    compared, predicted = said["text_tokens"], said["predicted_tokens"]
+    text = f"Next token on the probe, at {compared:,} places of text; perplexity of {predicted:,} tokens"
+    return [Table(text, columns, rows)]
+
+
 def _layers(content: Mapping[str, Any], mask: HeadMask) -> tuple[list[Figure], list[Table]]:
     """(the figures with a row per layer, the tables that have no figure)."""
     checked = content["verification"]
@@ -323,7 +357,7 @@ def _layers(content: Mapping[str, Any], mask: HeadMask) -> tuple[list[Figure], l
     figures: list[Figure | None] = []
     tables = []
     if behaviour is not None:
-        figures.append(_deltas(behaviour))
+        figures += [_deltas(behaviour), _apart(behaviour["layers"])]
         if fitted is None:
             figures.append(_left_on_the_probe(behaviour["layers"]))
         tables.append(_factors(behaviour["layers"]))
@@ -372,6 +406,62 @@ def _deltas(behaviour: Mapping[str, Any]) -> Figure | None:
         lambda figure: f"{figure:.3g}",
         table,
         bound=(behaviour["tolerance"], "tolerance"),
+    )
+
+
+def _apart(rows: Sequence[Mapping[str, Any]]) -> Figure | None:
+    """Text and image tokens, each against the original and against the reference."""
+    rows = [row for row in rows if row.get("apart")]
+    columns = [
+        ("layer", ""),
+        ("tokens", "those of text, or those that an image becomes"),
+        ("mean |delta|", "mean of the absolute change of hidden states against the original's"),
+        ("max |delta|", "the largest of these"),
+        ("relative delta", _DELTA),
+        ("cosine", "between the two hidden states of a token, in the mean; 1 is the same direction"),
+        *((f"{name}, reference", "") for name in ("mean", "max", "relative")),
+        ("cosine, reference", "these four: the same against the reference, which is rounding"),
+    ]
+    table = Table(
+        "Hidden states of text and of image tokens after each layer",
+        columns,
+        [
+            [
+                str(row["layer"]),
+                modality,
+                *(
+                    shown
+                    for other in ("original", "reference")
+                    for shown in (
+                        f"{of_modality[other]['mean_abs_delta']:.3g}",
+                        f"{of_modality[other]['max_abs_delta']:.3g}",
+                        f"{of_modality[other]['relative_delta']:.3g}",
+                        f"{of_modality[other]['cosine']:.4g}",
+                    )
+                ),
+            ]
+            for row in rows
+            for modality, of_modality in row["apart"].items()
+        ],
+    )
+    series = [
+        (
+            f"{modality}, {'relative delta' if other == 'original' else 'off reference'}",
+            f"how far hidden states of {modality} tokens are from the {other}'s",
+            [row["apart"].get(modality, {}).get(other, {}).get("relative_delta") for row in rows],
+        )
+        for other in ("original", "reference")
+        for modality in ("text", "image")
+        if any(modality in row["apart"] for row in rows)
+    ]
+    return dots(
+        "Hidden states of text and of image tokens",
+        "A row per layer: the relative change of hidden states of text and of image tokens, against the original and "
+        "against the reference.",
+        [row["layer"] for row in rows],
+        series,
+        lambda figure: f"{figure:.3g}",
+        table,
     )
 
 
@@ -515,11 +605,14 @@ def _made_of(content: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [*rows, *((name, version) for name, version in content["versions"].items())]
 
 
-def _data(calibration: Mapping[str, Any] | None, evaluation: Mapping[str, Any] | None) -> Table | None:
+def _data(content: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> Table | None:
     """The files of data that were used."""
+    behaviour = content["verification"]["behaviour"] or {}
+    used = {"calibration": content.get("calibration"), "probe": behaviour.get("data")}
     rows = [
-        ["calibration", file["file"], f"{file['samples']} samples", file["sha256"]]
-        for file in (calibration or {}).get("files", [])
+        [what, file["file"], f"{file['samples']} samples", file["sha256"]]
+        for what, said in used.items()
+        for file in (said or {}).get("files", [])
     ]
     if evaluation is not None and evaluation["questions"]["file"]:
         asked = evaluation["questions"]

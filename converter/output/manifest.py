@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from hashlib import sha256
 from math import isfinite
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -27,6 +29,7 @@ from .origin import Origin
 MANIFEST_FORMAT = "s4convert/1"
 TOLERATED_ERROR = 0.02  # by which what a fit leaves of E may grow from one machine to another
 
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 # Of a file: (size in bytes, sha256).
 Digest: TypeAlias = "tuple[int, str]"
@@ -70,10 +73,11 @@ def manifest(
     }
 
 
-def write_manifest(content: dict[str, Any], directory: Path) -> None:
-    """Write *content* into *directory* and bring it to the disk."""
-    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
-    write_synced(directory / MANIFEST_FILE, text.encode("ascii"))
+def write_manifest(content: dict[str, Any], directory: Path) -> Digest:
+    """Write *content* into *directory* and bring it to the disk; the (size, sha256) of what was written."""
+    text = (json.dumps(content, indent=1, allow_nan=False) + "\n").encode("ascii")
+    write_synced(directory / MANIFEST_FILE, text)
+    return len(text), sha256(text).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -84,8 +88,8 @@ class StatedConversion:
     original, *versions* and *calibration* what the result depends on otherwise, *shard_bytes* is the bound of shards
     that were built. *choices* are the modes of layers where a compensation was fitted, *factors* those of each head in
     the layers that have some. *training* are the settings of a training, None where there was none, and *trains* the
-    letters of the projections that it replaced, none where the refit stayed. On the *probe*, *errors_left* are what
-    the compensation left of E.
+    letters of the projections that it replaced, none where the refit stayed. On the *probe*, which is (what it is in
+    words, what it comes to), *errors_left* are what the compensation left of E.
     """
 
     mask: HeadMask
@@ -169,9 +173,22 @@ def read_files(content: Mapping[str, Any], where: Path) -> dict[str, Digest]:
             f"{where}: format is {shown(content.get('format'))}; this version reads {MANIFEST_FORMAT!r}"
         )
     try:
-        return {name: (entry["size"], entry["sha256"]) for name, entry in content["files"].items()}
+        files = {name: (entry["size"], entry["sha256"]) for name, entry in content["files"].items()}
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{where}: its list of files is malformed; convert the original again") from error
+    for name, (size, digest) in files.items():
+        is_digest = isinstance(digest, str) and _SHA256.fullmatch(digest)
+        if not _is_inside(name) or not is_digest or type(size) is not int or size < 0:
+            raise CheckpointError(
+                f"{where}: its list of files has {shown(name)}, of size {shown(size)} and sha256 {shown(digest)}, "
+                "which no conversion writes; convert the original again"
+            )
+    return files
+
+
+def _is_inside(name: str) -> bool:
+    """Whether *name* is of a file in the directory, as its manifest names them: nothing outside of it may be read."""
+    return not {"", ".", ".."} & set(name.split("/")) and "\0" not in name
 
 
 def _read_fits(
@@ -215,9 +232,10 @@ def _read_training(content: Mapping[str, Any], mode: str, where: Path) -> tuple[
 def _read_probe(content: Mapping[str, Any], where: Path) -> tuple[Any, dict[int, float]]:
     """(the probe that the conversion was checked on, what the compensation of each layer left of E there)."""
     try:
-        behaviour = content["verification"]["behaviour"] or {"probe": None, "layers": []}
+        behaviour = content["verification"]["behaviour"] or {"probe": None, "data": None, "layers": []}
         layers = {row["layer"]: row.get("error_left") for row in behaviour["layers"]}
-        return behaviour["probe"], {int(layer): float(left) for layer, left in layers.items() if left is not None}
+        errors_left = {int(layer): float(left) for layer, left in layers.items() if left is not None}
+        return (behaviour["probe"], behaviour.get("data")), errors_left
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{where}: its verification is malformed; convert the original again") from error
 
@@ -240,7 +258,7 @@ def check_unproven(stated: StatedConversion, converted: Checkpoint, report: Repo
     Raises:
         VerificationError: a layer is further from the original than it was when it was converted.
     """
-    if report.behaviour is None or report.behaviour.probe != stated.probe:
+    if report.behaviour is None or (report.behaviour.probe, report.behaviour.data) != stated.probe:
         return
     for row in report.behaviour.layers:
         said = stated.errors_left.get(row.layer)

@@ -16,13 +16,14 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..checkpoint import MANIFEST_FILE, Checkpoint, read_json_object
-from ..disk import free_bytes, sync, walk
+from ..checkpoint.checkpoint import FileStamp
+from ..disk import free_bytes, kept_sha256, sha256_of, sync, walk
 from ..errors import S4ConvertError, StorageError, UsageError, reading
 
 _log = logging.getLogger(__name__)
@@ -112,40 +113,56 @@ def check_space(path: Path, num_bytes: int) -> None:
         )
 
 
-def check_replaceable(out: Path, *, force: bool) -> None:
-    """Refuse an OUT at which something stands that is not to be replaced.
+def check_replaceable(out: Path, *, force: bool) -> Mapping[str, FileStamp]:
+    """Refuse an OUT at which something stands that is not to be replaced; the result is what stands there.
 
     Raises:
-        UsageError: it is no directory, no conversion or a mount point, or *force* is off and it is not empty.
+        UsageError: it is no directory or a mount point; or *force* is off and it is not empty; or there is more in it
+            than a conversion wrote, or something else, which would be lost.
         StorageError: it cannot be read.
     """
     if not out.exists():
-        return
+        return {}
     if not out.is_dir():
         raise UsageError(f"{out}: is a file; choose another OUT")
     if out.is_mount():
         raise UsageError(f"{out}: is a mount point, which nothing can take the place of; choose an OUT inside it")
-    with reading(out):
-        is_empty = not any(out.iterdir())
-    if is_empty:
-        return
+    standing = _stamps(out)
+    if not standing:
+        return {}
     if not force:
         raise UsageError(f"{out}: is not empty; choose another OUT, or replace it with `force=True`")
-    _check_written_by_us(out)
+    _check_written_by_us(out, standing)
+    return standing
 
 
-def _check_written_by_us(out: Path) -> None:
-    """Refuse a directory with a file in it that its own manifest does not name."""
+def _stamps(directory: Path) -> dict[str, FileStamp]:
+    """The stamps of all that stands in *directory*, links not followed; StorageError where it cannot be read."""
+    with reading(directory):
+        return {name: FileStamp.from_status((directory / name).lstat()) for name in walk(directory)}
+
+
+def _check_written_by_us(out: Path, names: Collection[str]) -> None:
+    """Refuse an OUT in which one of *names* is not what its own manifest says."""
     try:
-        written = set(read_json_object(out / MANIFEST_FILE)["files"])
-    except (S4ConvertError, KeyError, TypeError) as error:
+        files = read_json_object(out / MANIFEST_FILE)["files"]
+        written = {name: (file["size"], file["sha256"]) for name, file in files.items()}
+    except (S4ConvertError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(
             f"{out}: holds something else than a conversion, so `force=True` will not replace it"
         ) from error
     with reading(out):
-        for name in walk(out):
-            if name not in written and name != MANIFEST_FILE:
-                raise UsageError(f"{out / name}: was not written by a conversion and would be lost; move it elsewhere")
+        for name in names:
+            if name == MANIFEST_FILE or name.endswith("/"):  # nothing is lost with an empty directory
+                continue
+            path = out / name
+            if name not in written:
+                raise UsageError(f"{path}: was not written by a conversion and would be lost; move it elsewhere")
+            size, sha256 = written[name]
+            if path.stat().st_size != size or sha256 != (kept_sha256(path) or sha256_of(path)):
+                raise UsageError(
+                    f"{path}: was changed after it was converted and would be lost; move {out} elsewhere, or remove it"
+                )
 
 
 @contextmanager
@@ -173,39 +190,46 @@ def open_staging(out: Path) -> Iterator[Staging]:
     finally:
         with uninterrupted():
             _remove(staging.directory)
-            staging.lock.unlink(missing_ok=True)
+            with _warning(staging.lock):
+                staging.lock.unlink(missing_ok=True)
             os.close(descriptor)
 
 
-def commit(staging: Staging, *, replace: bool) -> None:
+def commit(staging: Staging, *, replace: Mapping[str, FileStamp] | None) -> None:
     """Put the staged directory in OUT's place; its files are on the disk already.
 
+    *replace* is what :func:`check_replaceable` saw at OUT, and may be replaced; None where nothing may.
+
     Raises:
-        UsageError: something that is no checkpoint was put at OUT during the run.
+        UsageError: what stands at OUT is not that any more.
         StorageError: OUT is whole, but may not last; or what stood there could not be put back. The message says so.
-        OSError: the disk refused, or something was put at OUT during the run and *replace* is off; OUT is as it was.
+        OSError: the disk refused, or something was put at OUT during the run and may not be replaced; OUT is as it was.
     """
     out = staging.out
     _sync_directories(staging.checkpoint)
     with uninterrupted():  # an interrupt must not deny that OUT stands
         _remove(staging.scratch)  # later, it would outlive a kill behind the renaming
+        is_moved = False
         try:
-            if replace and out.exists():
-                check_replaceable(out, force=True)  # something else may have been put there during the run
+            if replace is not None and out.exists():
+                if _stamps(out) != replace:
+                    raise UsageError(f"{out}: changed during the run, so `force=True` will not replace it; look at it")
                 out.rename(staging.replaced)
+                is_moved = True
             staging.checkpoint.rename(out)  # takes the place of an empty directory, and fails on any other
         except BaseException:
-            if staging.replaced.exists() and not out.exists():
+            if is_moved and not os.path.lexists(out):
                 _put_back(staging)
             raise
+        # OUT stands: from here on, an error would deny it.
         try:
             sync(out.parent)
         except OSError as error:
-            old = f", and remove {staging.replaced}, which stood there before" if staging.replaced.exists() else ""
+            old = f", and remove {staging.replaced}, which stood there before" if is_moved else ""
             raise StorageError(
                 f"{out}: is whole, but may not outlive a power cut: {error.strerror}; run sync{old}"
             ) from error
-        if staging.replaced.exists():
+        if is_moved:
             _discard(staging)
 
 
@@ -236,20 +260,26 @@ def _put_back(staging: Staging) -> None:
 
 def _discard(staging: Staging) -> None:
     """Remove what stood at OUT, under a name that is never put back: a kill may cut the removal in two."""
-    try:
+    with _warning(staging.replaced):
         staging.replaced.rename(staging.discarded)
-    except OSError as error:
-        _log.warning("%s: cannot be removed: %s; remove it yourself", staging.replaced, error.strerror)
-        return
-    _remove(staging.discarded)
+        _remove(staging.discarded)
 
 
 def _remove(directory: Path) -> None:
     """Remove *directory*; what cannot be removed is named, because it may be as large as a checkpoint."""
-    if directory.exists():
+    with _warning(directory):
         shutil.rmtree(directory, ignore_errors=True)
         if directory.exists():
             _log.warning("%s: cannot be removed; remove it yourself", directory)
+
+
+@contextmanager
+def _warning(path: Path) -> Iterator[None]:
+    """Where *path* cannot be removed, say so and go on: an error would hide how the conversion itself has ended."""
+    try:
+        yield
+    except OSError as error:
+        _log.warning("%s: cannot be removed: %s; remove it yourself", path, error.strerror)
 
 
 def _sync_directories(top: Path) -> None:

@@ -166,6 +166,7 @@ class _Staged:
         assert self.status is not None
         if FileStamp.from_status(os.fstat(descriptor)) == FileStamp.from_status(self.status):
             keep_sha256(descriptor, sha256)
+            self.status = os.fstat(descriptor)  # which what was kept has given another ctime
         self.flusher.submit(self.directory / self.name)
         self.checks.seen(self.name, sha256, self.status)
 
@@ -264,7 +265,7 @@ def _clone(source: Path, target: int) -> bool:
     return True
 
 
-def _edited(edit: Edit, data: bytes, at: int) -> bytes:
+def _edited(edit: Edit, data: bytearray, at: int) -> bytes:
     """What the stored rows *data*, of which the first is number *at* of the edit's, become."""
     dtype, columns = edit.tensor.dtype, edit.tensor.shape[1:]
     if isinstance(edit, RowEdit):
@@ -290,7 +291,7 @@ def _multiplied(dtype: str, factor: float) -> npt.NDArray[np.uint16]:
         return np.frombuffer(encode(every_value(dtype) * np.float32(factor), dtype), "<u2")
 
 
-def _write(target: int, data: bytes, offset: int) -> int:
+def _write(target: int, data: bytes | bytearray, offset: int) -> int:
     view = memoryview(data)
     while view:
         written = os.pwrite(target, view, offset)

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from ..calibration.stream import LayerSample
+from typing import TYPE_CHECKING
+
+from ..calibration.stream import LayerBatch
 from ..errors import CalibrationError
+from ..model.decoder import AttentionInput
+
+if TYPE_CHECKING:
+    import torch
 
 ROWS = 64  # queries at a time: no more than [num_heads, ROWS, tokens] attention weights ever exist
 
@@ -21,17 +27,23 @@ class CrossAttention:
         self._sums = [0.0] * num_heads
         self._num_samples = 0
 
-    def observe(self, sample: LayerSample) -> None:
+    def observe(self, batch: LayerBatch) -> None:
         import torch
 
-        image = sample.is_image.nonzero()[:, 0]
-        text = (~sample.is_image).nonzero()[:, 0]
+        for is_image, attention in zip(torch.split(batch.is_image, list(batch.lengths)), batch.attention, strict=True):
+            self._observe(is_image, attention)
+
+    def _observe(self, is_image: torch.Tensor, attention: AttentionInput) -> None:
+        import torch
+
+        image = is_image.nonzero()[:, 0]
+        text = (~is_image).nonzero()[:, 0]
         text = text[text > image[0]] if len(image) else text[:0]
         if not len(text):
             return
         mean, square = torch.zeros(2, self._num_heads, dtype=torch.float64, device=image.device)
         for rows in torch.split(text, ROWS):
-            weights = sample.attention.weights(rows)[:, :, image].double()
+            weights = attention.weights(rows)[:, :, image].double()
             mean += weights.sum((1, 2))
             square += weights.square().sum((1, 2))
         num_pairs = int((image[None, :] < text[:, None]).sum())

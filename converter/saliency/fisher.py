@@ -27,12 +27,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..calibration.inputs import Inputs
+from ..calibration.inputs import Inputs, modalities
 from ..calibration.stream import stream_layers
 from ..checkpoint import Checkpoint
 from ..disk import free_bytes
 from ..errors import CalibrationError, StorageError, enough_memory
 from ..mask.head_scores import Ladder
+from ..model.batches import batches, padded
 from ..model.decoder import LayerDecoder, full_float32, stock_code
 from ..model.output_head import OutputHead
 from ..model.resident import ResidentModel
@@ -76,11 +77,16 @@ class Labels:
                 "fisher: every sample was cut off before its answers; give shorter ones, or use `loss='all'`"
             )
 
-    def gradient(self, number: int, head: OutputHead, hidden: torch.Tensor) -> torch.Tensor:
-        """dL/dh of sample *number*, whose residual stream h behind the last layer is *hidden* [1, tokens, width]."""
+    def gradients(self, numbers: Sequence[int], head: OutputHead, hidden: torch.Tensor) -> torch.Tensor:
+        """dL/dh of the samples *numbers*, whose residual stream h behind the last layer is *hidden* [samples, tokens,
+        width]."""
         import torch
 
-        hidden = hidden[0].float()
+        return torch.stack([self._gradient(*one, head) for one in zip(numbers, hidden.float(), strict=True)])
+
+    def _gradient(self, number: int, hidden: torch.Tensor, head: OutputHead) -> torch.Tensor:
+        import torch
+
         gradient = torch.zeros_like(hidden)
         for places in self.positions[number].nonzero()[:, 0].chunk(-(-len(hidden) // _ROWS)):
             draws = self._draws[number][places, None].to(hidden.device)
@@ -93,7 +99,7 @@ class Labels:
             labels.clamp_(max=summed.shape[1] - 1)
             at_logits = probabilities.scatter_add_(1, labels, -torch.ones_like(draws)).float()
             (gradient[places.to(hidden.device)],) = torch.autograd.grad(normed, rows, head.pull_back(at_logits))
-        return gradient[None]
+        return gradient
 
 
 class LosingHeads:
@@ -160,9 +166,11 @@ def streamed_ladders(
         with stock_code(), full_float32():
             head = OutputHead(checkpoint, device)
             stay = device if sum(sample.hidden.nbytes for sample in inputs) <= _DEVICE_BYTES else "cpu"
-            gradients = [
-                labels.gradient(number, head, sample.hidden.to(device)).to(stay) for number, sample in enumerate(inputs)
-            ]
+            together = []
+            for numbers in batches([len(sample.is_image) for sample in inputs]):
+                batch = [inputs[number] for number in numbers]
+                behind = labels.gradients(numbers, head, padded(sample.hidden.to(device) for sample in batch))
+                together.append((numbers, modalities(batch, device)[1], behind.to(stay)))
             del head
             decoder, following = (LayerDecoder(checkpoint, device) for _ in range(2))
             loading = worker.submit(following.load, checkpoint, num_layers - 1)
@@ -173,11 +181,11 @@ def streamed_ladders(
                 if layer:  # the next one loads while this one computes
                     loading = worker.submit(following.load, checkpoint, layer - 1)
                 losing = scratch.losing(layer, device)
-                for number, gradient in enumerate(gradients):
-                    hidden = scratch.hidden(layer, number).to(device)
-                    before, heads, at_heads = decoder.backward(hidden, gradient.to(device))
-                    gradients[number] = before.to(stay)
-                    losing.observe(heads[0], at_heads[0])
+                for place, (numbers, inside, behind) in enumerate(together):
+                    hidden = padded(scratch.hidden(layer, number) for number in numbers).to(device)
+                    before, heads, at_heads = decoder.backward(hidden, behind.to(device))
+                    together[place] = (numbers, inside, before.to(stay))
+                    losing.observe(heads[inside], at_heads[inside])
                 ladders.append(losing.ladder())
                 bar.update(1)
     return ladders[::-1]
@@ -200,21 +208,31 @@ def resident_ladders(
         enough_memory("the whole model, with the moments of all layers, for `resident`"),
         sample_bar("fisher", 2 * len(inputs), shown=progress) as bar,
     ):
-        for sample in inputs:
-            is_image = sample.is_image.to(device)
-            for layer, heads in enumerate(model.heads(sample.hidden)):
-                moments[layer].add(heads[0], is_image, lambda outputs: outputs.T @ outputs)
-            bar.update(1)
+        together = []
+        for numbers in batches([len(sample.is_image) for sample in inputs]):
+            batch = [inputs[number] for number in numbers]
+            is_image, inside = modalities(batch, device)
+            together.append((numbers, inside))
+            for layer, heads in enumerate(model.heads(padded(sample.hidden for sample in batch))):
+                moments[layer].add(heads[inside], is_image, lambda outputs: outputs.T @ outputs)
+            bar.update(len(numbers))
         losing = [LosingHeads(*_path(moments.pop(0))) for _ in layers]
         head = OutputHead(checkpoint, device)
-        for number, sample in enumerate(inputs):
+        for numbers, inside in together:
             model.backward(
-                sample.hidden,
-                partial(labels.gradient, number, head),
-                lambda layer, heads, at_heads: losing[layer].observe(heads[0], at_heads[0]),
+                padded(inputs[number].hidden for number in numbers),
+                partial(labels.gradients, numbers, head),
+                partial(_count, losing, inside),
             )
-            bar.update(1)
+            bar.update(len(numbers))
     return [one.ladder() for one in losing]
+
+
+def _count(
+    losing: Sequence[LosingHeads], inside: torch.Tensor, layer: int, heads: torch.Tensor, at_heads: torch.Tensor
+) -> None:
+    """Count in a padded batch of *layer*; *inside* is where it has tokens."""
+    losing[layer].observe(heads[inside], at_heads[inside])
 
 
 def _path(moments: Reconstruction) -> tuple[list[int], torch.Tensor]:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..calibration.moments import SecondMoments
-from ..calibration.stream import LayerSample
+from ..calibration.stream import LayerBatch
 from ..checkpoint import Checkpoint, Geometry
 from ..choices import GAMMA, LOSSES
 from .cross_attention import CrossAttention
@@ -46,7 +46,7 @@ class Magnitude:
     def __init__(self, checkpoint: Checkpoint, layer: int) -> None:
         self._checkpoint, self._layer = checkpoint, layer
 
-    def observe(self, sample: LayerSample) -> None:
+    def observe(self, batch: LayerBatch) -> None:
         """Looks at nothing."""
 
     def scores(self) -> tuple[float, ...]:
@@ -67,7 +67,7 @@ class Random:
         numbers = np.random.Generator(np.random.PCG64(seed)).random((geometry.num_layers, geometry.num_heads))
         self._scores = tuple(float(number) for number in numbers[layer])
 
-    def observe(self, sample: LayerSample) -> None:
+    def observe(self, batch: LayerBatch) -> None:
         """Looks at nothing."""
 
     def scores(self) -> tuple[float, ...]:
@@ -91,7 +91,7 @@ class Settings:
 class LayerScorer(Protocol):
     """Scores the heads of one layer, after it has observed every calibration sample."""
 
-    def observe(self, sample: LayerSample) -> None: ...
+    def observe(self, batch: LayerBatch) -> None: ...
 
     def scores(self) -> tuple[float, ...]: ...
 

@@ -101,7 +101,7 @@ class Evaluator:
             for key in keys.split("/"):
                 value = value[int(key) if isinstance(value, list) else key]
         except (ValueError, KeyError, IndexError, TypeError) as error:
-            raise EvaluatorError(f"{files[0]}: has nothing at {keys} ({error!r}); mend `score_json`") from error
+            raise EvaluatorError(f"{files[0]}: has nothing at {keys} ({shown(error)}); mend `score_json`") from error
         return value, files[0]
 
     def _number(self, value: Any, where: Path) -> float:

@@ -167,7 +167,9 @@ def _problems(problems: Mapping[str, Any], path: Path, images: Path | None, spli
         splits = strict_json.parse(read_text(splits_path)[0])
         names = [str(name) for name in splits[split]]
     except (ValueError, KeyError, TypeError) as error:
-        raise CalibrationError(f"{splits_path}: names no questions of split {split!r}; mend it, or `split`") from error
+        raise CalibrationError(
+            f"{splits_path}: names no questions of split {shown(split)}; mend it, or `split`"
+        ) from error
     return [_problem(name, problems.get(name), images, f"{path}: problem {name}") for name in names]
 
 

@@ -24,7 +24,7 @@ from typing import Any
 
 from .. import strict_json
 from ..disk import UNFINISHED, read_file, sync, write_output
-from ..errors import StorageError, UsageError, printable
+from ..errors import StorageError, UsageError, printable, shown
 from .evaluation import Answer, Evaluation, Speed
 from .points import Grid, Point
 from .questions import Question
@@ -134,7 +134,7 @@ class Results:
         try:
             return Result.of_json(content)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UsageError(f"{path}: is malformed ({error}); remove it, and the point is run again") from error
+            raise UsageError(f"{path}: is malformed ({shown(error)}); remove it, and the point is run again") from error
 
     def keep(self, point: Point, result: Result) -> None:
         """Write the result of *point*, and bring it to the disk; StorageError where the disk refuses."""

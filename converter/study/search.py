@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..calibration.inputs import Inputs
+from ..calibration.inputs import Inputs, modalities
 from ..calibration.moments import SecondMoments
 from ..compensation.modes import DEFAULT_DAMPING
 from ..errors import CompensationError, enough_memory
+from ..model.batches import batches, padded
 from ..model.decoder import full_float32, stock_code
 from ..model.divergence import Divergence, compare
 from ..model.output_head import OutputHead
@@ -28,8 +29,6 @@ from ..progress import second_bar
 
 if TYPE_CHECKING:
     import torch
-
-_BATCH_TOKENS = 4096  # of held-out samples that go through the model at a time
 
 Orders = Sequence[Sequence[int]]  # [layers][heads]: the heads of each layer, in the order in which they go
 
@@ -84,13 +83,16 @@ class Searcher:
         self._weights = [model.output_weight(layer).clone() for layer in range(len(orders))]
         moments = [SecondMoments() for _ in orders]
         with stock_code(), full_float32(), enough_memory("the moments of all layers, for `search`"):
-            for sample in train:
-                is_image = sample.is_image.to(model.device)
-                for layer, heads in enumerate(model.heads(sample.hidden)):
-                    moments[layer].add(heads[0], is_image, lambda outputs: outputs.T @ outputs)
+            for numbers in batches([len(sample.is_image) for sample in train]):
+                batch = [train[number] for number in numbers]
+                is_image, inside = modalities(batch, model.device)
+                for layer, heads in enumerate(model.heads(padded(sample.hidden for sample in batch))):
+                    moments[layer].add(heads[inside], is_image, lambda outputs: outputs.T @ outputs)
             self._moments = [moments.pop(0).mixed() for _ in orders]
-            self._batches = _batches(held_out)
-            self._places = [one.to(model.device) for one in positions]
+            self._batches = [
+                [(held_out[number].hidden, positions[number].to(model.device)) for number in numbers]
+                for numbers in batches([len(sample.is_image) for sample in held_out])
+            ]
             self._original = self._states()
         self.tokens = sum(len(states) for states in self._original)
 
@@ -199,16 +201,8 @@ class Searcher:
         import torch
 
         with torch.inference_mode():
-            states = [state for batch in self._batches for state in self._model.states(batch)]
-            return [state[: len(places)][places] for state, places in zip(states, self._places, strict=True)]
-
-
-def _batches(samples: Sequence[Inputs]) -> list[list[torch.Tensor]]:
-    """*samples* in their order, some of :data:`_BATCH_TOKENS` tokens at a time."""
-    batches: list[list[torch.Tensor]] = []
-    for sample in samples:
-        longest = max((one.shape[1] for one in [*(batches[-1] if batches else []), sample.hidden]), default=0)
-        if not batches or longest * (len(batches[-1]) + 1) > _BATCH_TOKENS:
-            batches.append([])
-        batches[-1].append(sample.hidden)
-    return batches
+            return [
+                state[: len(places)][places]
+                for batch in self._batches
+                for state, (_, places) in zip(self._model.states([one for one, _ in batch]), batch, strict=True)
+            ]

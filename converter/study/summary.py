@@ -5,16 +5,18 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..choices import BEST_BY
-from ..errors import UsageError
+from ..errors import UsageError, shown, text_of
 from .evaluation import Evaluation
 from .figures import Difference, Share
 from .outside import Evaluator
+from .points import NAME_DIGITS
 from .results import Measured, Result, Results, Score
 
 KINDS: Mapping[str, bool | None] = {"accuracy": None, "image_accuracy": True, "text_accuracy": False}
@@ -248,7 +250,7 @@ class Summary:
             lines.append("  ".join(row[name].ljust(width) for name, width in zip(titles, widths, strict=True)).rstrip())
         if len(ranked) > _SHOWN:
             lines.append(f"... and {len(ranked) - _SHOWN} more")
-        return "\n".join([*lines, "", *self._said()])
+        return text_of([*lines, "", *self._said()])
 
     def _said(self) -> list[str]:
         heads = self.about
@@ -277,18 +279,21 @@ class Summary:
 
 
 def summarise(results: Results) -> Summary:
-    """The study in *results* as far as it has come; UsageError or StorageError where a file cannot be used."""
+    """The study in *results* as far as it has come.
+
+    Raises:
+        UsageError, StorageError: a file cannot be used; and errors of all kinds where study.json is malformed.
+    """
     study = results.study()
-    try:
-        evaluator = None if study["evaluator"] is None else Evaluator(**study["evaluator"])
-        rows = tuple(_row(entry, results, evaluator) for entry in study["points"])
-        about = {name: value for name, value in study.items() if name not in ("format", "points")}
-        return Summary({"source": study["source"], **about}, rows)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"{results.directory}: its study.json is malformed ({error}); run the sweep again") from error
+    evaluator = None if study["evaluator"] is None else Evaluator(**study["evaluator"])
+    rows = tuple(_row(entry, results, evaluator) for entry in study["points"])
+    about = {name: value for name, value in study.items() if name not in ("format", "points")}
+    return Summary({"source": study["source"], **about}, rows)
 
 
 def _row(entry: Mapping[str, Any], results: Results, evaluator: Evaluator | None) -> Row:
+    if re.fullmatch(f"[0-9a-f]{{{NAME_DIGITS}}}", entry["point"]) is None:  # it names a file
+        raise ValueError(f"a point {shown(entry['point'])}")
     return Row(
         entry["point"],
         entry["compensation"],

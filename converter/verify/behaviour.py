@@ -9,12 +9,14 @@ trains weights, these stand in the reference's, and its hook silences the pruned
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..calibration.inputs import Inputs, describe
+from ..calibration.moments import MODALITIES
 from ..checkpoint import Checkpoint, StoredTensor
 from ..checkpoint.dtypes import EPSILON, Float32Array
 from ..compensation import Fits, HeadMix
@@ -22,8 +24,11 @@ from ..compensation.training import TrainedRows
 from ..errors import VerificationError
 from ..mask import HeadMask
 from ..model.decoder import HeadsHook, LayerDecoder, full_float32
+from ..model.output_head import OutputHead
 from ..progress import Advance
 from .claim import Claim
+from .deltas import Distance
+from .next_token import NextToken, compare_next_token
 from .probe import Probe
 
 if TYPE_CHECKING:
@@ -89,12 +94,20 @@ _ROWS = 512  # of a weight in float64 at a time
 
 
 @dataclass(frozen=True)
+class Apart:
+    """How far the converted model's hidden states are from the *original*'s and from the *reference*'s."""
+
+    original: Distance
+    reference: Distance
+
+
+@dataclass(frozen=True)
 class LayerDelta:
     """Hidden states after one decoder layer.
 
-    Over all probe tokens: *mean_abs_delta* is the mean of |converted - original|, *relative_delta* the norm of
-    that difference over the norm of the original, *reference_error* the norm of converted - reference over the
-    norm of the reference.
+    *apart* is by modality, ``text`` and ``image``, as far as the probe has tokens of it. Over all its tokens:
+    *mean_abs_delta* is the mean of |converted - original|, *relative_delta* the norm of that difference over the norm
+    of the original, *reference_error* the norm of converted - reference over the norm of the reference.
 
     In a layer that loses heads, *scale_factor* is the S4 scale s, and *best_factor* is c*, the one factor for all kept
     heads that would change the attention output least on the probe.
@@ -115,38 +128,56 @@ class LayerDelta:
     scale_factor: float | None = None
     best_factor: float | None = None
     error_left: float | None = None
+    apart: Mapping[str, Apart] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class BehaviourReport:
     """The figures of the behaviour check; *tolerance* is the largest *own_error* of a touched layer that passes.
 
-    *weakness* is the probe's.
+    *probe* and *weakness* are the probe's, in words, and *data* is what it comes to, see
+    :func:`~s4convert.calibration.inputs.describe`.
     """
 
     probe: str
+    data: Mapping[str, Any]
     tolerance: float
     layers: tuple[LayerDelta, ...]
+    next_token: NextToken
     weakness: str = ""
 
 
 def check_behaviour(claim: Claim, probe: Probe, *, device: str = "cpu", advance: Advance) -> BehaviourReport:
     """Run *probe* through the three models on *device*; *advance* is told 1 after every layer.
 
-    Every weight of the two checkpoints is read once, and a thread reads ahead.
+    Every weight of the two checkpoints' layers is read once, and a thread reads ahead; then the original's final norm
+    and ``lm_head``, which no conversion changes.
 
     Raises:
         VerificationError: a hidden state before the first touched layer is not bit-identical to the original's,
             a touched layer makes no difference or another one than the hook's, an untouched layer makes a
             difference, or a value is not finite.
+        CheckpointError: weights do not fit the stock code.
+        StorageError: they cannot be read.
     """
+    tolerance = _tolerance(claim.original, claim.mask, claim.fits)
+    layers, states = _through_layers(claim, probe, tolerance, device, advance)
+    head = OutputHead(claim.original, device)
+    said = compare_next_token(head, probe.samples, vars(states))
+    return BehaviourReport(probe.description, describe(probe.samples), tolerance, tuple(layers), said, probe.weakness)
+
+
+def _through_layers(
+    claim: Claim, probe: Probe, tolerance: float, device: str, advance: Advance
+) -> tuple[list[LayerDelta], _States]:
+    """(the figures of every layer, the residual streams behind the last one)."""
     import torch
 
     original, converted, mask, fits = claim.original, claim.converted, claim.mask, claim.fits
-    tolerance = _tolerance(original, mask, fits)
     decoder = LayerDecoder(original, device)
-    shortest = min(range(len(probe.samples)), key=lambda sample: probe.samples[sample].shape[1])
-    states = _States(*[[hidden.to(device) for hidden in probe.samples]] * 3)
+    shortest = min(range(len(probe.samples)), key=lambda sample: len(probe.samples[sample].is_image))
+    states = _States(*[[sample.hidden.to(device) for sample in probe.samples]] * 3)
+    places = _places(probe.samples, device)
     layers = range(original.geometry.num_layers)
     loaded = decoder.load_each((side, layer) for layer in layers for side in (original, converted))
     rows = []
@@ -185,23 +216,25 @@ def check_behaviour(claim: Claim, probe: Probe, *, device: str = "cpu", advance:
                 error_left = _error_left(*outputs, torch.from_numpy(mix.kept_columns).to(device))
 
         states = _States(after_original, after_reference, after_converted)
-        mean_abs_delta, relative_delta = _difference(states.converted, states.original)
+        apart = {modality: states.apart(of_samples) for modality, of_samples in places.items()}
+        of_all = Distance.total(one.original for one in apart.values())
         row = LayerDelta(
             layer=layer,
             pruned=mask.pruned[layer],
-            mean_abs_delta=mean_abs_delta,
-            relative_delta=relative_delta,
-            reference_error=_difference(states.converted, states.reference)[1],
-            own_delta=_difference([own_converted], [own_original])[1],
-            own_error=_difference([own_converted], [own_reference])[1],
+            mean_abs_delta=of_all.mean_abs_delta,
+            relative_delta=of_all.relative_delta,
+            reference_error=Distance.total(one.reference for one in apart.values()).relative_delta,
+            own_delta=Distance.between(own_converted[0], own_original[0]).relative_delta,
+            own_error=Distance.between(own_converted[0], own_reference[0]).relative_delta,
             scale_factor=None if mix is None else mask.scale_factor(layer),
             best_factor=best_factor,
             error_left=error_left,
+            apart=apart,
         )
         _judge(row, mask, tolerance)
         rows.append(row)
         advance(1)
-    return BehaviourReport(probe.description, tolerance, tuple(rows), probe.weakness)
+    return rows, states
 
 
 @dataclass(frozen=True)
@@ -211,6 +244,25 @@ class _States:
     original: list[torch.Tensor]
     reference: list[torch.Tensor]
     converted: list[torch.Tensor]
+
+    def apart(self, places: Sequence[torch.Tensor]) -> Apart:
+        """The distances over the tokens at *places*, their numbers in every sample."""
+
+        def between(other: list[torch.Tensor]) -> Distance:
+            triples = zip(self.converted, other, places, strict=True)
+            return Distance.total(Distance.between(found[0, at], wanted[0, at]) for found, wanted, at in triples)
+
+        return Apart(between(self.original), between(self.reference))
+
+
+def _places(samples: Sequence[Inputs], device: str) -> dict[str, list[torch.Tensor]]:
+    """The numbers of the tokens of each modality that there is, in every sample."""
+    masks = {modality: [s.is_image == (modality == "image") for s in samples] for modality in MODALITIES}
+    return {
+        modality: [mask.nonzero()[:, 0].to(device) for mask in of_samples]
+        for modality, of_samples in masks.items()
+        if any(mask.any() for mask in of_samples)
+    }
 
 
 def _kept_in(heads: list[torch.Tensor]) -> HeadsHook:
@@ -245,14 +297,6 @@ def _error_left(
         none += float((heads_kept @ rows[:, kept].T - output).square().sum())
         left += float((new_heads @ new_rows.T - output).square().sum())
     return left / none if none else None
-
-
-def _difference(found: list[torch.Tensor], wanted: list[torch.Tensor]) -> tuple[float, float]:
-    """(mean |found - wanted|, norm of found - wanted over norm of wanted), over all samples."""
-    import torch
-
-    a, b = (torch.cat([hidden.flatten() for hidden in model]).double() for model in (found, wanted))
-    return float((a - b).abs().mean()), float((a - b).norm() / b.norm())
 
 
 def _judge(row: LayerDelta, mask: HeadMask, tolerance: float) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..calibration.inputs import Inputs, some_of
+from ..calibration.samples import Samples
 from ..compensation import MODES, MomentsSource
 from ..progress import byte_bar, layer_bar
 from .claim import Claim
@@ -20,6 +21,7 @@ def check_claim(
     *,
     check_behaviour: bool,
     tower: Path | None = None,
+    probe: Samples | None = None,
     moments: MomentsSource | None = None,
     held_out: Sequence[Inputs] = (),
     device: str = "cpu",
@@ -30,11 +32,11 @@ def check_claim(
 ) -> Report:
     """Check the bytes that *claim* speaks of, its compensation, and the hidden states where *check_behaviour* is on.
 
-    *tower* is the directory of the vision tower for the probe, see :func:`~s4convert.verify.probe.make_probe`. With the
-    *moments* that its fits were made of, fitted ones are checked as well, and the error of the weights as they are
-    stored is measured. On some of the samples *held_out*, if there are any, what original and converted say is
-    compared, where *check_behaviour* is on. The models run on *device*. *notes* go into the report. *checks* have seen
-    the bytes while they were written.
+    *tower* is the directory of the vision tower for the probe, and *probe* what it is made of, see
+    :func:`~s4convert.verify.probe.make_probe`. With the *moments* that its fits were made of, fitted ones are checked
+    as well, and the error of the weights as they are stored is measured. On some of the samples *held_out*, if there
+    are any, what original and converted say is compared, where *check_behaviour* is on. The models run on *device*.
+    *notes* go into the report. *checks* have seen the bytes while they were written.
 
     Raises:
         VerificationError: the first thing that is wrong.
@@ -59,8 +61,8 @@ def check_claim(
         from .probe import make_probe
 
         with layer_bar("probe", claim.original.geometry.num_layers, shown=progress) as bar:
-            probe = make_probe(claim.original, tower, device)
-            figures = behaviour.check_behaviour(claim, probe, device=device, advance=bar.update)
+            made = make_probe(claim.original, tower, device, given=probe)
+            figures = behaviour.check_behaviour(claim, made, device=device, advance=bar.update)
         if held_out:
             from .agreement import check_agreement
 

@@ -1,4 +1,7 @@
-"""The probe: the batch that a conversion is verified on, made from the checkpoint's own stock front end."""
+"""The probe: the batch that a conversion is verified on, made by the checkpoint's own stock front end.
+
+It is built in, or made of a file of questions or plain text, which is read as calibration data is.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..calibration.inputs import MOST_JUDGING, Inputs, make_inputs, token_ids_of
+from ..calibration.samples import Samples
 from ..checkpoint import Checkpoint
 from ..checkpoint.families import LANGUAGE_MODEL, ORIGINAL
 from ..errors import CheckpointError
@@ -23,7 +28,6 @@ from ..model.front_end import (
 )
 
 if TYPE_CHECKING:
-    import torch
     from PIL import Image
 
 _log = logging.getLogger(__name__)
@@ -45,28 +49,34 @@ NUM_RANDOM_SAMPLES, RANDOM_TOKENS = 3, 48
 
 @dataclass(frozen=True)
 class Probe:
-    """Inputs of the language model: one tensor [1, tokens, hidden_size] in float32 per sample.
+    """Inputs of the language model.
 
     *description* says in words what they are, and what could not be had. *weakness* is a clause for the verdict where
     the checkpoint's kind has more than this one gave, and else empty.
     """
 
-    samples: tuple[torch.Tensor, ...]
+    samples: tuple[Inputs, ...]
     description: str
     weakness: str = ""
 
 
-def make_probe(checkpoint: Checkpoint, tower: Path | None = None, device: str = "cpu") -> Probe:
-    """Text prompts, and images where the vision tower is at hand; seeded token ids as a last resort.
+def make_probe(
+    checkpoint: Checkpoint, tower: Path | None = None, device: str = "cpu", *, given: Samples | None = None
+) -> Probe:
+    """The first samples of those *given*, until they have :data:`MOST_JUDGING` tokens; else what is built in.
+
+    Built in are text prompts, and images where the vision tower is at hand; seeded token ids as a last resort.
 
     *tower* is the directory of the vision tower, see :func:`~s4convert.model.front_end.open_front_end`; it runs on
-    *device*. A probe that is
-    weaker than the checkpoint's kind allows is told in a warning.
+    *device*. A built-in probe that is weaker than the checkpoint's kind allows is told in a warning.
 
     Raises:
-        CheckpointError: the front end contradicts the weights.
+        CheckpointError: the front end contradicts the weights, or cannot make inputs of what is *given*.
+        CalibrationError: an image that is *given* cannot be read.
         StorageError, OutOfMemoryError: the front end cannot be read, or takes too much memory.
     """
+    if given is not None:
+        return _probe_of(checkpoint, given, tower, device)
     try:
         with stock_front_end(checkpoint, "tokenizer"):
             samples = _text_samples(checkpoint)
@@ -96,29 +106,42 @@ def make_probe(checkpoint: Checkpoint, tower: Path | None = None, device: str = 
     return Probe(samples + images, f"{text.description}, {len(images)} image prompts")
 
 
-def _text_samples(checkpoint: Checkpoint) -> tuple[torch.Tensor, ...]:
+def _probe_of(checkpoint: Checkpoint, given: Samples, tower: Path | None, device: str) -> Probe:
+    inputs = make_inputs(checkpoint, given.samples, tower=tower, device=device, enough=MOST_JUDGING)
+    return_freed_memory()
+    with_image = sum(bool(sample.is_image.any()) for sample in inputs)
+    names = ", ".join(file.name for file in given.files)
+    return Probe(tuple(inputs), f"{len(inputs)} samples of {names}, {with_image or 'none'} with an image")
+
+
+def _text_samples(checkpoint: Checkpoint) -> tuple[Inputs, ...]:
     front_end = TextFrontEnd(checkpoint)
-    return tuple(front_end(prompt)[0] for prompt in TEXT_PROMPTS)
+    return tuple(_input(front_end, prompt) for prompt in TEXT_PROMPTS)
 
 
-def _random_samples(checkpoint: Checkpoint) -> tuple[torch.Tensor, ...]:
+def _input(front_end: FrontEnd, prompt: str, image: Image.Image | None = None) -> Inputs:
+    hidden, is_image = front_end(prompt, image)
+    return Inputs(hidden, is_image, token_ids=token_ids_of(front_end, prompt, is_image))
+
+
+def _random_samples(checkpoint: Checkpoint) -> tuple[Inputs, ...]:
     import numpy as np
+    import torch
 
     generator = np.random.Generator(np.random.PCG64(SEED))
     vocabulary = checkpoint.embedding.shape[0]
-    return tuple(
-        embed(checkpoint, [int(token) for token in generator.integers(0, vocabulary, RANDOM_TOKENS)])
-        for _ in range(NUM_RANDOM_SAMPLES)
-    )
+    drawn = [generator.integers(0, vocabulary, RANDOM_TOKENS).tolist() for _ in range(NUM_RANDOM_SAMPLES)]
+    is_image = torch.zeros(RANDOM_TOKENS, dtype=torch.bool)
+    return tuple(Inputs(embed(checkpoint, tokens), is_image, token_ids=torch.tensor(tokens)) for tokens in drawn)
 
 
-def _image_samples(checkpoint: Checkpoint, tower: Path | None, device: str) -> tuple[torch.Tensor, ...]:
+def _image_samples(checkpoint: Checkpoint, tower: Path | None, device: str) -> tuple[Inputs, ...]:
     front_end: FrontEnd
     if checkpoint.family.lineage == ORIGINAL:
         front_end = open_front_end(checkpoint, with_images=True, tower=tower, device=device)
     else:
         front_end = HuggingFaceFrontEnd(checkpoint, device)
-    return tuple(front_end(prompt, image)[0] for prompt, image in zip(IMAGE_PROMPTS, _images(), strict=True))
+    return tuple(_input(front_end, prompt, image) for prompt, image in zip(IMAGE_PROMPTS, _images(), strict=True))
 
 
 def _images() -> tuple[Image.Image, Image.Image]:

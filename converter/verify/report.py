@@ -80,16 +80,23 @@ class Report:
             import pandas
         except ImportError as error:
             raise UsageError("a data frame needs pandas; pip install pandas, or use to_json()") from error
-        return pandas.DataFrame(self._rows()).set_index("layer")
+        return pandas.DataFrame(self._rows(apart=True)).set_index("layer")
 
-    def _rows(self) -> list[dict[str, float | None]]:
-        """A row per layer: what was pruned, what the probe saw, and how good the fit is."""
+    def _rows(self, *, apart: bool = False) -> list[dict[str, float | None]]:
+        """A row per layer: what was pruned, what the probe saw (by modality as well if *apart*), how good a fit is."""
         behaviour = {} if self.behaviour is None else {row.layer: row for row in self.behaviour.layers}
         rows: list[dict[str, float | None]] = []
         for layer, pruned in enumerate(self.mask.pruned):
             row: dict[str, float | None] = {"layer": layer, "heads_pruned": len(pruned)}
             if layer in behaviour:
                 row |= _layer_json(behaviour[layer])
+                row |= {
+                    f"{modality}_{name}_{other}": figure
+                    for modality, others in _apart_json(behaviour[layer]).items()
+                    for other, figures in others.items()
+                    for name, figure in figures.items()
+                    if apart
+                }
             if self.figures:
                 fit = self.figures.get(layer)
                 row["fit_error"] = None if fit is None else rounded(fit.train.fit / fit.train.none)
@@ -170,7 +177,7 @@ class Report:
                     f"{row.layer:>5}  {len(row.pruned):>12}  {row.mean_abs_delta:>12.3e}"
                     f"  {row.relative_delta:>14.2%}  {row.reference_error:>13.1e}{_factors(row)}"
                 )
-            lines.append("")
+            lines += ["", *_apart_lines(self.behaviour), "", *self.behaviour.next_token.to_lines(), ""]
         if self.figures:
             lines += [FIT_COLUMNS]
             lines += [fit.to_row(self.stored_errors[layer]) for layer, fit in self.figures.items()]
@@ -204,13 +211,38 @@ def _factors(row: LayerDelta) -> str:
     return f"  {row.scale_factor:>5.3f}  {row.best_factor:>5.3f}"
 
 
+def _apart_lines(behaviour: BehaviourReport) -> list[str]:
+    """The last layer's deltas of text and image tokens."""
+    last = behaviour.layers[-1]
+    lines = [f"after layer {last.layer}   tokens  mean |delta|  max |delta|  relative delta  cosine  off reference"]
+    width = lines[0].index("  tokens")
+    for modality, one in last.apart.items():
+        delta = one.original
+        lines.append(
+            f"{modality:<{width}}  {delta.tokens:>6}  {delta.mean_abs_delta:>12.3e}  {delta.max_abs_delta:>11.3e}"
+            f"  {delta.relative_delta:>14.2%}  {delta.cosine:>6.4f}  {one.reference.relative_delta:>13.1e}"
+        )
+    return lines
+
+
 def _behaviour_json(behaviour: BehaviourReport) -> dict[str, Any]:
     return {
         "probe": behaviour.probe,
+        "data": dict(behaviour.data),
         "tolerance": rounded(behaviour.tolerance),
         "layers": [
-            {"layer": row.layer, "heads_pruned": len(row.pruned)} | _layer_json(row) for row in behaviour.layers
+            {"layer": row.layer, "heads_pruned": len(row.pruned)} | _layer_json(row) | {"apart": _apart_json(row)}
+            for row in behaviour.layers
         ],
+        "next_token": behaviour.next_token.to_json(),
+    }
+
+
+def _apart_json(row: LayerDelta) -> dict[str, dict[str, dict[str, float]]]:
+    """By modality, the converted model's hidden states against those of the original and of the reference."""
+    return {
+        modality: {"original": one.original.to_json(), "reference": one.reference.to_json()}
+        for modality, one in row.apart.items()
     }
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ..checkpoint import INDEX_FILE, Checkpoint, StoredTensor, read_json_object
+from ..checkpoint import INDEX_FILE, Checkpoint, StoredTensor
 from ..checkpoint.checkpoint import FileStamp
 from ..checkpoint.dtypes import ITEM_BYTES, Float64Array, decode, encode, every_value, unit_in_last_place
 from ..checkpoint.safetensors_header import SafetensorsHeader, read_header
@@ -288,7 +288,7 @@ def _expected_values(
     """Rows *numbers* of a tensor whose value heads begin at row *first_value*; *data* has the silenced ones zeroed."""
     assert mix.values is not None
     exact = decode(data, tensor.dtype).astype(np.float64).reshape(len(numbers), -1)
-    rounded = np.zeros(exact.shape, np.bool_)
+    rounded, rows = np.zeros(exact.shape, np.bool_), np.frombuffer(data, np.uint8).reshape(len(numbers), -1)
     for at, number in enumerate(numbers - first_value):
         head, within = divmod(int(number), mix.head_dim)
         if number < 0 or head not in mix.mixed_values:
@@ -298,6 +298,7 @@ def _expected_values(
             row = first_value + int(source) * mix.head_dim + within
             exact[at] += mix.values[head, source] * original.read_rows(tensor, row, 1).ravel().astype(np.float64)
         rounded[at] = True
+        rows[at] = np.frombuffer(encode(exact[at], tensor.dtype), np.uint8)
     return ExpectedRows(data, exact, rounded)
 
 
@@ -316,8 +317,27 @@ def _check_files(claim: Claim) -> None:
             f"{converted.path / name}: is no part of a conversion and may hold unpruned weights; remove it"
         )
     for name in sorted(expected):
+        if name in original.shards and name in converted.shards:
+            _check_header(original, converted, name)
         if converted.stamps[name].size != original.stamps[name].size:
             raise VerificationError(f"{converted.path / name}: its size is not the original's; convert again")
+
+
+def _check_header(original: Checkpoint, converted: Checkpoint, shard: str) -> None:
+    """Refuse a *shard* with another header than the original's, by the first tensor that it states otherwise."""
+    before, after = ({entry.name: entry for entry in side.shards[shard].entries} for side in (original, converted))
+    for name in sorted({*before, *after}):
+        one, other = before.get(name), after.get(name)
+        if one == other:
+            continue
+        place = f"{converted.path / shard}: {name} "
+        if one is None or other is None:
+            state = "is missing" if other is None else "does not stand in the original"
+            raise VerificationError(f"{place}{state}; convert again")
+        if (one.dtype, one.shape) != (other.dtype, other.shape):
+            stated = f"{other.dtype} {list(other.shape)}, not the original's {one.dtype} {list(one.shape)}"
+            raise VerificationError(f"{place}is {stated}; convert again")
+        raise VerificationError(f"{place}stands at byte {other.begin}, not the original's {one.begin}; convert again")
 
 
 def _check_rebuilt(original: Checkpoint, converted: Checkpoint) -> None:
@@ -337,9 +357,6 @@ def _check_rebuilt(original: Checkpoint, converted: Checkpoint) -> None:
             _check_apart(converted, shard)
         elif not isinstance(header, SafetensorsHeader) or header.metadata.get("format") != "pt":
             raise VerificationError(f"{converted.path / shard}: its metadata lacks the format pt; convert again")
-    index = converted.path / INDEX_FILE
-    if index.is_file() and not isinstance(read_json_object(index).get("metadata"), dict):
-        raise VerificationError(f"{index}: has no metadata, which stock loaders read; convert again")
 
 
 def _check_apart(converted: Checkpoint, shard: str) -> None:
@@ -508,6 +525,9 @@ class _Comparison:
 
     def _message(self, layer: int | None, byte: int) -> str:
         where = f"{self._path}, byte {byte}"
+        weights = self._terms.original.shards.get(self._name)
+        if self._is_copied and isinstance(weights, SafetensorsHeader) and byte < weights.data_begin:
+            where = f"{self._path}: byte {byte} of its header"
         for entry in self.entries:
             if entry.begin <= byte < entry.end:
                 where = f"{self._path}: {entry.name}"

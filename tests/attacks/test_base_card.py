@@ -20,7 +20,10 @@ from tests.support import seams
 from tests.support.command_line import Outcome, run_here
 from tests.support.confined import confined
 from tests.support.disk import digests, hidden_siblings
+from tests.support.environments import in_llavas_environment
 from tests.support.synthetic import Spec, write_checkpoint
+
+pytestmark = in_llavas_environment
 
 SECONDS, MEMORY = 20.0, 512 << 20
 

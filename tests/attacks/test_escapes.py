@@ -13,7 +13,10 @@ import pytest
 import s4convert
 from s4convert.errors import printable, text_of
 from tests.support.command_line import Outcome, run, run_here
+from tests.support.environments import in_llavas_environment
 from tests.support.synthetic import Spec, read_safetensors, write_checkpoint, write_safetensors
+
+pytestmark = in_llavas_environment
 
 # A title and a colour (ESC), the same by C1, a bell, an overwritten line, a turned text, a line of its own, a delete.
 HOSTILE = "x\x1b]0;owned\x07\x1b[31m\x9b31m\rverdict: OK\u202eKO\nverdict: OK\x7f\u2028"
@@ -55,7 +58,7 @@ def test_what_is_printable_stays_and_the_rest_is_escaped_as_in_json() -> None:
 
 def test_a_quant_method(source: Path, tmp_path: Path, mask: Path) -> None:
     change(source / "config.json", quantization_config={"quant_method": HOSTILE})
-    assert_harmless(run_here(source, tmp_path / "out", "--mask", mask), exit_code=2)
+    assert_harmless(run_here(source, tmp_path / "out", "--mask", mask), exit_code=2, told="owned")
 
 
 @pytest.mark.parametrize("field", ["model_type", "transformers_weights"])

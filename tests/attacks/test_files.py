@@ -24,7 +24,10 @@ from s4convert.sources import open_checkpoint
 from tests.support.command_line import Outcome, run_here
 from tests.support.confined import confined
 from tests.support.disk import digests, hidden_siblings
+from tests.support.environments import in_llavas_environment
 from tests.support.synthetic import Spec, write_checkpoint
+
+pytestmark = in_llavas_environment
 
 SECONDS, MEMORY = 20.0, 512 << 20
 SPEC = Spec(num_layers=2, num_kv_heads=4, hidden_size=16, num_shards=2)

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from s4convert.checkpoint import Checkpoint
 from s4convert.model.front_end import open_front_end
 from s4convert.verify.probe import make_probe
+from tests.conftest import MINI_LLAVA
 from tests.support.command_line import Outcome, run_here
 from tests.support.limits import GIB, limited
 from tests.support.original_layout import write_original_layout
@@ -26,10 +27,15 @@ LIMITS: Any = {"more_bytes": GIB, "seconds": 30.0}
 OLD = Version(transformers.__version__) < Version("5")
 
 
+@pytest.fixture(scope="module")
+def imported() -> None:
+    """What is imported, and kept, counts for no case."""
+    make_probe(Checkpoint.open(MINI_LLAVA))
+
+
 @pytest.fixture
-def convert(mini_llava: Path, tmp_path: Path, mini_mask_file: Path) -> Callable[..., Outcome]:
+def convert(imported: None, mini_llava: Path, tmp_path: Path, mini_mask_file: Path) -> Callable[..., Outcome]:
     """Converts the mini LLaVA under the limits; a peak above them or a longer time fails."""
-    make_probe(Checkpoint.open(mini_llava))  # what is imported, and kept, counts for no case
 
     def run(*options: str) -> Outcome:
         with limited(**LIMITS):

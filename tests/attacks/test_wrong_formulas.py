@@ -23,8 +23,11 @@ from s4convert.compensation.pruned_layer import PrunedLayer
 from s4convert.errors import VerificationError
 from tests.support import seams
 from tests.support.disk import hidden_siblings
+from tests.support.environments import in_the_newest_environment
 from tests.support.modes import MAPS
 from tests.support.synthetic import Spec, read_safetensors, write_checkpoint, write_safetensors
+
+pytestmark = in_the_newest_environment
 
 Formula = Callable[[PrunedLayer, Moments, float], HeadMix]
 

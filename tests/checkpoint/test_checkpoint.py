@@ -403,12 +403,13 @@ def test_a_file_has_one_role_only(sharded: Path) -> None:
     assert sorted(names) == sorted(p.relative_to(sharded).as_posix() for p in sharded.rglob("*") if p.is_file())
 
 
-def test_each_directory_counts_once_and_links_to_it_are_passed_by(sharded: Path) -> None:
+def test_each_directory_counts_once_and_links_to_it_and_empty_ones_are_passed_by(sharded: Path) -> None:
     (sharded / "a-link").symlink_to("assets")
     (sharded / "assets" / "up").symlink_to("..")
     (sharded / "assets" / "link.txt").symlink_to("notes.txt")
+    (sharded / "empty" / "inner").mkdir(parents=True)
     checkpoint = Checkpoint.open(sharded)
-    assert set(checkpoint.passed_by) == {"a-link", "assets/up"}
+    assert set(checkpoint.passed_by) == {"a-link", "assets/up", "empty/inner"}
     assert {"assets/notes.txt", "assets/link.txt"} <= set(checkpoint.sidecars)
 
 
@@ -448,7 +449,7 @@ def test_a_file_that_changed_since_is_noticed(path: Path, name: str) -> None:
     before = (path / name).stat()
     with (path / name).open("r+b") as file:
         file.write(b"x")
-    os.utime(path / name, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    os.utime(path / name, ns=(before.st_atime_ns, before.st_mtime_ns))  # nobody can set the ctime
     with pytest.raises(StorageError, match=f"{name}: changed during the run"):
         checkpoint.check_unchanged()
 
@@ -469,6 +470,18 @@ def test_a_file_that_vanished_since_is_noticed(path: Path) -> None:
     checkpoint = Checkpoint.open(path)
     (path / "generation_config.json").unlink()
     with pytest.raises(StorageError, match=r"generation_config\.json: vanished during the run"):
+        checkpoint.check_unchanged()
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "assets/more.txt", ".env", "unpruned.gguf", "new/empty/"])
+def test_what_appeared_since_is_noticed(path: Path, name: str) -> None:
+    checkpoint = Checkpoint.open(path)
+    new = path / name
+    if name.endswith("/"):
+        new.mkdir(parents=True)
+    else:
+        new.write_text("x")
+    with pytest.raises(StorageError, match=f"{new}: appeared during the run"):
         checkpoint.check_unchanged()
 
 

@@ -180,8 +180,8 @@ CASES: list[tuple[str, Spoil, str, str]] = [
     ("a projector without config", nothing_but("mm_projector.bin"), "mm_projector.bin", PROJECTOR),
     # Quantised weights.
     *(
-        (f"{method} in {where}", says(quantization_config={"quant_method": method}), CONFIG, f"({method}); {QUANTISED}")
-        for method in ("bitsandbytes", "gptq", "awq", "fp8")
+        (f"{how} in {where}", says(quantization_config={"quant_method": how}), CONFIG, f"({how!r}); {QUANTISED}")
+        for how in ("bitsandbytes", "gptq", "awq", "fp8")
         for where, says in (("config", config_says), ("text_config", text_config_says))
     ),
     ("an unnamed method", config_says(quantization_config={"bits": 4}), CONFIG, f"are quantised; {QUANTISED}"),

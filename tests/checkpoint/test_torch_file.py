@@ -42,7 +42,8 @@ def path(tmp_path: Path) -> Path:
 
 
 def bytes_of(tensor: torch.Tensor) -> bytes:
-    return bytes(tensor.detach().clone(memory_format=torch.contiguous_format).untyped_storage().tolist())
+    items = tensor.detach().clone(memory_format=torch.contiguous_format).reshape(-1)
+    return items.view(torch.uint8).numpy().tobytes()
 
 
 def stored_bytes(content: bytes, entry: TensorEntry) -> bytes:

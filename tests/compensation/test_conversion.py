@@ -35,8 +35,18 @@ VALUE = "language_model.model.layers.{}.self_attn.v_proj.weight"
 UNIT = {"F32": 2.0**-23, "F16": 2.0**-10, "BF16": 2.0**-7}
 
 
+_measured: dict[tuple[str, int, int], MomentsSource] = {}
+
+
 def calibrate(path: Path, *, num_tokens: int = 400, seed: int = 0) -> MomentsSource:
-    """The moments over random embeddings, half of the samples held out, by the stock model."""
+    """The moments over random embeddings, half of the samples held out, by the stock model; once for any weights."""
+    key = (Checkpoint.open(path).fingerprint, num_tokens, seed)
+    if key not in _measured:
+        _measured[key] = measure(path, num_tokens, seed)
+    return _measured[key]
+
+
+def measure(path: Path, num_tokens: int, seed: int) -> MomentsSource:
     model = language_model(path)
     generator = torch.Generator().manual_seed(seed)
     hidden = Checkpoint.open(path).geometry.hidden_size
@@ -135,10 +145,22 @@ def test_residual_transfer_writes_kept_value_rows_and_their_biases(tmp_path: Pat
     verify_conversion(source, tmp_path / "out")
 
 
-@pytest.mark.parametrize(
-    ("mode", "dtype"),
-    [*((mode, "F16") for mode in MAPS), *itertools.product(("least-squares", "residual-transfer"), ("BF16", "F32"))],
-)
+# One of factors for columns, one of a dense map, one of value rows; every dtype, and with the dense map each of them.
+ONE_OF_A_KIND = [("head-ls", "BF16"), ("residual-transfer", "F32"), *(("least-squares", dtype) for dtype in UNIT)]
+
+
+def each_mode_and_dtype(in_every_run: list[tuple[str, str]]) -> pytest.MarkDecorator:
+    """All modes with all dtypes; those that are not *in_every_run* belong to the battery."""
+    return pytest.mark.parametrize(
+        ("mode", "dtype"),
+        [
+            pytest.param(*pair, marks=() if pair in in_every_run else pytest.mark.battery)
+            for pair in itertools.product(MAPS, UNIT)
+        ],
+    )
+
+
+@each_mode_and_dtype(ONE_OF_A_KIND)
 def test_the_bytes_depend_neither_on_the_threads_nor_on_the_blocks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, dtype: str
 ) -> None:
@@ -283,14 +305,22 @@ def test_similarity_warns_of_its_total_factor_once_a_layer(
 # --- what verification knows of it --------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with ``in``, which is the same as *source*, and ``out``, a conversion of it that is fitted."""
+    directory = tmp_path_factory.mktemp("pair")
+    source = write_checkpoint(directory / "in", SPEC)
+    convert(source, directory / "out", MASK, compensation="least-squares", statistics=calibrate(source))
+    return directory
+
+
 @pytest.fixture
-def compensated(source: Path, tmp_path: Path) -> Path:
-    convert(source, tmp_path / "out", MASK, compensation="least-squares", statistics=calibrate(source))
-    return tmp_path / "out"
+def compensated(pair: Path, source: Path, tmp_path: Path) -> Path:
+    """A copy of the fitted conversion of *source* that a test may do anything with."""
+    return Path(shutil.copytree(pair / "out", tmp_path / "out"))
 
 
-@pytest.mark.parametrize("dtype", UNIT)
-@pytest.mark.parametrize("mode", MAPS)
+@each_mode_and_dtype([*zip(MAPS, itertools.cycle(UNIT)), *(("least-squares", dtype) for dtype in UNIT)])
 def test_a_conversion_is_verified_later_without_its_moments(tmp_path: Path, mode: str, dtype: str) -> None:
     source = write_checkpoint(tmp_path / "in", replace(SPEC, dtype=dtype))
     moments = calibrate(source)

@@ -18,7 +18,10 @@ from tests.compensation.layers import weight_error
 from tests.compensation.stock_moments import mini_llava as load
 from tests.compensation.stock_moments import mini_samples, output_projection_inputs
 from tests.conftest import MINI_LLAVA
+from tests.support.environments import in_the_newest_environment
 from tests.support.modes import MAPS
+
+pytestmark = in_the_newest_environment
 
 MASK = make_mask(MINI_LLAVA, metric="magnitude", schedule="uniform", rate=0.25).mask
 

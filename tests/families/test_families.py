@@ -22,14 +22,14 @@ from s4convert.checkpoint.families import FAMILIES
 from s4convert.errors import UsageError
 from s4convert.mask import HeadMask
 from s4convert.model.decoder import require_stock_code
+from s4convert.verify.probe import make_probe
 from tests.families.fixtures import CLIP, FIXTURES, Fixture, Tensors
 from tests.support.run_time_hooks import hook_heads
+from tests.support.stock_figures import assert_figures, run
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 FORMS = ("one file", "two shards", ".bin")
 RecordProperty = Callable[[str, object], None]
-
-each_family = pytest.mark.parametrize("fixture", FIXTURES, ids=lambda fixture: fixture.name)
 
 
 def mask_for(fixture: Fixture) -> HeadMask:
@@ -78,11 +78,15 @@ def expected(fixture: Fixture, before: Tensors, mask: HeadMask, *, scaled: bool)
 
 
 # Every family in every form and in both dtypes, and every form in both dtypes, but not each of the three with each.
+# Every run has each family once, the battery all.
 PAIRS = [
-    pytest.param(fixture, form, DTYPES[name], id=f"{name}-{form}-{fixture.name}")
+    pytest.param(
+        fixture, form, DTYPES[name], id=f"{name}-{form}-{fixture.name}",
+        marks=() if form == FORMS[number % 3] else pytest.mark.battery,
+    )
     for number, fixture in enumerate(FIXTURES)
     for form, name in zip(FORMS, itertools.islice(itertools.cycle(DTYPES), number % 2, None), strict=False)
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("fixture", "form", "dtype"), PAIRS)
@@ -131,8 +135,8 @@ def load(fixture: Fixture, path: Path) -> Any:
 
 
 def load_by_its_language_model(fixture: Fixture, path: Path, stock_class: Any) -> Any:
-    """Its own class is remote code; its language model is Qwen3 under other names."""
-    config = stock_class.config_class(**fixture.config)
+    """Its own class is remote code; its language model is Qwen3 under other names, with another default of the base."""
+    config = stock_class.config_class(**fixture.config, rope_theta=5_000_000.0)
     model = stock_class(config)
     found = {
         name.replace("model.language_model.", "model."): tensor
@@ -143,18 +147,8 @@ def load_by_its_language_model(fixture: Fixture, path: Path, stock_class: Any) -
     return model.float().eval()
 
 
-def hidden_states(model: Any) -> list[torch.Tensor]:
-    token_ids = torch.arange(3, 23)[None]
-    with torch.inference_mode():
-        return list(
-            model(
-                input_ids=token_ids, attention_mask=torch.ones_like(token_ids), output_hidden_states=True
-            ).hidden_states
-        )
-
-
-@each_family
-@pytest.mark.parametrize("compensation", ["scale", "none"])
+@pytest.mark.parametrize("fixture", FIXTURES, ids=lambda fixture: fixture.name)
+@pytest.mark.parametrize("compensation", ["scale", pytest.param("none", marks=pytest.mark.battery)])
 def test_stock_code_loads_it_and_computes_what_hooks_would(
     fixture: Fixture,
     compensation: str,
@@ -177,7 +171,15 @@ def test_stock_code_loads_it_and_computes_what_hooks_would(
 
     original, reference, converted = load(fixture, source), load(fixture, source), load(fixture, out)
     hook_heads(reference, mask, scaled=compensation == "scale")
-    runs = list(zip(*map(hidden_states, (original, reference, converted)), strict=True))
+    models = {"original": original, "reference": reference, "converted": converted}
+    samples = make_probe(Checkpoint.open(source)).samples
+    samples = samples if compensation == "scale" else samples[:1]  # one mode is enough for the figures
+    token_ids = [sample.token_ids[None] for sample in samples if sample.token_ids is not None]
+    said = {
+        name: [run(model, input_ids=ids, attention_mask=torch.ones_like(ids)) for ids in token_ids]
+        for name, model in models.items()
+    }
+    runs = list(zip(*(of_model[0].states for of_model in said.values()), strict=True))
     assert len(runs) == 4
     for index, (before, wanted, found) in enumerate(runs):
         if index <= mask.touched_layers[0]:  # [0] are the embeddings, so [i] is what layer i reads
@@ -185,6 +187,8 @@ def test_stock_code_loads_it_and_computes_what_hooks_would(
         else:
             assert not torch.equal(found, before)
             assert (found - wanted).norm() <= 1e-5 * wanted.norm()
+    if compensation == "scale":
+        assert_figures(report.behaviour, samples, said)
     record_property("family", fixture.name)
     record_property("stock class", type(original).__name__)
     record_property("transformers", transformers.__version__)

@@ -17,7 +17,10 @@ from s4convert.compensation import MODES
 from tests.families.fixtures import FIXTURES, Fixture
 from tests.families.test_families import DTYPES
 from tests.jobs.test_verify_anything import moments
+from tests.support.environments import in_the_newest_environment
 from tests.support.modes import MAPS
+
+pytestmark = in_the_newest_environment
 
 
 def random_mask(fixture: Fixture, dice: np.random.Generator) -> HeadMask:

@@ -21,7 +21,10 @@ from s4convert.mask import HeadMask, HeadScores, parse_schedule
 from s4convert.mask.schedules import describe
 from tests.conftest import MINI_LLAVA
 from tests.support.command_line import run, run_here
+from tests.support.environments import in_llavas_environment
 from tests.support.synthetic import Spec, write_checkpoint
+
+pytestmark = in_llavas_environment
 
 MASK = HeadMask(4, ((), (0, 2), (3,)))
 SCORES = [[4.0, 3.0, 2.0, 1.0]] * 3

@@ -28,6 +28,8 @@ from tests.output.test_html_report import SCHEMA as MANIFEST_SCHEMA
 from tests.support.command_line import run_here
 from tests.support.environments import in_the_newest_environment
 
+pytestmark = in_the_newest_environment
+
 MASK = HeadMask(8, ((1, 5), (), (2,), (), (), (), (), (0, 3, 6)))
 
 
@@ -134,7 +136,6 @@ def test_a_number_in_the_place_of_a_pruned_head_is_refused(
         s4convert.verify_conversion(MINI_LLAVA, out)
 
 
-@in_the_newest_environment
 def test_own_answers_are_those_that_stock_generate_gives(data: dict[str, Any]) -> None:
     checkpoint, chat = Checkpoint.open(MINI_LLAVA), Chat(MINI_LLAVA)
     samples = read_samples(data["calibration"], data["images"], 3).samples

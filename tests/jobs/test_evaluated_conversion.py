@@ -18,6 +18,9 @@ from s4convert.mask import HeadMask
 from tests.conftest import MINI_PRUNED
 from tests.support.command_line import run_here
 from tests.support.disk import hidden_siblings
+from tests.support.environments import in_the_newest_environment
+
+pytestmark = in_the_newest_environment
 
 MASK = HeadMask(8, MINI_PRUNED)
 FILE = QUESTIONS / "questions.json"
@@ -64,17 +67,20 @@ def test_the_figures_are_those_of_evaluate_wherever_they_are_told(mini_mask_file
     assert said.stdout.endswith(f"written: {out}\n")
 
 
-def test_the_same_questions_give_the_same_bytes_and_what_stands_is_verified_and_made_again(tmp_path: Path) -> None:
+def test_the_same_inputs_give_the_same_reports_and_what_stands_is_verified_and_made_again(tmp_path: Path) -> None:
     outs = [tmp_path / name / "out" for name in ("one", "two")]
-    for out in outs:
+    data: dict[str, Any] = {"calibration": FILE, "images": QUESTIONS}
+    probe: dict[str, Any] = {"probe": FILE, "probe_images": QUESTIONS}
+    measured = ASKED | data | probe | {"compensation": "least-squares", "check_behaviour": True}
+    for out, jobs in zip(outs, (1, 4), strict=True):
         out.parent.mkdir()
-        report = convert(out, **ASKED)
+        report = convert(out, **measured, report=out.parent / "report.html", jobs=jobs)
         assert report.evaluation is not None
         assert report.to_json()["evaluation"]["checkpoints"]["original"]["speed"] is not None
-    for name in ("s4convert.json", "README.md"):
+    for name in ("s4convert.json", "README.md", "../report.html"):
         assert (outs[0] / name).read_bytes() == (outs[1] / name).read_bytes()
     s4convert.verify_conversion(MINI_LLAVA, outs[0], check_behaviour=False)
-    s4convert.reproduce(outs[0], source=MINI_LLAVA)
+    s4convert.reproduce(outs[0], source=MINI_LLAVA, **data)
 
 
 def test_without_questions_nothing_is_said_of_them(tmp_path: Path) -> None:

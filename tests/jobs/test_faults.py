@@ -34,6 +34,8 @@ from tests.support.forks import DONE, in_forked_children
 from tests.support.synthetic import Spec, write_checkpoint
 from tests.support.system_calls import SUPPORTED
 
+pytestmark = in_llavas_environment
+
 SMALL = Spec(num_layers=3, num_kv_heads=4, hidden_size=16, num_shards=2)
 LARGE = Spec(
     num_layers=3,
@@ -104,7 +106,6 @@ def in_a_process_of_its_own(module: str) -> Any:
     return json.loads(finished.stdout)
 
 
-@in_llavas_environment
 @pytest.mark.skipif(not SUPPORTED, reason="system calls are held on Linux and x86-64 only")
 def test_faults_of_system_calls_and_power_loss_leave_nothing_or_a_whole_checkpoint() -> None:
     """A sample: ``make battery`` has them all."""
@@ -115,7 +116,6 @@ def test_faults_of_system_calls_and_power_loss_leave_nothing_or_a_whole_checkpoi
     assert found["states"] == ["absent", "old", "whole"]
 
 
-@in_llavas_environment
 def test_what_a_kill_leaves_of_a_replaced_conversion_is_never_put_back_in_part(
     source: Path, out: Path, mask: Path, tmp_path: Path
 ) -> None:
@@ -670,7 +670,7 @@ def test_what_takes_the_place_of_a_checkpoint_that_is_being_replaced_is_kept(
 ) -> None:
     convert_bytes(source, out, mask)
     meanwhile(monkeypatch, lambda: write_a_thesis(out))
-    with pytest.raises(UsageError, match="holds something else than a conversion"):
+    with pytest.raises(UsageError, match="changed during the run, so `force=True` will not replace it"):
         convert_bytes(source, out, mask, force=True)
     assert (out / "thesis.txt").read_text() == "the only copy"
     assert hidden_siblings(out) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from benchmarks.mini.questions import write_scienceqa
 from s4convert.mask.files import load_scores
 from tests.conftest import MINI_LLAVA
 from tests.support.command_line import Outcome, run, run_here
+from tests.support.warm_python import warm
 
 UNIFORM = ("--schedule", "uniform", "--rate", "0.25")
 
@@ -41,7 +43,8 @@ def test_a_mask_of_saliency_prunes_what_the_schedule_says(tmp_path: Path, questi
 
 def test_the_same_command_gives_the_same_files_in_another_process(tmp_path: Path, questions: Path) -> None:
     files = {}
-    for name, run_somewhere in (("here", run_here), ("there", run)):
+    there = partial(run, command=[warm("s4convert")])
+    for name, run_somewhere in (("here", run_here), ("there", there)):
         out, scores = tmp_path / f"{name}.json", tmp_path / f"{name}-scores.json"
         data = ("--calibration", questions / "questions.json", "--images", questions / "images")
         command = ("mask", MINI_LLAVA, "-o", out, "--metric", "cross-attention", *data, *UNIFORM)

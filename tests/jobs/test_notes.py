@@ -14,6 +14,9 @@ from s4convert.checkpoint import Checkpoint
 from s4convert.demo import QUESTIONS
 from tests.conftest import MINI_LLAVA
 from tests.support.command_line import Outcome, run_here
+from tests.support.environments import in_llavas_environment
+
+pytestmark = in_llavas_environment
 
 FOREIGN = "the mask was made on another model, 'mini-llava', as the fingerprint tells"
 

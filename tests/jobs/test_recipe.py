@@ -15,6 +15,9 @@ from s4convert.errors import S4ConvertError
 from s4convert.jobs import recipe
 from s4convert.jobs.mask import make_mask
 from tests.support.command_line import run_here
+from tests.support.environments import in_llavas_environment
+
+pytestmark = in_llavas_environment
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,12 @@ from s4convert.mask import HeadMask
 from tests.conftest import MINI_LLAVA
 from tests.support.command_line import run_here
 from tests.support.disk import hidden_siblings
+from tests.support.environments import in_llavas_environment
 from tests.support.modes import MAPS
 from tests.support.synthetic import Spec
 from tests.test_torch_checkpoints import write_torch_checkpoint
+
+pytestmark = in_llavas_environment
 
 FILE = QUESTIONS / "questions.json"
 DATA: dict[str, Any] = {"calibration": FILE, "images": QUESTIONS}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import shlex
 import shutil
@@ -28,6 +27,9 @@ from s4convert.study.results import STUDY_FILE, Results, open_results
 from tests.support.command_line import ROOT, run_here
 from tests.support.environments import in_the_newest_environment
 from tests.support.sweeps import rows_of
+from tests.support.warm_python import warm
+
+pytestmark = in_the_newest_environment
 
 NUM_KILLS = 5
 
@@ -201,7 +203,6 @@ def flags_of(settings: dict[str, Any]) -> list[object]:
     return [part for name, value in settings.items() for part in (f"--{name}", value)]
 
 
-@in_the_newest_environment
 def test_a_sweep_that_is_killed_again_and_again_ends_as_an_undisturbed_one(
     tmp_path: Path, texts: dict[str, Any]
 ) -> None:
@@ -213,10 +214,9 @@ def test_a_sweep_that_is_killed_again_and_again_ends_as_an_undisturbed_one(
         "calls": sorted(random.Random(20).sample(range(24), NUM_KILLS)),
     }
     finished = subprocess.run(
-        [sys.executable, "-m", "tests.support.killed_sweeps"],
+        [warm("python"), "-m", "tests.support.killed_sweeps"],
         input=json.dumps(task),
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
         stdout=subprocess.PIPE,
         text=True,
         check=True,
@@ -367,7 +367,6 @@ print(sys.argv[1], "lost", sum(map(len, pruned.values())))
 """
 
 
-@in_the_newest_environment
 def test_an_outside_evaluator_scores_every_point_once_at_a_path_of_its_own(
     tmp_path: Path, texts: dict[str, Any]
 ) -> None:
@@ -398,7 +397,7 @@ def test_summaries_come_of_results_only(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"holds no study\.json"):
         summarise_results(tmp_path)
     (tmp_path / STUDY_FILE).write_text(json.dumps({"format": "s4convert-study/1", "points": [{}]}))
-    with pytest.raises(UsageError, match=r"study\.json is malformed"):
+    with pytest.raises(UsageError, match="its results are malformed"):
         summarise_results(tmp_path)
 
 

@@ -17,8 +17,11 @@ from s4convert import Checkpoint, HeadMask, Report, convert, verify_conversion
 from s4convert.calibration.moments import LayerMoments, Moments
 from s4convert.checkpoint.dtypes import Float64Array, encode
 from s4convert.errors import VerificationError
+from tests.support.environments import in_the_newest_environment
 from tests.support.modes import MAPS
 from tests.support.synthetic import Spec, read_safetensors, write_checkpoint, write_safetensors
+
+pytestmark = in_the_newest_environment
 
 SPEC = Spec(num_layers=4, num_kv_heads=5, head_dim=8, hidden_size=40)
 GROUPED = replace(SPEC, num_kv_heads=3, heads_per_group=2, hidden_size=48, dtype="BF16", text_model="qwen2")

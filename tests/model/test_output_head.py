@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,14 @@ def test_its_logits_and_their_gradient_are_those_of_the_whole_stock_model(monkey
     (by_autograd,) = torch.autograd.grad(wanted, hidden, of_logits)
     (found,) = torch.autograd.grad(normed, hidden, head.pull_back(of_logits))
     torch.testing.assert_close(found, by_autograd, rtol=1e-4, atol=1e-5)
+
+
+def test_an_lm_head_that_cannot_be_computed_with_is_refused(tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(write_checkpoint(tmp_path / "in", Spec()))
+    stored = checkpoint.vocabulary_projection
+    checkpoint.__dict__["vocabulary_projection"] = replace(stored, entry=replace(stored.entry, dtype="F8_E4M3"))
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight is stored as F8_E4M3; only"):
+        OutputHead(checkpoint)
 
 
 def test_a_final_norm_of_another_size_is_refused(tmp_path: Path) -> None:

@@ -30,12 +30,7 @@ def token_ids(length: int) -> torch.Tensor:
 
 
 def opened(fixture: Fixture, directory: Path) -> Checkpoint:
-    path = fixture.write(directory, torch.float32)
-    if fixture.model_type == "llavaonevision1_5":  # its stock class is remote code, of another default than Qwen3
-        config = json.loads((path / "config.json").read_text())
-        config["text_config"]["rope_theta"] = 10000.0
-        (path / "config.json").write_text(json.dumps(config))
-    checkpoint = Checkpoint.open(path)
+    checkpoint = Checkpoint.open(fixture.write(directory, torch.float32))
     try:
         require_stock_code(checkpoint)
     except UsageError as error:
@@ -44,7 +39,13 @@ def opened(fixture: Fixture, directory: Path) -> Checkpoint:
 
 
 @pytest.mark.filterwarnings("ignore:.*(max_length|pad_token_id|generation).*")
-@pytest.mark.parametrize("fixture", FIXTURES, ids=lambda fixture: fixture.name)
+@pytest.mark.parametrize(
+    "fixture",
+    [
+        pytest.param(fixture, id=fixture.name, marks=pytest.mark.battery if number % 3 else ())
+        for number, fixture in enumerate(FIXTURES)
+    ],
+)
 def test_logits_and_answers_in_a_batch_are_those_of_the_whole_stock_model_alone(
     fixture: Fixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

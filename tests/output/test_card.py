@@ -19,6 +19,8 @@ from tests.support.disk import digests
 from tests.support.environments import in_the_newest_environment
 from tests.support.synthetic import Spec, write_checkpoint
 
+pytestmark = in_the_newest_environment
+
 BASE = """---
 license: other
 license_name: llama3
@@ -130,7 +132,6 @@ def test_advice_data_and_the_masks_origin_stand_in_the_card(tmp_path: Path) -> N
     assert f"| compensation | `questions.json` | 8 samples | `{digest}` |" in (tmp_path / "again/README.md").read_text()
 
 
-@in_the_newest_environment
 @pytest.mark.parametrize("absent", [(), ("preprocessor_config.json", "processor_config.json"), ("tokenizer.model",)])
 def test_the_cards_code_runs_on_the_files_that_are_there(
     mini_llava: Path, mini_mask_file: Path, tmp_path: Path, absent: tuple[str, ...]

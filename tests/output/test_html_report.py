@@ -21,6 +21,9 @@ from s4convert.jobs import convert as job
 from s4convert.output.html_report import html_report
 from tests.conftest import MINI_PRUNED
 from tests.support.command_line import run_here
+from tests.support.environments import in_the_newest_environment
+
+pytestmark = in_the_newest_environment
 
 FILE = QUESTIONS / "questions.json"
 DATA = ("--calibration", FILE, "--images", QUESTIONS)
@@ -100,7 +103,7 @@ def test_it_answers_what_was_done_is_it_true_is_it_good_and_then_shows(fitted: P
     # Nothing is loaded, nothing runs, and every figure has a table, and words for those who do not see it.
     assert not {"script", "link", "img", "iframe", "object"} & {tag for tag, _ in page.tags}
     assert not re.search(r"https?:|url\(|@import|javascript", html)
-    assert page.count("figure") == page.count("svg", role="img") == 3
+    assert page.count("figure") == page.count("svg", role="img") == 4
     figures = re.findall(r"<figure>.*?</figure>", html, re.DOTALL)
     assert all(len(re.findall(r"<table>", figure)) == 1 for figure in figures)
     assert all(attrs["aria-label"] for tag, attrs in page.tags if tag == "svg" and "role" in attrs)
@@ -142,7 +145,7 @@ def test_every_figure_of_the_checks_is_shown(manifest: dict[str, Any]) -> None:
         place: Any = changed
         for step in path[:-1]:
             place = place[step]
-        place[path[-1]] = 0.125 + place[path[-1]] if place[path[-1]] else 0.5
+        place[path[-1]] = 0.125 + 1.5 * place[path[-1]] if place[path[-1]] else 0.5
         assert html_report(changed, WHERE) != before, path
 
 

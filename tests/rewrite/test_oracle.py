@@ -243,7 +243,7 @@ def cases(draw: st.DrawFn) -> Case:
 
 
 @in_the_newest_environment
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(cases())
 def test_every_byte_is_what_the_mask_asks_for(case: Case) -> None:
     spec, pruned = case.spec, case.pruned

@@ -44,9 +44,9 @@ def answering_arguments(checkpoint: Path, questions: Path, answers: Path) -> lis
     return [*(str(part) for pair in paths.items() for part in pair), *options]
 
 
-def ask(checkpoint: Path, questions: Path, answers: Path) -> None:
+def ask(checkpoint: Path, questions: Path, answers: Path, python: str = sys.executable) -> None:
     """Write the answers of *checkpoint* to the questions in the directory *questions* into the file *answers*."""
-    _run(ANSWERING_SCRIPT, *answering_arguments(checkpoint, questions, answers))
+    _run(python, ANSWERING_SCRIPT, *answering_arguments(checkpoint, questions, answers))
 
 
 def texts(answers: Path) -> dict[str, str]:
@@ -55,9 +55,9 @@ def texts(answers: Path) -> dict[str, str]:
     return {line["question_id"]: line["text"] for line in lines}
 
 
-def score(questions: Path, answers: Path) -> Accuracy:
+def score(questions: Path, answers: Path, python: str = sys.executable) -> Accuracy:
     """Have the file *answers* scored; the scoring script's own files are left beside it."""
-    _run(SCORING_SCRIPT, *scoring_arguments(questions, answers))
+    _run(python, SCORING_SCRIPT, *scoring_arguments(questions, answers))
     return read_accuracy(answers)
 
 
@@ -103,9 +103,9 @@ def run_here(script: str, arguments: Sequence[str], patch: pytest.MonkeyPatch, a
         runpy.run_module(script, run_name="__main__", alter_sys=True)
 
 
-def _run(script: str, *arguments: str) -> None:
+def _run(python: str, script: str, *arguments: str) -> None:
     done = subprocess.run(
-        [sys.executable, str(RUN_ON_CPU), script, *arguments],
+        [python, str(RUN_ON_CPU), script, *arguments],
         env=os.environ | ENVIRONMENT,
         stdin=subprocess.DEVNULL,
         capture_output=True,

@@ -29,9 +29,9 @@ MASKS = {
 
 @pytest.fixture(scope="module")
 def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """12 held-out questions, half of them with an image."""
+    """8 held-out questions, half of them with an image."""
     directory = tmp_path_factory.mktemp("questions")
-    write_scienceqa(directory, num_image=6, num_text=6, seed=HELD_OUT_SEED)
+    write_scienceqa(directory, num_image=4, num_text=4, seed=HELD_OUT_SEED)
     return directory
 
 

@@ -10,9 +10,10 @@ from benchmarks.mini.questions import HELD_OUT_SEED, write_scienceqa
 from s4convert.mask import HeadMask
 from tests.stock.scripts import ANSWERING_SCRIPT, answering_arguments, ask, run_here, score, texts
 from tests.support.run_time_hooks import hook_heads
+from tests.support.warm_python import warm
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """12 held-out questions, half of them with an image."""
     directory = tmp_path_factory.mktemp("questions")
@@ -20,15 +21,15 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def answers_of_the_original(original: Path, questions: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     answers = tmp_path_factory.mktemp("answers") / "original.jsonl"
-    ask(original, questions, answers)
+    ask(original, questions, answers, warm("python"))
     return answers
 
 
 def test_the_original_answers_right(questions: Path, answers_of_the_original: Path) -> None:
-    accuracy = score(questions, answers_of_the_original)
+    accuracy = score(questions, answers_of_the_original, warm("python"))
     assert (accuracy.total, accuracy.image, accuracy.text) == (1, 1, 1)
 
 
@@ -53,6 +54,6 @@ def test_the_converted_says_what_the_hooked_original_says(
         monkeypatch,
         lambda model: hook_heads(model, mini_mask, scaled=compensation == "scale"),
     )
-    ask(converted, questions, found)
+    ask(converted, questions, found, warm("python"))
     assert texts(found) == texts(hooked)
     assert texts(found) != texts(answers_of_the_original)

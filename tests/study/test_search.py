@@ -27,6 +27,9 @@ from tests.conftest import MINI_LLAVA
 from tests.saliency.test_saliency import decoder_layers, full_model
 from tests.support import seams
 from tests.support.command_line import run_here
+from tests.support.environments import in_the_newest_environment
+
+pytestmark = in_the_newest_environment
 
 FILE = QUESTIONS / "questions.json"
 DATA: dict[str, Any] = {"calibration": FILE, "images": QUESTIONS, "schedule": "global", "rate": 0.3}

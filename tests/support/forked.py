@@ -1,4 +1,4 @@
-"""Conversions in forked children of a process that has imported everything: killed, or many at once.
+"""Conversions in forked children: killed, or many at once.
 
 ``python -m tests.support.forked`` takes a task as JSON on stdin, and the names and arguments of functions below, and
 prints what they saw as JSON. It is a process of its own because it forks, which one with threads must not.

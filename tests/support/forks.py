@@ -11,21 +11,27 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.command_line import ROOT
+from tests.support.warm_python import NO_THREADS
 
 DONE = {"exit_code": 0, "error": ""}
 KILLED = {"exit_code": -signal.SIGKILL, "error": ""}
 
 
 def in_forked_children(
-    source: Path, out: Path, mask: Path, what: dict[str, dict[str, Any]], **options: Any
+    source: Path,
+    out: Path,
+    mask: Path,
+    what: dict[str, dict[str, Any]],
+    python: str = sys.executable,  # forks of a small process are faster than those of a warm one
+    **options: Any,
 ) -> list[list[dict[str, Any]]]:
     """What functions of ``tests.support.forked`` see of this conversion; *what* has their names and arguments."""
     task = {"source": str(source), "out": str(out), "mask": str(mask), "options": options}
     finished = subprocess.run(
-        [sys.executable, "-m", "tests.support.forked"],
+        [python, "-m", "tests.support.forked"],
         input=json.dumps({"task": task, "what": what}),
         cwd=ROOT,
-        env=os.environ | {"OPENBLAS_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
+        env=os.environ | NO_THREADS,
         stdout=subprocess.PIPE,
         text=True,
         check=True,

@@ -66,6 +66,17 @@ def after_staging(patch: pytest.MonkeyPatch, happens: Callable[[Path], object]) 
     patch.setattr(_conversion, "stage", staged)
 
 
+def before_the_last_look(patch: pytest.MonkeyPatch, happens: Callable[[], object]) -> None:
+    """Let something happen when all is written and verified, and is looked at once more before it is committed."""
+    wait = _writer.DiskFlusher.wait
+
+    def waited(flusher: _writer.DiskFlusher) -> None:
+        wait(flusher)
+        happens()
+
+    patch.setattr(_writer.DiskFlusher, "wait", waited)
+
+
 # --- the compensations ------------------------------------------------------------------------------------------
 
 

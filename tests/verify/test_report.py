@@ -98,6 +98,13 @@ def test_pandas_gets_a_row_for_each_layer(report: Report, monkeypatch: pytest.Mo
     ]
     behaviour = report.to_json()["behaviour"]["layers"]
     assert [row["own_error"] for row in frame.rows] == [row["own_error"] for row in behaviour]
+    for modality in ("text", "image"):
+        for other in ("original", "reference"):
+            told = [row["apart"][modality][other] for row in behaviour]
+            assert [row[f"{modality}_cosine_{other}"] for row in frame.rows] == [one["cosine"] for one in told]
+            assert [row[f"{modality}_max_abs_delta_{other}"] for row in frame.rows] == [
+                one["max_abs_delta"] for one in told
+            ]
     assert [layer for layer, row in enumerate(frame.rows) if row["fit_error"] is not None] == [1, 5]
 
 

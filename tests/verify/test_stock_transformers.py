@@ -69,8 +69,9 @@ def test_heads_and_sidecars_are_the_inputs(mini_llava: Path, mini_mask: HeadMask
     assert after.to_dict() == before.to_dict()
 
 
-@pytest.mark.parametrize("compensation", ["scale", "none"])
-@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "compensation"), [(torch.float32, "scale"), (torch.float16, "none"), (torch.bfloat16, "scale")], ids=str
+)
 def test_hidden_states_equal_those_of_the_hooked_original(
     mini_llava_as: Callable[..., Path], mini_mask: HeadMask, tmp_path: Path, dtype: torch.dtype, compensation: str
 ) -> None:
@@ -87,35 +88,3 @@ def test_hidden_states_equal_those_of_the_hooked_original(
             else:
                 assert not torch.equal(found, before)
                 assert (found - wanted).norm() <= TOLERANCE[dtype] * wanted.norm()
-
-
-def test_report_has_the_deltas_of_the_full_models(mini_llava: Path, mini_mask: HeadMask, tmp_path: Path) -> None:
-    from s4convert.checkpoint import Checkpoint
-    from s4convert.compensation.fitting import known_before_fitting
-    from s4convert.verify.claim import Claim
-    from s4convert.verify.probe import TEXT_PROMPTS, make_probe
-
-    out = tmp_path / "out"
-    report = s4convert.convert(mini_llava, out, mini_mask)
-    assert report.behaviour is not None
-    assert report.behaviour.probe == "3 text prompts, 2 image prompts"
-    assert len(make_probe(Checkpoint.open(mini_llava)).samples) == 5
-
-    # The text prompts alone, through the full models: the decoder must have seen the same hidden states.
-    from s4convert.verify import behaviour, probe
-
-    before, after = Checkpoint.open(mini_llava), Checkpoint.open(out)
-    whole = make_probe(before)
-    text_only = probe.Probe(whole.samples[: len(TEXT_PROMPTS)], "text")
-    claim = Claim(before, after, mini_mask, known_before_fitting("scale", before, mini_mask))
-    figures = behaviour.check_behaviour(claim, text_only, advance=lambda _: None)
-    processor = load_processor(mini_llava)
-    models = load(mini_llava), load(out)
-    deltas: list[list[torch.Tensor]] = [[] for _ in figures.layers]
-    for prompt in TEXT_PROMPTS:
-        inputs = processor(text=prompt, return_tensors="pt")
-        original, converted = (hidden_states(model, **inputs) for model in models)
-        for layer in range(len(figures.layers) - 1):  # the last entry is taken after the final norm
-            deltas[layer].append((converted[layer + 1] - original[layer + 1]).flatten())
-    for row, parts in zip(figures.layers[:-1], deltas[:-1], strict=True):
-        assert row.mean_abs_delta == pytest.approx(float(torch.cat(parts).abs().double().mean()), rel=1e-6)
