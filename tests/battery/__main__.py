@@ -77,6 +77,7 @@ def faults_tables(parts: Sequence[Part]) -> str:
 
 def tables_of(parts: Sequence[Part]) -> dict[str, str]:
     """Every table by the name of its place in the page."""
+    from tests.battery.headers import OUTCOMES as HEADER_OUTCOMES
     from tests.battery.interrupts import OUTCOMES
 
     heads = {
@@ -85,6 +86,7 @@ def tables_of(parts: Sequence[Part]) -> dict[str, str]:
         "rivals": ("what ran", "outcome"),
         "alike": ("what ran", "outcome"),
         "limits": ("limit", "outcome"),
+        "headers": ("mutated", "number", *(f"{reference}, {ours}" for reference, ours in HEADER_OUTCOMES)),
     }
     found = {}
     for name in ("faults", *heads):

@@ -106,6 +106,17 @@ def limits_of(top: Path, name: str, share: float) -> Part:
     return Part("limits", rows, len(outcomes), tuple(what for one in outcomes for what in one.broken))
 
 
+def headers_of(top: Path, name: str, share: float) -> Part:
+    from tests.battery.headers import OUTCOMES, SHOWN, compare_files, compare_indexes
+
+    (top / "work").mkdir()
+    compare, most = {"headers": (compare_files, 1_000_000), "indexes": (compare_indexes, 100_000)}[name]
+    found = compare(round(most * share), 0, top / "work")
+    cells = (name, f"{found.outcomes.total():,}", *(f"{found.outcomes[outcome]:,}" for outcome in OUTCOMES))
+    broken = tuple(f"{name}: read otherwise than by the reference: {content!r}" for content in found.wrong[:SHOWN])
+    return Part("headers", (cells,), found.outcomes.total(), broken)
+
+
 _EVERY = ("conversion", "replacement", "conversion of .bin", "calibrated conversion", "statistics")
 _ALL = (*_EVERY, "mask", "evaluate", "sweep", "report", "push")
 PARTS: dict[str, tuple[Callable[[Path, str, float], Part], Sequence[str]]] = {
@@ -115,6 +126,7 @@ PARTS: dict[str, tuple[Callable[[Path, str, float], Part], Sequence[str]]] = {
     "rivals": (rivals_of, ("",)),
     "alike": (alike_of, ("",)),
     "limits": (limits_of, ("",)),
+    "headers": (headers_of, ("headers", "indexes")),
 }
 
 

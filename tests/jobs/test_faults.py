@@ -488,7 +488,7 @@ def test_a_shard_that_becomes_shorter_while_it_is_copied_is_an_error_of_storage(
 def test_a_shard_that_becomes_shorter_while_it_is_edited_is_an_error_of_storage(
     source: Path, out: Path, mask: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seams.before_staging(monkeypatch, lambda: monkeypatch.setattr(os, "pread", lambda *args: b""))
+    seams.before_staging(monkeypatch, lambda: monkeypatch.setattr(os, "preadv", lambda *args: 0))
     with pytest.raises(StorageError, match="became shorter while it was read"):
         convert_bytes(source, out, mask)
     assert not out.exists()
