@@ -6,6 +6,10 @@ BIN := $(VENV)/bin
 STOCK_PYTHON ?= $(PYTHON)
 STOCK_VENV := .stock-venv
 STOCK_BIN := $(STOCK_VENV)/bin
+# A third one, with the oldest releases that setup.cfg allows: Python 3.10 or 3.11.
+LOWEST_PYTHON ?= $(PYTHON)
+LOWEST_VENV := .lowest-venv
+LOWEST_BIN := $(LOWEST_VENV)/bin
 LLAVA := llava-torch==1.2.2.post1
 TORCH := torch==2.13.0
 # PyTorch's own index of CPU builds, for a machine without a GPU whose pip does not find such a build by itself.
@@ -20,7 +24,7 @@ else $(2)/bin/python -m pip install --quiet $(TORCH)+cpu 2>/dev/null \
   || $(2)/bin/python -m pip install --quiet $(TORCH) --index-url $(TORCH_CPU_INDEX); fi
 endef
 
-.PHONY: demo test test-newest test-stock coverage stock support check bench clean
+.PHONY: demo test test-newest test-stock test-lowest battery coverage stock support check bench clean
 
 demo: $(BIN)/.installed
 	rm -rf s4convert-demo
@@ -38,6 +42,15 @@ test-newest:
 
 test-stock:
 	$(STOCK_BIN)/python $(PYTEST)
+
+# Whether the lower bounds of setup.cfg hold; hypothesis and pytest are new ones.
+test-lowest: $(LOWEST_BIN)/.installed
+	$(LOWEST_BIN)/python $(PYTEST)
+
+# Faults, losses of power, interrupts, rivals and limits, and the tables of docs/reliability.md; BATTERY=--write puts
+# them there. See tests/battery.
+battery: $(BIN)/.installed
+	$(BIN)/python -m tests.battery $(BATTERY)
 
 # What the tests run of the package, lines and branches, in both environments and every process they start.
 coverage: $(BIN)/.installed $(STOCK_BIN)/.installed
@@ -66,7 +79,7 @@ bench: $(BIN)/.installed
 	$(BIN)/python -m benchmarks.memory
 
 clean:
-	rm -rf $(VENV) $(STOCK_VENV) s4convert-demo
+	rm -rf $(VENV) $(STOCK_VENV) $(LOWEST_VENV) s4convert-demo
 
 $(BIN)/.installed: setup.cfg pyproject.toml
 	$(call new_environment,$(PYTHON),$(VENV))
@@ -78,4 +91,12 @@ $(STOCK_BIN)/.installed: setup.cfg pyproject.toml tests/stock/requirements.txt
 	$(STOCK_BIN)/python -m pip install --quiet --requirement tests/stock/requirements.txt
 	$(STOCK_BIN)/python -m pip install --quiet --no-deps $(LLAVA)
 	$(STOCK_BIN)/python -m pip install --quiet --no-deps --editable .
+	touch $@
+
+$(LOWEST_BIN)/.installed: setup.cfg pyproject.toml
+	$(LOWEST_PYTHON) -m venv $(LOWEST_VENV)
+	mkdir -p build
+	$(LOWEST_BIN)/python -c "import configparser as c; f = c.ConfigParser(); f.read('setup.cfg'); \
+	    print(f['options']['install_requires'].replace('>=', '=='))" > build/lowest.txt
+	$(LOWEST_BIN)/python -m pip install --quiet --requirement build/lowest.txt --editable '.[test]'
 	touch $@

@@ -14,6 +14,7 @@ from .errors import S4ConvertError, StorageError, UsageError, reading
 from .progress import Advance
 
 SMALL_BYTES = 16 << 20  # the most that is read of a file of JSON or text; the index of the largest models has 10 MB
+UNFINISHED = ".s4convert-"  # how the name of a file begins that is being written
 
 _BLOCK_BYTES = 1 << 20
 _SHA256_ATTRIBUTE = "user.s4convert.sha256"
@@ -87,7 +88,7 @@ def write_output(path: Path, text: str, *, force: bool) -> None:
         UsageError, StorageError: as :func:`check_output` says, or the disk refused; *path* is as it was.
     """
     check_output(path, force=force)
-    unfinished = path.parent / f".s4convert-{os.getpid()}-{secrets.token_hex(4)}"
+    unfinished = path.parent / f"{UNFINISHED}{os.getpid()}-{secrets.token_hex(4)}"
     try:
         try:
             write_synced(unfinished, text.encode("ascii"))
@@ -95,7 +96,7 @@ def write_output(path: Path, text: str, *, force: bool) -> None:
             unfinished.rename(path)
         finally:
             unfinished.unlink(missing_ok=True)
-        sync_directory(path.parent)
+        sync(path.parent)
     except OSError as error:
         raise StorageError(f"{path}: cannot be written: {error.strerror or error}") from error
 
@@ -108,20 +109,9 @@ def write_synced(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def sync_file(path: Path) -> None:
-    """Bring the content of *path* to the disk; StorageError where the disk refuses."""
-    descriptor = os.open(path, os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        raise StorageError(f"{path.name}: cannot be brought to the disk: {error.strerror}; OUT is as it was") from error
-    finally:
-        os.close(descriptor)
-
-
-def sync_directory(directory: Path) -> None:
-    """Bring the entries of *directory* to the disk; OSError where the disk refuses."""
-    descriptor = os.open(directory, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Bring the content of a file, or the entries of a directory, to the disk; OSError where the disk refuses."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -39,6 +39,7 @@ def set_up(group: click.Group, verbose: int, *, quiet: bool) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_WithFlags(group))
     logging.basicConfig(level=logging.ERROR, handlers=[handler])
+    logging.raiseExceptions = False  # a stderr that takes no message would get a traceback in its place
     logging.getLogger(__package__).setLevel(level)
     try:
         Path.cwd()
@@ -80,6 +81,9 @@ def run(group: click.Group, arguments: list[str]) -> NoReturn:
     except click.exceptions.Exit as done:  # --help and --version
         sys.exit(done.exit_code)
     except (KeyboardInterrupt, click.Abort):
+        # Where an interrupt came out of an exec of text, as in the making of a data class, Python would end itself by
+        # SIGINT, whatever the exit code; the next exec makes it forget.
+        exec("")
         _fail("interrupted", EXIT_INTERRUPTED, debug, group)
     except BrokenPipeError:
         _discard_stdout()

@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 _LIBRARIES = ("torch", "transformers", "safetensors", "numpy")
 
 
+@cache
 def versions() -> dict[str, str]:
     """The versions of s4convert, Python and the libraries that a result depends on, by name."""
     import platform  # it takes longer to import than --help takes

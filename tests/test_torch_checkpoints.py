@@ -21,7 +21,7 @@ from tests.conftest import MINI_LLAVA
 from tests.support import seams
 from tests.support.command_line import Outcome, run_here
 from tests.support.disk import digests, hidden_siblings, snapshot
-from tests.support.environments import in_the_newest_environment
+from tests.support.environments import in_the_newest_environment, with_a_newer_torch
 from tests.support.run_time_hooks import decoder_layers
 from tests.support.synthetic import (
     HUGGING_FACE,
@@ -166,6 +166,7 @@ def test_layers_that_share_their_weights_are_edited_apart(tmp_path: Path, mask: 
     assert expected[O_PROJ] != expected[O_PROJ.replace("layers.2", "layers.1")]
 
 
+@with_a_newer_torch
 def test_other_dtypes_beside_the_weights_travel_and_every_tensor_is_aligned(tmp_path: Path, mask: Path) -> None:
     others = {
         "flag": torch.tensor(True),
@@ -254,6 +255,7 @@ def test_safetensors_win_over_bin_files_which_are_left_behind(tmp_path: Path, ma
 # --- the size of shards ---------------------------------------------------------------------------------------
 
 
+@with_a_newer_torch
 def test_shards_are_no_larger_than_asked_for_but_for_a_tensor_that_is(tmp_path: Path, mask: Path) -> None:
     source = write_torch_checkpoint(tmp_path / "in", replace(SPEC, vocab_size=100))
     outcome = run_here(source, tmp_path / "out", "--mask", mask, "--no-verify", "--shard-size", "2KB")

@@ -23,7 +23,7 @@ from ..checkpoint import Checkpoint
 from ..checkpoint.dtypes import Float64Array
 from ..checkpoint.safetensors_header import read_header
 from ..choices import HOLDOUT, IMAGE_WEIGHT
-from ..disk import read_file
+from ..disk import UNFINISHED, read_file, sync, write_output
 from ..errors import CalibrationError, CheckpointError, CompensationError, StorageError, UsageError, reading, shown
 from ..progress import layer_bar
 from ..version import __version__
@@ -147,7 +147,7 @@ class Statistics:
             return
         with reading(self.directory):
             names = [path.name for path in self.directory.iterdir()] if self.directory.is_dir() else ["a file"]
-        if not all(LAYER_FILE.fullmatch(name) for name in names):
+        if not all(LAYER_FILE.fullmatch(name) or name.startswith(UNFINISHED) for name in names):
             raise UsageError(f"{self.directory}: exists and is no empty directory; choose another for the statistics")
 
     def gather(
@@ -180,7 +180,7 @@ class Statistics:
 
     def save(self, layer: int, parts: PartedMoments) -> None:
         """Write the moments of *layer*."""
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
         tensors: dict[str, npt.NDArray[Any]] = {}
         for part, by_modality in parts.items():
@@ -189,7 +189,8 @@ class Statistics:
                     tensors[f"{part}.{modality}.second"] = _lower_triangle(moments.second)
                     tensors[f"{part}.{modality}.mean"] = moments.mean
                     tensors[f"{part}.{modality}.num_tokens"] = np.array([moments.num_tokens], np.int64)
-        save_file(tensors, self._path(layer))
+        # Not save_file: its files are for their owner alone, and where it is killed, it leaves one of a random name.
+        self._path(layer).write_bytes(save(tensors))
 
 
 class PassingMoments:
@@ -219,6 +220,8 @@ class PassingMoments:
         self._calibration = {**describe(inputs), "holdout": holdout, "device": device.partition(":")[0]}
         with self._writing():
             kept.directory.mkdir(exist_ok=True)
+            for left in kept.directory.glob(f"{UNFINISHED}*"):  # of one that was killed
+                left.unlink()
         held_out = held_out_of(len(inputs), holdout)
         self._passing = self._stream(inputs, sorted(layers), held_out, device, progress=progress)
 
@@ -240,10 +243,15 @@ class PassingMoments:
         """Let the rest pass; returns what was kept."""
         for _ in self._passing:
             pass
-        description = _description(self._checkpoint) | {"calibration": self._calibration}
+        directory, description = (
+            self.kept.directory,
+            _description(self._checkpoint) | {"calibration": self._calibration},
+        )
         with self._writing():
-            text = json.dumps(description, indent=1) + "\n"
-            (self.kept.directory / DESCRIPTION_FILE).write_text(text, encoding="ascii")
+            if self._whole:  # the description says that all layers are there, so they are on the disk before it
+                for path in (*directory.iterdir(), directory, directory.absolute().parent):
+                    sync(path)
+            write_output(directory / DESCRIPTION_FILE, json.dumps(description, indent=1) + "\n", force=False)
         return self.kept
 
     @contextmanager

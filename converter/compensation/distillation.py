@@ -210,7 +210,7 @@ def _kept(trained: _TrainedMap, first: int, count: int, checkpoint: Checkpoint, 
             f"{checkpoint.path / tensor.shard}: {tensor.name} would overflow {tensor.dtype} when trained; lower "
             "`learning_rate`, or use `compensation='least-squares'`"
         )
-    whole.cpu().contiguous().view(torch.uint8).numpy().tofile(path)
+    path.write_bytes(whole.cpu().contiguous().view(torch.uint8).numpy().data)  # tofile may be silent about a full disk
     stored, row = np.memmap(path, np.uint8, "r"), tensor.row_bytes
     return TrainedRows(tensor.dtype, lambda at, rows: stored[at * row : (at + rows) * row].tobytes())
 

@@ -192,10 +192,10 @@ def keep(mix: HeadMix, layer: int, scratch: Path) -> HeadMix:
     """*mix*, whose transfer, tens of megabytes at the size of a 7B model, moves into a file in *scratch*."""
     if mix.transfer is None:
         return mix
-    path = scratch / f"transfer-{layer:05}.npy"
-    np.save(path, mix.transfer)
+    path, transfer = scratch / f"transfer-{layer:05}", np.ascontiguousarray(mix.transfer)
+    path.write_bytes(transfer.data)  # np.save and tofile may say nothing where the disk is full
     # Copy on write: torch wants arrays that could be written to. A plain view, as a memmap hands its class on.
-    return replace(mix, transfer=np.asarray(np.load(path, mmap_mode="c")))
+    return replace(mix, transfer=np.asarray(np.memmap(path, transfer.dtype, "c", shape=transfer.shape)))
 
 
 def scratch_bytes(mode: str, checkpoint: Checkpoint, mask: HeadMask) -> int:

@@ -33,6 +33,8 @@ PICTURE_FILE = "s4convert-heads.png"
 CARD_FILES = frozenset({CARD_FILE, PICTURE_FILE})
 # Around what is generated, so that the card of a converted checkpoint that is converted again has one such part.
 BEGIN, END = "<!-- s4convert: generated, begin -->", "<!-- s4convert: generated, end -->"
+# Arguments of the command line that change nothing in OUT; --jobs has a value behind it.
+_DECIDES_NO_BYTE = re.compile(r"--(?:debug|force|json|jobs(?:=.*)?|quiet|verbose)|-[qv]+")
 _METADATA_BYTES = 1 << 20  # which PyYAML takes seconds for
 _WAY_OUT = "mend it, or leave it as it is with `card=False`"
 
@@ -234,10 +236,14 @@ def _body(
 
 
 def public_command(arguments: Sequence[str], names: Mapping[str, str]) -> str:
-    """The command line as a card may state it: without a path of this machine, and with *names* for what is called
-    otherwise there."""
-    said = ["s4convert"]
-    for argument in arguments:
+    """The command line as a card may state it: without a path of this machine, without what decides no byte of OUT,
+    and with *names* for what is called otherwise there."""
+    said, left = ["s4convert"], iter(arguments)
+    for argument in left:
+        if argument == "--jobs":
+            next(left, None)
+        if _DECIDES_NO_BYTE.fullmatch(argument):
+            continue
         option, equals, value = argument.rpartition("=") if argument.startswith("--") else ("", "", argument)
         path = Path(value)
         is_local = path.is_absolute() or value.startswith((".", "~")) or path.exists()

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from ..checkpoint import MANIFEST_FILE, Checkpoint, read_json_object
 from ..checkpoint.checkpoint import FileStamp
-from ..disk import free_bytes, kept_sha256, sha256_of, sync_directory, walk
+from ..disk import free_bytes, kept_sha256, sha256_of, sync, walk
 from ..errors import S4ConvertError, StorageError, UsageError, reading
 
 _log = logging.getLogger(__name__)
@@ -223,10 +223,11 @@ def commit(staging: Staging, *, replace: Mapping[str, FileStamp] | None) -> None
             raise
         # OUT stands: from here on, an error would deny it.
         try:
-            sync_directory(out.parent)
+            sync(out.parent)
         except OSError as error:
+            old = f", and remove {staging.replaced}, which stood there before" if is_moved else ""
             raise StorageError(
-                f"{out}: is whole, but may not outlive a power cut: {error.strerror}; run sync"
+                f"{out}: is whole, but may not outlive a power cut: {error.strerror}; run sync{old}"
             ) from error
         if is_moved:
             _discard(staging)
@@ -284,7 +285,7 @@ def _warning(path: Path) -> Iterator[None]:
 def _sync_directories(top: Path) -> None:
     """Bring the entries of *top* and of every directory in it to the disk."""
     for folder in sorted({folder for name in walk(top) for folder in Path(name).parents}):
-        sync_directory(top / folder)
+        sync(top / folder)
 
 
 def _take_lock(staging: Staging) -> int:

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from ..checkpoint import Checkpoint
 from ..checkpoint.checkpoint import FileStamp
 from ..checkpoint.dtypes import ITEM_BYTES, all_finite, decode, encode, every_value
-from ..disk import keep_sha256, sync_file
+from ..disk import keep_sha256, sync
 from ..errors import CheckpointError, StorageError, enough_memory
 from ..one_pass import Begun, Part, Step, go_over
 from ..progress import Advance
@@ -63,7 +63,7 @@ class DiskFlusher:
 
     def submit(self, path: Path) -> None:
         """Start bringing *path* to the disk."""
-        self._pending.append(self._executor.submit(sync_file, path))
+        self._pending.append(self._executor.submit(_bring_to_the_disk, path))
 
     def wait(self) -> None:
         """Return when every submitted file is on the disk; StorageError if the disk refused one."""
@@ -73,6 +73,13 @@ class DiskFlusher:
     def close(self) -> None:
         """Forget what has not been started."""
         self._executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _bring_to_the_disk(path: Path) -> None:
+    try:
+        sync(path)
+    except OSError as error:
+        raise StorageError(f"{path.name}: cannot be brought to the disk: {error.strerror}; OUT is as it was") from error
 
 
 @contextmanager

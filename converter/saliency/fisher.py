@@ -307,7 +307,7 @@ def _write(path: Path, tensors: Sequence[torch.Tensor]) -> None:
     try:
         with path.open("wb") as file:
             for tensor in tensors:
-                tensor.cpu().numpy().tofile(file)
+                file.write(np.ascontiguousarray(tensor.cpu().numpy()).data)  # tofile may be silent about a full disk
     except OSError as error:
         raise StorageError(
             f"{path.parent.parent}: cannot be written: {error.strerror or error}; free some space, or name another "

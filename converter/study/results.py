@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import strict_json
-from ..disk import read_file, write_output
+from ..disk import UNFINISHED, read_file, sync, write_output
 from ..errors import StorageError, UsageError, printable, shown
 from .evaluation import Answer, Evaluation, Speed
 from .points import Grid, Point
@@ -174,6 +174,7 @@ class Results:
             make(unfinished)
             try:
                 unfinished.rename(path)
+                sync(self.directory)
             except OSError as error:
                 raise StorageError(f"{path}: cannot be written: {error.strerror or error}") from error
         return path
@@ -205,11 +206,12 @@ def open_results(directory: Path) -> Iterator[Results]:
         try:
             _take(lock, directory)  # the file stays, so nobody can lock another in its place
             for folder in (directory, directory / "points", directory / "outside"):
-                for left in folder.glob(".s4convert-*"):  # of a sweep that was killed
+                for left in folder.glob(f"{UNFINISHED}*"):  # of a sweep that was killed
                     left.unlink(missing_ok=True)
             _clear(results.scratch)
             for folder in (results.scratch, directory / "points"):
                 folder.mkdir(exist_ok=True)
+            sync(directory.absolute().parent)
             try:
                 yield results
             finally:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from s4convert.compensation import ROW_BLOCK, HeadMix
+from s4convert.compensation.fitting import keep
 
 HEAD_DIM, NUM_HEADS = 3, 5
 COLUMNS = HEAD_DIM * NUM_HEADS
@@ -83,3 +86,13 @@ def test_values_are_mixed_head_by_head_and_those_of_other_heads_stay_bit_for_bit
     assert mixed[others].astype(np.float32).tobytes() == rows[others].tobytes()
     bias = mix.apply_to_values(rows[:, 0])
     np.testing.assert_array_equal(bias, mixed[:, 0])
+
+
+def test_a_full_disk_is_told_where_a_map_is_kept(tmp_path: Path) -> None:
+    mix = HeadMix(HEAD_DIM, (0, 3), np.ones(COLUMNS, np.float32), random(6, 9))
+    kept = keep(mix, 4, tmp_path).transfer
+    assert mix.transfer is not None and kept is not None
+    np.testing.assert_array_equal(kept, mix.transfer)
+    (tmp_path / "transfer-00005").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left on device"):
+        keep(mix, 5, tmp_path)

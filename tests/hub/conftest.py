@@ -30,11 +30,11 @@ def hub(running_hub: LoopbackHub) -> Iterator[LoopbackHub]:
     assert not running_hub.errors, running_hub.errors[0]
 
 
-def environment_for(hub: LoopbackHub, home: Path) -> dict[str, str]:
-    """The environment of a process whose Hub is *hub*, whose cache is in *home*, and that is signed in as ``alice``."""
+def environment_for(endpoint: str, home: Path) -> dict[str, str]:
+    """The environment of a process whose Hub is at *endpoint*, whose cache is in *home*, signed in as ``alice``."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
     return inherited | {
-        "HF_ENDPOINT": hub.endpoint,
+        "HF_ENDPOINT": endpoint,
         "HF_HOME": str(home),
         "HF_TOKEN": TOKEN,
         "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -46,7 +46,7 @@ def environment_for(hub: LoopbackHub, home: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def client_process(running_hub: LoopbackHub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClientProcess]:
-    process = ClientProcess(environment_for(running_hub, tmp_path_factory.mktemp("hf-home")))
+    process = ClientProcess(environment_for(running_hub.endpoint, tmp_path_factory.mktemp("hf-home")))
     yield process
     process.close()
 
@@ -60,7 +60,7 @@ def client(hub: LoopbackHub, client_process: ClientProcess) -> ClientProcess:
 @pytest.fixture
 def s4convert(hub: LoopbackHub, client_process: ClientProcess, tmp_path: Path) -> CommandLine:
     """The command line, signed in as ``alice``, with a cache of this test alone."""
-    return CommandLine(client_process, environment_for(hub, tmp_path / "hf-home"))
+    return CommandLine(client_process, environment_for(hub.endpoint, tmp_path / "hf-home"))
 
 
 @pytest.fixture(scope="session")

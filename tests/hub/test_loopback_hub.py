@@ -705,7 +705,7 @@ def test_a_hub_that_does_not_speak_xet_is_used_without(
     hub: LoopbackHub, client: ClientProcess, folder: Path, tmp_path: Path
 ) -> None:
     hub.create_repo(MODEL)
-    environment = environment_for(hub, tmp_path / "hf-home")
+    environment = environment_for(hub.endpoint, tmp_path / "hf-home")
     del environment["HF_HUB_DISABLE_XET"]  # as it is where nobody has set it
     # The new client uploads paths by Xet, whatever the Hub says.
     client.call_under(environment, upload_open_files if NEW_CLIENT else upload_folder, folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -50,6 +51,25 @@ def convert(out: Path, mask: Path, *options: object) -> Outcome:
 
 def calibration(questions: Path) -> tuple[object, ...]:
     return ("--calibration", questions / "questions.json", "--images", questions / "images")
+
+
+def test_statistics_can_be_read_by_whom_the_umask_lets(statistics: Path) -> None:
+    umask = os.umask(0)
+    os.umask(umask)
+    files = list(statistics.iterdir())
+    assert len(files) == 9
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o666 & ~umask}
+
+
+def test_statistics_of_a_run_that_was_killed_are_gathered_anew(tmp_path: Path) -> None:
+    for name in (".s4convert-1-unfinished", "layer-00000.safetensors"):
+        (tmp_path / name).write_text("half")
+    kept = Statistics(tmp_path)
+    kept.check_new()
+    (tmp_path / "text.txt").write_text("The box has two.\n")
+    kept.gather(Checkpoint.open(MINI_LLAVA), CalibrationData(tmp_path / "text.txt", None, holdout=0), [0])
+    assert {path.name for path in tmp_path.iterdir()} == {"statistics.json", "layer-00000.safetensors", "text.txt"}
+    assert kept(0).train.num_tokens > 0
 
 
 def test_moments_are_those_of_the_stored_activations(statistics: Path, questions: Path) -> None:

@@ -30,8 +30,9 @@ from tests.support import seams
 from tests.support.command_line import COMMAND, ERROR, ROOT, outcome_of, run, run_here, start
 from tests.support.disk import digests, hidden_siblings, snapshot
 from tests.support.environments import in_llavas_environment
-from tests.support.forks import DONE, assert_all_was_left, assert_nothing_or_all_was_left, in_forked_children
+from tests.support.forks import DONE, in_forked_children
 from tests.support.synthetic import Spec, write_checkpoint
+from tests.support.system_calls import SUPPORTED
 
 pytestmark = in_llavas_environment
 
@@ -96,47 +97,23 @@ def wait_for_staging(process: subprocess.Popen[str], out: Path) -> None:
 # --- killed ---------------------------------------------------------------------------------------------------
 
 
-def killed_at_every_step(*paths: Path, old: Path | None = None, **options: Any) -> list[dict[str, Any]]:
-    arguments = {} if old is None else {"old": str(old)}
-    (entries,) = in_forked_children(*paths, {"killed_at_every_step": arguments}, **options)
-    assert [entry["killed"]["exit_code"] for entry in entries] == [-signal.SIGKILL] * (len(entries) - 1) + [0]
-    assert len(entries) > 30
-    return entries
+def in_a_process_of_its_own(module: str) -> Any:
+    """What ``python -m module`` prints, read as JSON."""
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    finished = subprocess.run(
+        [sys.executable, "-m", module], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=True
+    )
+    return json.loads(finished.stdout)
 
 
-def test_a_kill_at_any_step_leaves_nothing_or_a_whole_checkpoint(source: Path, out: Path, mask: Path) -> None:
-    convert_bytes(source, out, mask)
-    expected = digests(out)
-    shutil.rmtree(out)
-    entries = killed_at_every_step(source, out, mask)
-    # It is not there until, at one step, all of it is.
-    there = [entry["left"]["out"] for entry in entries]
-    absent = there.count(None)
-    assert there == [None] * absent + [expected] * (len(there) - absent)
-    assert absent > 30
-    for entry in entries:
-        assert entry["again"] == DONE
-        assert entry["left_again"] == {"out": expected, "siblings": {}}
-
-
-def test_a_kill_at_any_step_of_a_replacement_loses_neither_the_old_nor_the_new(
-    source: Path, out: Path, mask: Path, tmp_path: Path
-) -> None:
-    old = tmp_path / "old"
-    convert_bytes(source, old, make_mask(tmp_path / "old-mask.json", [1]), card=False)
-    convert_bytes(source, out, mask, card=False)
-    old_files, new_files = digests(old), digests(out)
-    shutil.rmtree(out)
-    entries = killed_at_every_step(source, out, mask, old=old, card=False)
-    names = {json.dumps(None): "none", json.dumps(old_files): "old", json.dumps(new_files): "new"}
-    states = [names[json.dumps(entry["left"]["out"])] for entry in entries]
-    # All three were seen, and in this order.
-    assert [state for state, _ in itertools.groupby(states)] == ["old", "none", "new"]
-    for state, entry in zip(states, entries, strict=True):
-        if state == "none":
-            assert entry["left"]["siblings"][".out.s4convert-replaced"] == old_files
-        assert entry["again"] == DONE
-        assert entry["left_again"] == {"out": new_files, "siblings": {}}
+@pytest.mark.skipif(not SUPPORTED, reason="system calls are held on Linux and x86-64 only")
+def test_faults_of_system_calls_and_power_loss_leave_nothing_or_a_whole_checkpoint() -> None:
+    """A sample: ``make battery`` has them all."""
+    found = in_a_process_of_its_own("tests.battery.sample")
+    assert found["broken"] == []
+    assert found["faults"] == 40
+    assert found["losses of power"] > 500
+    assert found["states"] == ["absent", "old", "whole"]
 
 
 def test_what_a_kill_leaves_of_a_replaced_conversion_is_never_put_back_in_part(
@@ -157,25 +134,6 @@ def test_what_a_kill_leaves_of_a_replaced_conversion_is_never_put_back_in_part(
         assert entry["left_again"] == {"out": new_files if entry["again"] == DONE else old_files, "siblings": {}}
     assert entries[0]["again"] != DONE
     assert entries[-1]["again"] == DONE
-
-
-def test_a_kill_at_any_moment_leaves_nothing_or_a_whole_checkpoint(large: Path, out: Path) -> None:
-    paths = (large / "in", out, large / "mask.json")
-    convert_bytes(*paths, card=False)
-    expected = digests(out)
-    shutil.rmtree(out)
-    (entries,) = in_forked_children(*paths, {"killed_at_moments": {"moments": 6}}, card=False)
-    assert_nothing_or_all_was_left(entries, expected)
-
-
-def test_a_kill_behind_the_commit_leaves_a_whole_checkpoint(source: Path, out: Path, mask: Path) -> None:
-    convert_bytes(source, out, mask, card=False)
-    expected = digests(out)
-    shutil.rmtree(out)
-    (entries,) = in_forked_children(source, out, mask, {"killed_behind_the_commit": {}}, card=False)
-    assert len(entries) > 2
-    for entry in entries:
-        assert_all_was_left(entry, expected)
 
 
 @pytest.fixture
@@ -310,32 +268,6 @@ def number_of_calls(call: str, source: Path, out: Path, mask: Path) -> int:
         convert_bytes(source, out, mask)
     shutil.rmtree(out)
     return next(calls)
-
-
-@pytest.mark.parametrize(
-    ("call", "error"),
-    [
-        ("copy_file_range", errno.ENOSPC),
-        ("pwrite", errno.EIO),
-        ("fsync", errno.EDQUOT),
-        ("truncate", errno.ENOSPC),
-        ("mkdir", errno.EROFS),
-        ("rename", errno.EIO),
-    ],
-)
-def test_an_error_of_the_disk_at_any_call_leaves_nothing(
-    source: Path, out: Path, mask: Path, call: str, error: int
-) -> None:
-    total = number_of_calls(call, source, out, mask)
-    # The last fsync comes after the rename: that is the next test's.
-    indices = range(total - 1 if call == "fsync" else total)
-    assert len(indices) > 0
-    before = snapshot(out.parent)
-    for index in indices:
-        with failing(call, index, error), pytest.raises(StorageError, match=os.strerror(error)):
-            convert_bytes(source, out, mask)
-        assert snapshot(out.parent) == before, f"{call} number {index}"
-    convert_bytes(source, out, mask)
 
 
 def test_an_error_of_the_disk_after_the_rename_does_not_deny_that_out_stands(
@@ -556,7 +488,7 @@ def test_a_shard_that_becomes_shorter_while_it_is_copied_is_an_error_of_storage(
 def test_a_shard_that_becomes_shorter_while_it_is_edited_is_an_error_of_storage(
     source: Path, out: Path, mask: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seams.before_staging(monkeypatch, lambda: monkeypatch.setattr(os, "pread", lambda *args: b""))
+    seams.before_staging(monkeypatch, lambda: monkeypatch.setattr(os, "preadv", lambda *args: 0))
     with pytest.raises(StorageError, match="became shorter while it was read"):
         convert_bytes(source, out, mask)
     assert not out.exists()
@@ -864,6 +796,17 @@ def test_a_checkpoint_that_cannot_be_put_back_is_named_and_put_back_by_the_next_
         convert_bytes(source, out, mask)
     assert digests(out) == old
     assert hidden_siblings(out) == []
+
+
+def test_a_replaced_checkpoint_that_is_kept_for_a_power_cut_is_named(
+    source: Path, out: Path, mask: Path, old: dict[str, str]
+) -> None:
+    with failing("fsync", -1, 0) as calls:
+        convert_bytes(source, out, mask, force=True)
+    replaced = out.with_name(".out.s4convert-replaced")
+    with failing("fsync", next(calls) - 1, errno.EIO), pytest.raises(StorageError, match=f"and remove {replaced}"):
+        convert_bytes(source, out, mask, force=True)
+    assert replaced.is_dir()
 
 
 def test_a_replaced_checkpoint_that_cannot_be_removed_is_named(

@@ -79,6 +79,13 @@ def test_the_card_tells_what_was_pruned_and_by_what_command(source: Path, tmp_pa
     assert "![Pruned heads by layer and head](s4convert-heads.png)" in card
 
 
+def test_what_decides_no_byte_is_not_in_the_card(source: Path, tmp_path: Path, mask: Path) -> None:
+    outs = {"a": (), "b": ("--jobs", 3, "--force", "-q"), "c": ("--jobs=2", "-vv", "--debug", "--json")}
+    for name, options in outs.items():
+        assert convert(source, tmp_path / name, mask, *options).exit_code == 0
+    assert digests(tmp_path / "a") == digests(tmp_path / "b") == digests(tmp_path / "c")
+
+
 def test_the_card_begins_with_what_was_pruned_and_what_is_left(source: Path, tmp_path: Path, mask: Path) -> None:
     given = ("--model-name", "Half a llama", "--base-model", "lab/llama")
     assert convert(source, tmp_path / "out", mask, *given).exit_code == 0

@@ -71,7 +71,7 @@ def _put_back() -> Iterator[None]:
     on_signal = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     root.handlers.clear()
     try:
-        with mock.patch.dict(os.environ):
+        with mock.patch.dict(os.environ), mock.patch.object(logging, "raiseExceptions", logging.raiseExceptions):
             yield
     finally:
         for logger in _loggers():  # what a library set up meanwhile writes to the command's stderr

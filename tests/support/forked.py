@@ -109,31 +109,6 @@ def what_stands(out: Path) -> dict[str, Any]:
     }
 
 
-def killed_at_every_step(task: Task, *, old: str | None = None) -> list[dict[str, Any]]:
-    """Kill the conversion before each of its calls that change the disk, in turn, and run it again.
-
-    With *old*, a copy of that directory stands at OUT before, and the conversions are told to replace it. The last
-    entry is of the conversion that came to its end.
-    """
-
-    def killed(call: int) -> None:
-        kill_before(call)
-        task.carry_out(force=old is not None)
-
-    entries = []
-    for call in itertools.count():
-        if old is not None:
-            shutil.copytree(old, task.out)
-        ended = fork(lambda call=call: killed(call)).end()
-        left = what_stands(task.out)
-        again = fork(lambda: task.carry_out(force=True)).end()
-        entries.append({"killed": ended, "left": left, "again": again, "left_again": what_stands(task.out)})
-        shutil.rmtree(task.out)
-        if ended["exit_code"] != -signal.SIGKILL:
-            return entries
-    raise AssertionError
-
-
 def killed_at_moments(task: Task, *, moments: int) -> list[dict[str, Any]]:
     """Kill the conversion at *moments* spread evenly over its run, and run it again, without ``force``."""
     began = time.monotonic()
@@ -223,7 +198,7 @@ def main(task: dict[str, Any], what: dict[str, dict[str, Any]]) -> None:
     paths = {name: Path(task[name]) for name in ("source", "out", "mask")}
     whole = Task(**paths, options={"check_behaviour": False} | task["options"])
     import_everything(whole)
-    functions = (killed_at_every_step, killed_at_moments, killed_behind_the_commit, many_at_once)
+    functions = (killed_at_moments, killed_behind_the_commit, many_at_once)
     by_name: dict[str, Callable[..., Any]] = {function.__name__: function for function in functions}
     json.dump({name: by_name[name](whole, **arguments) for name, arguments in what.items()}, sys.stdout)
 
