@@ -243,10 +243,8 @@ class PassingMoments:
         """Let the rest pass; returns what was kept."""
         for _ in self._passing:
             pass
-        directory, description = (
-            self.kept.directory,
-            _description(self._checkpoint) | {"calibration": self._calibration},
-        )
+        directory = self.kept.directory
+        description = _description(self._checkpoint) | {"calibration": self._calibration}
         with self._writing():
             if self._whole:  # the description says that all layers are there, so they are on the disk before it
                 for path in (*directory.iterdir(), directory, directory.absolute().parent):
