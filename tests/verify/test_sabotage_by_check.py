@@ -559,7 +559,9 @@ def test_tied_embeddings_that_were_untied_are_named(tmp_path: Path) -> None:
     convert(original, tmp_path / "out", HeadMask(6, ((1,),)), check_behaviour=False)
     untied = {**read_safetensors(tmp_path / "out" / "model.safetensors"), "language_model.lm_head.weight": head}
     write_safetensors(tmp_path / "out" / "model.safetensors", untied)
-    with pytest.raises(VerificationError, match=r"model\.safetensors: language_model\.lm_head\.weight does not stand in the original"):
+    with pytest.raises(
+        VerificationError, match=r"model\.safetensors: language_model\.lm_head\.weight does not stand in the original"
+    ):
         verify_conversion(original, tmp_path / "out", check_behaviour=False)
     (tmp_path / "out" / "s4convert.json").unlink()  # then shards may be others
     with pytest.raises(VerificationError, match=r"language_model\.lm_head\.weight"):
