@@ -98,6 +98,8 @@ def run(group: click.Group, arguments: list[str]) -> NoReturn:
     except Exception as error:  # a fault of ours: still one line, and the way to the traceback
         text = f"internal error: {type(error).__name__}: {error}; run again with --debug and report it"
         _fail(text, EXIT_INTERNAL, debug, group)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # the work is done, and the exit code is to say so
     sys.exit(0)
 
 

@@ -71,7 +71,7 @@ def _one(command: Command, undisturbed: Undisturbed, found: Interrupts, number: 
     process.stdout.close()
     state, left = name_of_state(command, undisturbed), command.left_beside()
     where = f"{command.name}: {number.name} after {moment:.3f} s"
-    if exit_code == -number and b"s4convert" not in said:
+    if exit_code in (-number, 1) and b"s4convert" not in said:  # 1 where Python itself was starting
         outcome = BEFORE
     elif exit_code == 130:
         outcome = INTERRUPTED
