@@ -71,7 +71,8 @@ def _one(command: Command, undisturbed: Undisturbed, found: Interrupts, number: 
     process.stdout.close()
     state, left = name_of_state(command, undisturbed), command.left_beside()
     where = f"{command.name}: {number.name} after {moment:.3f} s"
-    if exit_code in (-number, 1) and b"s4convert" not in said:  # 1 where Python itself was starting
+    # Where Python itself was starting, it ends with 1, and says so; the file that it was at may have our name.
+    if exit_code in (-number, 1) and (b"s4convert" not in said or b"init_import_site" in said):
         outcome = BEFORE
     elif exit_code == 130:
         outcome = INTERRUPTED
