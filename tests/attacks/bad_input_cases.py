@@ -198,7 +198,7 @@ add(
         ),
         "a number of 5000 digits": (
             config_text(f'{{"x": {"1" * 5000}}}'),
-            "is not JSON (Exceeds the limit (4300 digits) for integer",
+            "is not JSON (Exceeds the limit (4300",
         ),
         "a name twice": (
             config_text('{"model_type": "llava", "model_type": "llava"}'),
@@ -1072,7 +1072,7 @@ add(
             stated("mask", "num_heads", value=10**59),
             "is malformed (ValueError('2 layers of 1000...00000 heads",
         ),
-        "a mask that is text": (stated("mask", value="x"), 'is malformed (TypeError("string indices must be integers'),
+        "a mask that is text": (stated("mask", value="x"), "is malformed (TypeError("),
         "a compensation that is long": (stated("compensation", value=LONG), "is malformed (KeyError"),
         "no verification": (without(MANIFEST, "verification"), "is malformed (KeyError('verification'))"),
         "a structure that is a list": (
@@ -1479,7 +1479,7 @@ add(
         "a rate of words": (study("rates: many"), "give --questions to ask, or a --text to read, or both"),
         "a rate of 5000 digits": (
             study(f"rates: {'9' * 5000}"),
-            "is not YAML (Exceeds the limit (4300 digits) for integer",
+            "is not YAML (Exceeds the limit (4300",
         ),
         "schedules that are null": (study("schedules: [null]"), "schedules is [None]"),
         "schedules that are numbers": (study("schedules: [1]"), "schedules is [1]"),
@@ -1539,7 +1539,7 @@ add(
         "no point": (put(R, "points", value=[]), "its results are malformed (IndexError('tuple index out of"),
         "points that are text": (
             put(R, "points", value="x"),
-            'its results are malformed (TypeError("string indices must',
+            "its results are malformed (TypeError(",
         ),
         "a point that is null": (
             put(R, "points", 0, value=None),
@@ -1564,7 +1564,7 @@ add(
         ),
         "settings that are text": (
             put(R, "points", 1, "settings", value="x"),
-            'its results are malformed (TypeError("string indices must',
+            "its results are malformed (TypeError(",
         ),
         "a setting without a schedule": (
             put(R, "points", 1, "settings", value=[{"metric": "x"}]),
