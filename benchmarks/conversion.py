@@ -141,8 +141,8 @@ def print_table(runs: Mapping[str, Sequence[Run]]) -> None:
 def shaped(gigabytes: float, **changes: object) -> Spec:
     """The shape of LLaVA-1.5-7B with as many layers as make so many bytes; one and few tokens for less than 1 GB."""
     if gigabytes < 1:
-        return replace(SEVEN_B, num_layers=1, vocab_size=1000, **changes)  # type: ignore[arg-type]
-    return replace(SEVEN_B, num_layers=round((gigabytes * GB - OTHER_BYTES) / LAYER_BYTES), **changes)  # type: ignore[arg-type]
+        return replace(SEVEN_B, num_layers=1, vocab_size=1000, **changes)
+    return replace(SEVEN_B, num_layers=round((gigabytes * GB - OTHER_BYTES) / LAYER_BYTES), **changes)
 
 
 def write(scratch: Path, spec: Spec, share: float) -> tuple[Path, Path, Path, float]:
@@ -179,7 +179,7 @@ def show_growth(directory: Path, rounds: int, largest: float) -> None:
         floor = [max(one.seconds, other.seconds) for one, other in zip(copies, hashes, strict=True)]
         print(
             f"| {name} | {size / GB:.2f} | {statistics.median(one.seconds for one in of_ours):.2f} "
-            f"| {ratios(runs, CONVERT, lambda number, copies=copies: copies[number].seconds)} "  # type: ignore[misc]
+            f"| {ratios(runs, CONVERT, [one.seconds for one in copies].__getitem__)} "
             f"| {ratios(runs, CONVERT, floor.__getitem__)} "
             f"| {statistics.median(one.processor_seconds for one in of_ours) / size * GB:.2f} "
             f"| {max(one.peak_bytes for one in of_ours) / 1e6:,.0f} |",

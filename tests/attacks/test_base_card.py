@@ -18,9 +18,9 @@ from s4convert import verify_conversion
 from s4convert.output.card import BEGIN, END
 from tests.support import seams
 from tests.support.command_line import Outcome, run_here
-from tests.support.confined import confined
 from tests.support.disk import digests, hidden_siblings
 from tests.support.environments import in_llavas_environment
+from tests.support.limits import limited
 from tests.support.synthetic import Spec, write_checkpoint
 
 pytestmark = in_llavas_environment
@@ -32,7 +32,7 @@ SECONDS, MEMORY = 20.0, 512 << 20
 def _limits() -> Iterator[None]:
     import torch  # noqa: F401  # what it maps is not the attack's
 
-    with confined(SECONDS, MEMORY):
+    with limited(more_bytes=MEMORY, seconds=SECONDS):
         yield
 
 

@@ -22,9 +22,9 @@ from s4convert.calibration.statistics import Statistics, read_description
 from s4convert.errors import CalibrationError, CheckpointError, StorageError, VerificationError
 from s4convert.sources import open_checkpoint
 from tests.support.command_line import Outcome, run_here
-from tests.support.confined import confined
 from tests.support.disk import digests, hidden_siblings
 from tests.support.environments import in_llavas_environment
+from tests.support.limits import limited
 from tests.support.synthetic import Spec, write_checkpoint
 
 pytestmark = in_llavas_environment
@@ -38,7 +38,7 @@ SHARD = "model-00001-of-00002.safetensors"
 def _limits() -> Iterator[None]:
     import torch  # noqa: F401  # what it maps is not the attack's
 
-    with confined(SECONDS, MEMORY):
+    with limited(more_bytes=MEMORY, seconds=SECONDS):
         yield
 
 

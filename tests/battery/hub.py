@@ -52,7 +52,7 @@ def pushing(top: Path) -> Iterator[Command]:
     manager = _Manager(ctx=get_context("spawn"))
     manager.start()
     try:
-        hub = manager.Hub()  # type: ignore[attr-defined]
+        hub = manager.Hub()
         environment = environment_for(hub.listen_at(), top / "home")
         yield Command(
             "push",

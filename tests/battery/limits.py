@@ -14,7 +14,7 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -263,8 +263,8 @@ class Limits:
         mask: str = "mask.json",
         out: Path | None = None,
         codes: tuple[int, ...] = (0,),
-        beside: set[str] = frozenset(),  # type: ignore[assignment]
-        but: set[str] = frozenset(),  # type: ignore[assignment]
+        beside: Collection[str] = (),
+        but: Collection[str] = (),
     ) -> Outcome:
         """The case in which OUT is what an undisturbed run writes."""
         broken = []
@@ -272,7 +272,7 @@ class Limits:
         differs = sorted(file for file in expected.keys() | found if expected.get(file) != found.get(file))
         if run.exit_code not in codes:
             broken.append(f"exit code {run.exit_code}: {run.stderr.strip()[-300:]}")
-        if set(differs) - but:
+        if set(differs).difference(but):
             broken.append(f"other bytes in {differs}")
         broken += self._traces(run, {(out or run.out).name, *beside})
         return Outcome(name, True, tuple(f"{name}: {what}" for what in broken))
@@ -284,7 +284,7 @@ class Limits:
         codes: int | tuple[int, ...],
         message: str,
         *,
-        beside: set[str] = frozenset(),  # type: ignore[assignment]
+        beside: Collection[str] = (),
     ) -> Outcome:
         """The case in which OUT does not appear."""
         broken = []
@@ -297,10 +297,10 @@ class Limits:
         return Outcome(name, False, tuple(f"{name}: {what}" for what in broken))
 
     @staticmethod
-    def _traces(run: Run, beside: set[str]) -> Iterator[str]:
+    def _traces(run: Run, beside: Collection[str]) -> Iterator[str]:
         if "Traceback" in run.stderr:
             yield f"a traceback: {run.stderr.strip()[-300:]}"
-        if left := sorted(set(os.listdir(run.work)) - beside):
+        if left := sorted(set(os.listdir(run.work)).difference(beside)):
             yield f"left {left}"
 
 
