@@ -1,18 +1,18 @@
-"""Compares a resident model, as it is now, with what it was, on the text positions of samples.
-
-What an image makes the model say next is nothing that anybody reads, so the positions of images do not count.
-"""
+"""Judges how far a model has gone from what it was, by samples that were held out of what is done to it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
+from ..errors import CalibrationError
 from ..model.batches import batches
-from ..model.divergence import Divergence, compare
+from ..model.divergence import Compared, Divergence, compare
 from ..model.output_head import OutputHead
 from ..model.resident import ResidentModel
 from .inputs import Inputs
+from .samples import DataFile
 
 if TYPE_CHECKING:
     import torch
@@ -28,34 +28,52 @@ def judging(held_out: Sequence[SampleT]) -> list[SampleT]:
     return [held_out[number * len(held_out) // count] for number in range(count)]
 
 
-def taught_states(model: ResidentModel, samples: Sequence[Inputs]) -> list[torch.Tensor]:
-    """What the final norm makes of *samples*, for :func:`divergence` to compare with later; on the CPU."""
-    return [_states(model, batch).cpu() for batch in _batches(samples)]
+@dataclass(frozen=True)
+class Judgement:
+    """How far a model is from another on all samples, and on those of each file."""
+
+    of_all: Divergence
+    by_file: Mapping[DataFile | None, Divergence]
+
+    def worse_than(self, other: Judgement) -> tuple[str, ...]:
+        """The files on which it is further than *other* is."""
+        worse = (file for file, found in self.by_file.items() if not found.kl <= other.by_file[file].kl)
+        return tuple("the samples" if file is None else file.name for file in worse)
 
 
-def divergence(
-    model: ResidentModel, head: OutputHead, samples: Sequence[Inputs], taught: Sequence[torch.Tensor]
-) -> Divergence:
-    """How far *model* is from the one that *taught* is of, on the same *samples*."""
-    pairs = zip(_batches(samples), taught, strict=True)
-    return Divergence.mean([compare(head, wanted.to(model.device), _states(model, batch)) for batch, wanted in pairs])
+class Judges:
+    """*samples* that compare *model* with what it is now: at the answers of questions, and everywhere in plain text.
 
+    Raises:
+        CalibrationError: there is no such place, because all answers were cut off.
+    """
 
-def at_text(states: torch.Tensor, batch: Sequence[Inputs]) -> torch.Tensor:
-    """Of *states* [samples, longest, hidden_size], the rows of text positions, one sample after the other."""
-    import torch
+    def __init__(self, model: ResidentModel, head: OutputHead, samples: Sequence[Inputs]) -> None:
+        places = [sample.places("answers").nonzero()[:, 0] for sample in samples]
+        self._model, self._head = model, head
+        self._samples = [(one, where) for one, where in zip(samples, places, strict=True) if len(where)]
+        if not self._samples:
+            raise CalibrationError("every held-out sample was cut off before its answers; give shorter ones")
+        self._taught = {number: states.cpu() for number, states in self._states()}
 
-    rows = [states[row, : len(one.is_image)][~one.is_image.to(states.device)] for row, one in enumerate(batch)]
-    return torch.cat(rows)
+    def __len__(self) -> int:
+        return len(self._samples)
 
+    def judge(self) -> Judgement:
+        """The model as it is now."""
+        compared: dict[DataFile | None, list[Compared]] = {}
+        for number, states in self._states():
+            wanted = self._taught[number].to(states.device)
+            compared.setdefault(self._samples[number][0].file, []).append(compare(self._head, wanted, states))
+        by_file = {file: Divergence.mean(of_file) for file, of_file in compared.items()}
+        return Judgement(Divergence.mean([one for of_file in compared.values() for one in of_file]), by_file)
 
-def _states(model: ResidentModel, batch: Sequence[Inputs]) -> torch.Tensor:
-    import torch
+    def _states(self) -> Iterator[tuple[int, torch.Tensor]]:
+        """Of every sample, its number and what goes into ``lm_head`` at its places, [places, hidden_size]."""
+        import torch
 
-    with torch.no_grad():
-        return at_text(model.states([sample.hidden for sample in batch]), batch)
-
-
-def _batches(samples: Sequence[Inputs]) -> list[list[Inputs]]:
-    together = batches([len(sample.is_image) for sample in samples])
-    return [[samples[number] for number in numbers] for numbers in together]
+        for numbers in batches([len(sample.is_image) for sample, _ in self._samples]):
+            with torch.no_grad():
+                states = self._model.states([self._samples[number][0].hidden for number in numbers])
+            for row, number in enumerate(numbers):
+                yield number, states[row, self._samples[number][1].to(states.device)]

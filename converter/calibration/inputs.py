@@ -48,6 +48,19 @@ class Inputs:
     file: DataFile | None = None
     token_ids: torch.Tensor | None = None
 
+    def places(self, loss: str) -> torch.Tensor:
+        """Whether it counts what comes next behind each token [tokens].
+
+        It does under the *loss* ``all``, unless that is an image's token: nobody reads what an image makes the model
+        say. Under ``answers``, it does where the tokens of answers come next; in a sample without answers, as in all.
+        """
+        places = self.is_image.new_ones(self.is_image.shape)
+        if loss == "answers" and self.is_answer is not None:
+            places[:-1], places[-1] = self.is_answer[1:], False
+        else:
+            places[:-1] = ~self.is_image[1:]
+        return places
+
 
 def make_inputs(
     checkpoint: Checkpoint,
@@ -157,7 +170,7 @@ def _answers(front_end: FrontEnd, sample: Sample, is_image: torch.Tensor) -> tor
     if len(whole) != len(places):
         raise CheckpointError(
             f"{sample.where}: the front end makes {len(places)} text tokens of it, but its tokenizer {len(whole)}, so "
-            "the answers cannot be found; use `loss='all'`"
+            "the answers cannot be found; use plain text, or for a mask `loss='all'`"
         )
     is_answer = torch.zeros_like(is_image)
     for begin, end in sample.answers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,8 @@ def costs_by_autograd(
         logits = run(number).double()
         draws = torch.rand(len(positions), dtype=torch.float64, generator=generator)
         labels = (logits.softmax(-1).cumsum(-1) > draws[:, None]).int().argmax(-1)
-        torch.nn.functional.cross_entropy(logits[positions], labels[positions], reduction="sum").backward()
+        loss = torch.nn.functional.cross_entropy(logits[positions], labels[positions], reduction="sum")
+        (loss / math.sqrt(int(positions.sum()))).backward()
     flags = torch.cat(is_image)
     share = torch.where(flags, 0.5 / max(1, int(flags.sum())), 0.5 / max(1, int((~flags).sum()))).double()
     share /= share.sum()  # of each token in the moments: the half is for images and text, where there are both
@@ -81,7 +83,8 @@ def costs_by_autograd(
                 refit[:, left] = (
                     weight[:, left] + weight[:, gone] @ torch.linalg.solve(system, moments[left][:, gone]).T
                 )
-            row.append(float(((gradients * (outputs @ (refit - weight).T)).sum(1) ** 2).mean()))
+            squares = (gradients * (outputs @ (refit - weight).T)).sum(1) ** 2
+            row.append(float(squares.sum()) / len(labelled))
         costs.append(row)
     return costs
 
