@@ -6,13 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from ..errors import CalibrationError
 from ..model.batches import batches
 from ..model.divergence import Compared, Divergence, compare
 from ..model.output_head import OutputHead
 from ..model.resident import ResidentModel
 from .inputs import Inputs
-from .samples import DataFile
 
 if TYPE_CHECKING:
     import torch
@@ -20,6 +18,7 @@ if TYPE_CHECKING:
 SampleT = TypeVar("SampleT")
 
 MOST_JUDGES = 64  # more say little more, and every check takes its time
+NOTHING = 1e-3  # nats a token: where a model is sure of what to say, KL is all but 0, and changes by less with anything
 
 
 def judging(held_out: Sequence[SampleT]) -> list[SampleT]:
@@ -30,50 +29,45 @@ def judging(held_out: Sequence[SampleT]) -> list[SampleT]:
 
 @dataclass(frozen=True)
 class Judgement:
-    """How far a model is from another on all samples, and on those of each file."""
+    """How far a model is from another on all text of samples, and the same on *parts* of it, by their names."""
 
     of_all: Divergence
-    by_file: Mapping[DataFile | None, Divergence]
+    parts: Mapping[str, Divergence]
 
     def worse_than(self, other: Judgement) -> tuple[str, ...]:
-        """The files on which it is further than *other* is."""
-        worse = (file for file, found in self.by_file.items() if not found.kl <= other.by_file[file].kl)
-        return tuple("the samples" if file is None else file.name for file in worse)
+        """The parts on which it is further than *other* is, by more than :data:`NOTHING`."""
+        return tuple(name for name, found in self.parts.items() if not found.kl <= other.parts[name].kl + NOTHING)
 
 
 class Judges:
-    """*samples* that compare *model* with what it is now: at the answers of questions, and everywhere in plain text.
-
-    Raises:
-        CalibrationError: there is no such place, because all answers were cut off.
-    """
+    """*samples* that compare *model* with what it is now: on their text, file by file, and at the answers of each."""
 
     def __init__(self, model: ResidentModel, head: OutputHead, samples: Sequence[Inputs]) -> None:
-        places = [sample.places("answers").nonzero()[:, 0] for sample in samples]
-        self._model, self._head = model, head
-        self._samples = [(one, where) for one, where in zip(samples, places, strict=True) if len(where)]
-        if not self._samples:
-            raise CalibrationError("every held-out sample was cut off before its answers; give shorter ones")
+        self._model, self._head, self._samples = model, head, samples
         self._taught = {number: states.cpu() for number, states in self._states()}
-
-    def __len__(self) -> int:
-        return len(self._samples)
 
     def judge(self) -> Judgement:
         """The model as it is now."""
-        compared: dict[DataFile | None, list[Compared]] = {}
+        compared: list[Compared] = []
+        parts: dict[str, list[Compared]] = {}
         for number, states in self._states():
-            wanted = self._taught[number].to(states.device)
-            compared.setdefault(self._samples[number][0].file, []).append(compare(self._head, wanted, states))
-        by_file = {file: Divergence.mean(of_file) for file, of_file in compared.items()}
-        return Judgement(Divergence.mean([one for of_file in compared.values() for one in of_file]), by_file)
+            sample, wanted = self._samples[number], self._taught[number].to(states.device)
+            name = "the samples" if sample.file is None else sample.file.name
+            compared.append(compare(self._head, wanted, states))
+            parts.setdefault(name, []).append(compared[-1])
+            at = sample.places("answers")[sample.places("all")]
+            if sample.is_answer is not None and bool(at.any()):
+                parts.setdefault(f"the answers of {name}", []).append(compare(self._head, wanted[at], states[at]))
+        return Judgement(Divergence.mean(compared), {name: Divergence.mean(part) for name, part in parts.items()})
 
     def _states(self) -> Iterator[tuple[int, torch.Tensor]]:
-        """Of every sample, its number and what goes into ``lm_head`` at its places, [places, hidden_size]."""
+        """Of every sample, its number and what goes into ``lm_head`` at its text, [places, hidden_size]."""
         import torch
 
-        for numbers in batches([len(sample.is_image) for sample, _ in self._samples]):
+        for numbers in batches([len(sample.is_image) for sample in self._samples]):
+            batch = [self._samples[number] for number in numbers]
             with torch.no_grad():
-                states = self._model.states([self._samples[number][0].hidden for number in numbers])
-            for row, number in enumerate(numbers):
-                yield number, states[row, self._samples[number][1].to(states.device)]
+                states = self._model.states([sample.hidden for sample in batch])
+            for number, sample, of_sample in zip(numbers, batch, states, strict=True):
+                places = sample.places("all").to(states.device)
+                yield number, of_sample[: len(places)][places]

@@ -65,23 +65,9 @@ class CalibrationData:
         """The samples, read once; errors as of :func:`read_samples`."""
         return read_samples(self.files, self.images, self.num_samples, self.window)
 
-    def inputs(
-        self,
-        checkpoint: Checkpoint,
-        *,
-        tower: Path | None = None,
-        find_answers: bool = False,
-        progress: bool = False,
-    ) -> list[Inputs]:
+    def inputs(self, checkpoint: Checkpoint, *, tower: Path | None = None, progress: bool = False) -> list[Inputs]:
         """What :func:`make_inputs` makes of them."""
-        return make_inputs(
-            checkpoint,
-            self.read.samples,
-            tower=tower,
-            device=self.device,
-            find_answers=find_answers,
-            progress=progress,
-        )
+        return make_inputs(checkpoint, self.read.samples, tower=tower, device=self.device, progress=progress)
 
 
 def held_out_of(num_samples: int, holdout: float) -> list[bool]:

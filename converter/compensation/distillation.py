@@ -4,8 +4,8 @@ From the least-squares refit on, Adam lowers KL(original || pruned) on calibrati
 plain text alike; every sample counts the same, or a page of text would outweigh hundreds of answers. The two models
 share all weights but those that are trained. These are in float32, without the rows and columns of pruned heads, which
 are zero throughout; the model computes with them rounded to the dtype that they are stored in, and gradients pass that
-rounding by. Held-out samples judge, where questions have their answers: with what makes the samples of no file worse,
-and those of all better. Where there is no such thing, the refit stays.
+rounding by. Held-out samples judge: what is kept makes all of them better, and neither those of a file nor the answers
+in it worse. Where there is no such thing, the refit stays.
 
 The same inputs give the same bytes on the same machine with the same number of threads.
 """
@@ -307,7 +307,7 @@ def _train(
     return Training(
         settings,
         len(pupils),
-        len(held_out),
+        len(judges),
         refit.of_all.tokens,
         refit.of_all.kl,
         tuple(checks),

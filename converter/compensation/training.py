@@ -59,7 +59,7 @@ class TrainedRows:
 class Check:
     """After *step* steps: the KL to the original on held-out samples, and its mean in training since the last check.
 
-    *worse* are the files whose held-out samples are further from the original than they were at the start.
+    *worse* names the parts of held-out samples that are further from the original than they were at the start.
     """
 
     step: int
@@ -72,10 +72,10 @@ class Check:
 class Training:
     """What became of a training by *settings*, on *num_samples* samples, judged by *num_held_out* others.
 
-    KL is the Kullback-Leibler divergence from the original's output, in nats a token, as
-    :class:`~s4convert.calibration.comparison.Judges` have it; *refit* is that of the least-squares refit that the
-    training started from, *checks* are those on the way. Of those with no file worse, the weights of the best are kept,
-    those of *best_step*; 0 is the refit. It was computed in *dtype* on *device*.
+    KL is the Kullback-Leibler divergence from the original's output, in nats a token of text, over samples that count
+    the same; *refit* is that of the least-squares refit that the training started from, *checks* are those on the way.
+    Of those that make no part worse, the weights of the best are kept, those of *best_step*; 0 is the refit. It was
+    computed in *dtype* on *device*.
     """
 
     settings: TrainingSettings

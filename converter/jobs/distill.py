@@ -60,7 +60,7 @@ def distilled(
 
     if model is None:
         model = ResidentModel(checkpoint, device=data.device, progress=progress)
-    inputs = _inputs(checkpoint, data, settings, model, tower=tower, find_answers=True, progress=progress)
+    inputs = _inputs(checkpoint, data, settings, model, tower=tower, progress=progress)
     flags = _held_out(len(inputs), data.holdout)
     pupils, held_out = ([one for one, out in zip(inputs, flags, strict=True) if out == wanted] for wanted in (0, 1))
     judges = judging(held_out)
@@ -98,13 +98,11 @@ def _inputs(
     model: ResidentModel | None,
     *,
     tower: Path | None,
-    find_answers: bool = False,
     progress: bool,
 ) -> list[Inputs]:
     if settings is None or not settings.self_answers:
-        return data.inputs(checkpoint, tower=tower, find_answers=find_answers, progress=progress)
+        return data.inputs(checkpoint, tower=tower, progress=progress)
     if model is None:
         model = ResidentModel(checkpoint, device=data.device, progress=progress)
     samples = own_answers(checkpoint, model, data.read.samples, tower=tower, progress=progress)
-    device = data.device
-    return make_inputs(checkpoint, samples, tower=tower, device=device, find_answers=find_answers, progress=progress)
+    return make_inputs(checkpoint, samples, tower=tower, device=data.device, progress=progress)

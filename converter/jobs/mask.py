@@ -201,7 +201,6 @@ class _Data:
             self.samples.samples,
             tower=self.tower,
             device=options.device,
-            find_answers=options.loss == "answers" and (options.metric == "fisher" or options.search is not None),
             progress=options.progress,
         )
 

@@ -91,7 +91,7 @@ def _is_nearer(one: Divergence, other: Divergence) -> bool:
 
 
 def check_agreement(claim: Claim, inputs: Sequence[Inputs], *, device: str, advance: Advance) -> Agreement | None:
-    """The agreement on the text tokens of *inputs*, one decoder layer in memory at a time; None without such tokens.
+    """The agreement on the text of *inputs*, one decoder layer in memory at a time; None without samples.
 
     What needs no data is applied at the input of ``o_proj`` at run time; the converted weights are those of OUT. The
     models run on *device*; *advance* is told 1 after every layer.
@@ -104,14 +104,14 @@ def check_agreement(claim: Claim, inputs: Sequence[Inputs], *, device: str, adva
     """
     import torch
 
-    texts = [torch.nonzero(~sample.is_image).flatten().to(device) for sample in inputs]
-    if not sum(map(len, texts)):
+    if not inputs:
         return None
     streams = _through_layers(claim, [sample.hidden.to(device) for sample in inputs], device, advance)
     head = OutputHead(claim.original, device)
     parts: dict[str, list[Compared]] = {model: [] for model in streams if model != "original"}
     with torch.inference_mode():
-        for number, places in enumerate(texts):
+        for number, sample in enumerate(inputs):
+            places = sample.places("all").to(device)
             said = {model: head.normed(stream[number][0, places]) for model, stream in streams.items()}
             for model, of_model in parts.items():
                 of_model.append(compare(head, said["original"], said[model]))
