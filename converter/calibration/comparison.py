@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 SampleT = TypeVar("SampleT")
 
 MOST_JUDGES = 64  # more say little more, and every check takes its time
-NOTHING = 1e-3  # nats a token: where a model is sure of what to say, KL is all but 0, and changes by less with anything
 
 
 def judging(held_out: Sequence[SampleT]) -> list[SampleT]:
@@ -35,8 +34,8 @@ class Judgement:
     parts: Mapping[str, Divergence]
 
     def worse_than(self, other: Judgement) -> tuple[str, ...]:
-        """The parts on which it is further than *other* is, by more than :data:`NOTHING`."""
-        return tuple(name for name, found in self.parts.items() if not found.kl <= other.parts[name].kl + NOTHING)
+        """The parts on which *other* is nearer."""
+        return tuple(name for name, found in self.parts.items() if other.parts[name].is_nearer(found))
 
 
 class Judges:

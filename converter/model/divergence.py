@@ -12,6 +12,8 @@ from .output_head import OutputHead
 if TYPE_CHECKING:
     import torch
 
+NOTICED = 0.01  # of a KL: by so much, two are told apart
+NOTHING = 1e-3  # nats a token: where a model is sure of what to say, KL is all but 0, and changes by less with anything
 _BLOCK = 512  # tokens at a time: a row has a number for each token of the vocabulary
 
 
@@ -26,6 +28,10 @@ class Divergence:
     kl: float
     top1: float
     tokens: int
+
+    def is_nearer(self, other: Divergence) -> bool:
+        """Whether this is nearer to the original than *other*, by more than :data:`NOTICED` and :data:`NOTHING`."""
+        return self.kl < min(other.kl * (1 - NOTICED), other.kl - NOTHING)
 
     def to_json(self) -> dict[str, float]:
         """The figures, rounded to four significant digits."""
