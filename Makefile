@@ -37,10 +37,10 @@ PYTEST := -m pytest
 test: $(BIN)/.installed $(STOCK_BIN)/.installed
 	$(SIDE_BY_SIDE) test-newest test-stock
 
-test-newest:
+test-newest: $(BIN)/.installed
 	$(BIN)/python $(PYTEST)
 
-test-stock:
+test-stock: $(STOCK_BIN)/.installed
 	$(STOCK_BIN)/python $(PYTEST)
 
 # Whether the lower bounds of setup.cfg hold; hypothesis and pytest are new ones.

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch  # before transformers: a pickle asks all modules for a name, in order, and its old aliases fail to answer
 
 from s4convert.demo import MINI_LLAVA
 from s4convert.mask import HeadMask
@@ -57,7 +58,6 @@ def mini_mask_file(tmp_path: Path, mini_mask: HeadMask) -> Path:
 @pytest.fixture
 def mini_llava_as(mini_llava: Path) -> Callable[..., Path]:
     """The mini LLaVA stored in another torch dtype, in one file or in two shards."""
-    import torch
     from safetensors.torch import load_file, save_file
 
     def build(dtype: torch.dtype, *, single_file: bool = False) -> Path:

@@ -175,11 +175,13 @@ def open_staging(out: Path) -> Iterator[Staging]:
         StorageError: another conversion to the same OUT is running, or the directory cannot be made.
     """
     staging = Staging(out.absolute())
+    descriptor = None
     try:
-        descriptor = _take_lock(staging)
-    except OSError as error:
-        raise StorageError(f"{staging.lock}: cannot be locked: {error.strerror}") from error
-    try:
+        with _held_back():
+            try:
+                descriptor = _take_lock(staging)
+            except OSError as error:
+                raise StorageError(f"{staging.lock}: cannot be locked: {error.strerror}") from error
         _recover(staging)
         for directory in (staging.directory, staging.checkpoint, staging.scratch):
             directory.mkdir()
@@ -188,11 +190,12 @@ def open_staging(out: Path) -> Iterator[Staging]:
         where = error.filename or staging.directory
         raise StorageError(f"{where}: {error.strerror or error}; OUT is as it was") from error
     finally:
-        with uninterrupted():
-            _remove(staging.directory)
-            with _warning(staging.lock):
-                staging.lock.unlink(missing_ok=True)
-            os.close(descriptor)
+        if descriptor is not None:
+            with uninterrupted():
+                _remove(staging.directory)
+                with _warning(staging.lock):
+                    staging.lock.unlink(missing_ok=True)
+                os.close(descriptor)
 
 
 def commit(staging: Staging, *, replace: Mapping[str, FileStamp] | None) -> None:
@@ -245,6 +248,23 @@ def uninterrupted() -> Iterator[None]:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _held_back() -> Iterator[None]:
+    """Let signals that end the program wait: what is going on takes a moment, and cannot be undone when half done."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    handlers = {number: signal.signal(number, lambda number, _: came.append(number)) for number in ENDING_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for one in came:
+            signal.raise_signal(one)
 
 
 def _put_back(staging: Staging) -> None:

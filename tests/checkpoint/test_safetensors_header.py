@@ -12,6 +12,7 @@ from s4convert.checkpoint.safetensors_header import SafetensorsHeader, read_head
 from s4convert.errors import CheckpointError, StorageError
 from tests.attacks.rules import REFUSED_HEADERS, STRICTER_HEADERS
 from tests.battery.headers import ACCEPTED, ATTACKS, REJECTED, compare_file, compare_files, framed
+from tests.support.environments import in_llavas_environment
 
 FUZZ_EXAMPLES = 3000
 HEADERS = ATTACKS / "headers"
@@ -137,6 +138,7 @@ def test_eight_elements_of_every_dtype_fill_their_bytes_and_no_others(file: Path
             read(file, content(wrong))
 
 
+@in_llavas_environment
 def test_what_the_reference_rejects_is_refused_and_the_rest_is_read_alike(tmp_path: Path) -> None:
     """``python -m tests.battery.headers`` does the same a million times."""
     compared = compare_files(FUZZ_EXAMPLES, 1, tmp_path)

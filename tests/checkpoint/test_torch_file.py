@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from s4convert.checkpoint.tensors import TensorEntry
 from s4convert.checkpoint.torch_file import read_torch_file, torch_dtype, warn_of_old_torch
 from s4convert.errors import CheckpointError, S4ConvertError, StorageError
-from tests.support.environments import with_a_newer_torch
+from tests.support.environments import in_llavas_environment, with_a_newer_torch
 
 DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
@@ -202,6 +202,7 @@ def test_the_bytes_of_any_tensors_are_found(tensors: list[torch.Tensor], twice: 
         assert_saved_and_read(Path(directory, "pytorch_model.bin"), by_name)
 
 
+@in_llavas_environment
 def test_any_flipped_byte_is_refused_or_read_as_torch_reads_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.save({"w": torch.arange(6.0).reshape(2, 3).T, "b": torch.arange(5)}, path)
     content = path.read_bytes()
@@ -403,6 +404,7 @@ def test_an_archive_with_something_in_front_of_it_is_refused(saved: Path) -> Non
     assert_refused(saved, f"{DAMAGED} (Something stands in front of the zip file)")
 
 
+@in_llavas_environment
 def test_a_flipped_byte_in_the_directory_of_the_archive_never_leads_elsewhere(saved: Path) -> None:
     content = saved.read_bytes()
     begin = content.index(b"PK\1\2")

@@ -213,6 +213,23 @@ def test_an_interrupt_leaves_nothing_and_says_so(large: Path, tmp_path: Path, nu
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_interrupt_while_the_lock_is_taken_leaves_no_lock(
+    source: Path, out: Path, mask: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flock = fcntl.flock
+
+    def interrupted(descriptor: int, operation: int) -> None:
+        signal.raise_signal(signal.SIGINT)
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        convert_bytes(source, out, mask)
+    assert hidden_siblings(out) == []
+    assert not out.exists()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def test_an_interrupt_during_the_commit_comes_too_late(
     source: Path, out: Path, mask: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
