@@ -20,7 +20,7 @@ from typing import Protocol
 from .errors import StorageError
 from .progress import Advance
 
-BLOCK_BYTES = 512 << 10  # so that what is read of both sides stays in the processor's cache until it is hashed
+BLOCK_BYTES = 256 << 10  # so that what is read of both sides stays in the processor's cache until it is hashed
 RUN_AHEAD_BYTES = 32 << 20  # by which a file is written before it is checked, at most
 PASSED_BYTES = 8 << 20  # of which a file is told at a time
 
@@ -109,7 +109,6 @@ class _Lane:
     is_told: bool = False  # or about to be, that it is written
     steps_taken: int = 0
     checked: dict[int, tuple[memoryview, bytearray]] = field(default_factory=dict)  # it waits for its turn to be hashed
-    is_hashing: bool = False
     steps_hashed: int = 0
     hashed_bytes: int = 0
     passed_bytes: int = 0
@@ -142,6 +141,7 @@ class _Pass:
         self._new = sorted(files, key=lambda file: file.size)  # the last one comes first
         self._begun: list[_Lane] = []
         self._left = len(self._new)
+        self._waiting = 0  # threads that find nothing to do
         self._buffers = [bytearray(BLOCK_BYTES) for _ in range(2 * jobs)]
         self._advance = advance
         self._is_stopped = False
@@ -166,11 +166,14 @@ class _Pass:
                 with self._lock:
                     if let_know is not None:
                         let_know()
-                        self._changed.notify_all()
+                        if self._waiting:
+                            self._changed.notify_all()
                     while (taken := self._take(lane)) is None:
                         if self._is_stopped or not self._left:
                             return
+                        self._waiting += 1
                         self._changed.wait()
+                        self._waiting -= 1
                 lane, do = taken
                 let_know = do()
         except BaseException:
@@ -204,10 +207,9 @@ class _Pass:
         return None, partial(self._begin, self._new.pop()) if self._new else None
 
     def _take_from(self, lane: _Lane) -> _Work | None:
-        """What is next to its end: what was checked is hashed while it is in the processor's cache."""
+        """What is next to its end, so that it is done while it is in the processor's cache."""
         step, part = lane.step, lane.part
-        if lane.steps_hashed in lane.checked and not lane.is_hashing:
-            lane.is_hashing = True
+        if lane.steps_hashed in lane.checked:
             return partial(self._hash, lane, *lane.checked.pop(lane.steps_hashed))
         if step is not None and self._buffers and step.begin + step.size <= lane.written_bytes:
             number, lane.steps_taken = lane.steps_taken, lane.steps_taken + 1
@@ -248,6 +250,8 @@ class _Pass:
         data = memoryview(whole)[: step.size]
         read_into(lane.begun.descriptor, step.begin, data, lane.file.name)
         step.check(data)
+        if number == lane.steps_hashed:  # and stays so, as nobody else has what comes next
+            return self._hash(lane, data, buffer)
         return partial(lane.checked.__setitem__, number, (data, buffer))
 
     def _hash(self, lane: _Lane, data: memoryview, buffer: bytearray) -> Callable[[], object]:
@@ -259,7 +263,6 @@ class _Pass:
         self._advance(len(data))
 
         def let_know() -> None:
-            lane.is_hashing = False
             lane.steps_hashed += 1
             lane.hashed_bytes += len(data)
             self._buffers.append(buffer)

@@ -464,9 +464,9 @@ class _Comparison:
     def steps(self) -> Iterator[Step]:
         """The steps, which leave no byte of the file out."""
         for span in self._spans():
-            for at in range(0, span.size, span.step):
-                size = min(span.step, span.size - at)
-                yield Step(span.begin + at, size, partial(self._compare, span, at))
+            size = span.step
+            for at in range(0, span.size, size):
+                yield Step(span.begin + at, min(size, span.size - at), partial(self._compare, span, at))
 
     def _read_entries(self) -> Sequence[TensorEntry]:
         original = self._terms.original
@@ -530,8 +530,12 @@ class _Comparison:
         """*size* bytes of the original's file *name*, from byte *begin* on, until the thread asks for others."""
         path = f"{self._terms.original.path}/{name}"
         data = memoryview(_memory.block if size <= BLOCK_BYTES else bytearray(size))[:size]
-        with reading(path), open(path, "rb", 0) as file:
-            read_into(file.fileno(), begin, data, path)
+        with reading(path):
+            source = os.open(path, os.O_RDONLY)
+            try:
+                read_into(source, begin, data, path)
+            finally:
+                os.close(source)
         return data
 
     def _message(self, layer: int | None, byte: int) -> str:
@@ -552,4 +556,4 @@ def _same(one: bytes | memoryview, other: bytes | memoryview) -> bool:
     words = len(one) // 8
     if len(one) != len(other) or bytes(one[8 * words :]) != bytes(other[8 * words :]):
         return False
-    return not words or np.array_equal(np.frombuffer(one, np.uint64, words), np.frombuffer(other, np.uint64, words))
+    return not words or bool((np.frombuffer(one, np.uint64, words) == np.frombuffer(other, np.uint64, words)).all())
