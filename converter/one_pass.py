@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from .errors import StorageError
 from .progress import Advance
@@ -25,16 +25,14 @@ RUN_AHEAD_BYTES = 32 << 20  # by which a file is written before it is checked, a
 PASSED_BYTES = 8 << 20  # of which a file is told at a time
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """What *write*, given the file's descriptor, writes from byte *begin* on, up to the next part."""
 
     begin: int
     write: Callable[[int], object]
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """The bytes [*begin*, *begin* + *size*), which *check* is given as they stand in the file."""
 
     begin: int

@@ -220,7 +220,9 @@ class _Staged:
                 while begin < end:
                     copied = _copy_some(source, target, begin, end, shift)
                     if not copied:
-                        raise StorageError(f"{name}: became shorter while it was copied; start again when IN is at rest")
+                        raise StorageError(
+                            f"{name}: became shorter while it was copied; start again when IN is at rest"
+                        )
                     begin += copied
             finally:
                 os.close(source)
