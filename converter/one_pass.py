@@ -20,7 +20,7 @@ from typing import NamedTuple, Protocol
 from .errors import StorageError
 from .progress import Advance
 
-BLOCK_BYTES = 256 << 10  # so that what is read of both sides stays in the processor's cache until it is hashed
+BLOCK_BYTES = 512 << 10  # so that what is read of both sides stays in the processor's cache until it is hashed
 RUN_AHEAD_BYTES = 32 << 20  # by which a file is written before it is checked, at most
 PASSED_BYTES = 8 << 20  # of which a file is told at a time
 

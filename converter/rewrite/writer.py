@@ -31,8 +31,8 @@ from ..progress import Advance
 from .assembly import OutputFile, Piece
 from .plan import ColumnEdit, Edit, Plan, RowEdit
 
-COPY_BYTES = 256 << 10  # so that what is copied is checked while it is in the processor's cache
-EDIT_BYTES = 256 << 10  # stored bytes of a block of rows; its float32 working copies bound the memory of an edit
+COPY_BYTES = 512 << 10  # so that what is copied is checked while it is in the processor's cache
+EDIT_BYTES = 512 << 10  # stored bytes of a block of rows; its float32 working copies bound the memory of an edit
 TABLE_BYTES = 1 << 20  # of a weight, from which on a table of all products is worth its making
 LOOKED_UP_ROWS = 8  # at a time: numpy makes an index of 8 bytes of each number
 _BACKDATED_NS = 10**9
