@@ -16,7 +16,6 @@ from benchmarks.pretrained.recovery import run
 
 METRICS = ("energy", "reconstruction", "fisher")
 PERCENTAGES = (10, 20, 33, 50)
-SAMPLES = 200  # of each file
 
 
 def main() -> None:
@@ -30,7 +29,7 @@ def main() -> None:
     masks.mkdir(exist_ok=True)
     files = (data / "calibration/questions.json", data / "speeches-calibration.txt", data / "novel-calibration.txt")
     calibration = [part for file in files for part in ("--calibration", file)]
-    calibration += ["--images", data / "calibration/images", "--num-samples", SAMPLES, "--device", arguments.device]
+    calibration += ["--images", data / "calibration/images", "--device", arguments.device]
 
     def mask(name: str, percentage: int, *how: object) -> None:
         rate = ("--schedule", "global", "--rate", percentage / 100)
@@ -38,8 +37,8 @@ def main() -> None:
 
     def of_metric(metric: str) -> None:
         scores = masks / f"scores-{metric}.json"
-        resident = ("--resident",) if metric == "fisher" else ()
-        mask(metric, 50, model, "--metric", metric, *resident, *calibration, "--save-scores", scores)
+        how = ("--loss", "answers", "--resident") if metric == "fisher" else ()
+        mask(metric, 50, model, "--metric", metric, *how, *calibration, "--save-scores", scores)
         for percentage in PERCENTAGES:
             mask(metric, percentage, "--scores", scores)
 
@@ -52,6 +51,8 @@ def main() -> None:
             masks / "scores-fisher.json",
             "--search",
             arguments.search,
+            "--loss",
+            "answers",
             *calibration,
         )
 

@@ -1,15 +1,13 @@
-"""Compares a resident model, as it is now, with what it was, on the text positions of samples.
-
-What an image makes the model say next is nothing that anybody reads, so the positions of images do not count.
-"""
+"""Judges how far a model has gone from what it was, by samples that were held out of what is done to it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from ..model.batches import batches
-from ..model.divergence import Divergence, compare
+from ..model.divergence import Compared, Divergence, compare
 from ..model.output_head import OutputHead
 from ..model.resident import ResidentModel
 from .inputs import Inputs
@@ -28,34 +26,47 @@ def judging(held_out: Sequence[SampleT]) -> list[SampleT]:
     return [held_out[number * len(held_out) // count] for number in range(count)]
 
 
-def taught_states(model: ResidentModel, samples: Sequence[Inputs]) -> list[torch.Tensor]:
-    """What the final norm makes of *samples*, for :func:`divergence` to compare with later; on the CPU."""
-    return [_states(model, batch).cpu() for batch in _batches(samples)]
+@dataclass(frozen=True)
+class Judgement:
+    """How far a model is from another on all text of samples, and the same on *parts* of it, by their names."""
+
+    of_all: Divergence
+    parts: Mapping[str, Divergence]
+
+    def worse_than(self, other: Judgement) -> tuple[str, ...]:
+        """The parts on which *other* is nearer."""
+        return tuple(name for name, found in self.parts.items() if other.parts[name].is_nearer(found))
 
 
-def divergence(
-    model: ResidentModel, head: OutputHead, samples: Sequence[Inputs], taught: Sequence[torch.Tensor]
-) -> Divergence:
-    """How far *model* is from the one that *taught* is of, on the same *samples*."""
-    pairs = zip(_batches(samples), taught, strict=True)
-    return Divergence.mean([compare(head, wanted.to(model.device), _states(model, batch)) for batch, wanted in pairs])
+class Judges:
+    """*samples* that compare *model* with what it is now: on their text, file by file, and at the answers of each."""
 
+    def __init__(self, model: ResidentModel, head: OutputHead, samples: Sequence[Inputs]) -> None:
+        self._model, self._head, self._samples = model, head, samples
+        self._taught = {number: states.cpu() for number, states in self._states()}
 
-def at_text(states: torch.Tensor, batch: Sequence[Inputs]) -> torch.Tensor:
-    """Of *states* [samples, longest, hidden_size], the rows of text positions, one sample after the other."""
-    import torch
+    def judge(self) -> Judgement:
+        """The model as it is now."""
+        compared: list[Compared] = []
+        parts: dict[str, list[Compared]] = {}
+        for number, states in self._states():
+            sample, wanted = self._samples[number], self._taught[number].to(states.device)
+            name = "the samples" if sample.file is None else sample.file.name
+            compared.append(compare(self._head, wanted, states))
+            parts.setdefault(name, []).append(compared[-1])
+            at = sample.places("answers")[sample.places("all")]
+            if sample.is_answer is not None and bool(at.any()):
+                parts.setdefault(f"the answers of {name}", []).append(compare(self._head, wanted[at], states[at]))
+        return Judgement(Divergence.mean(compared), {name: Divergence.mean(part) for name, part in parts.items()})
 
-    rows = [states[row, : len(one.is_image)][~one.is_image.to(states.device)] for row, one in enumerate(batch)]
-    return torch.cat(rows)
+    def _states(self) -> Iterator[tuple[int, torch.Tensor]]:
+        """Of every sample, its number and what goes into ``lm_head`` at its text, [places, hidden_size]."""
+        import torch
 
-
-def _states(model: ResidentModel, batch: Sequence[Inputs]) -> torch.Tensor:
-    import torch
-
-    with torch.no_grad():
-        return at_text(model.states([sample.hidden for sample in batch]), batch)
-
-
-def _batches(samples: Sequence[Inputs]) -> list[list[Inputs]]:
-    together = batches([len(sample.is_image) for sample in samples])
-    return [[samples[number] for number in numbers] for numbers in together]
+        for numbers in batches([len(sample.is_image) for sample in self._samples]):
+            batch = [self._samples[number] for number in numbers]
+            with torch.no_grad():
+                states = self._model.states([sample.hidden for sample in batch])
+            for number, sample, of_sample in zip(numbers, batch, states, strict=True):
+                places = sample.places("all").to(states.device)
+                yield number, of_sample[: len(places)][places]

@@ -37,9 +37,9 @@ MOST_JUDGING = 4096  # tokens that models are compared on, those of images inclu
 class Inputs:
     """A sample: *hidden* is the residual stream [1, tokens, hidden_size] in float32 on the CPU; *is_image* [tokens],
     whether a position is a part of an image; *num_cut* tokens behind those were cut off. *is_answer* [tokens], whether
-    a token is one of an answer, is None where that was not asked for and where the sample has no answers. *file* is
-    where it is from. *token_ids* [tokens] has -1 in the places of images; it is None where the tokenizer's tokens are
-    not those that the front end made."""
+    a token is one of an answer, is None where the sample has none, or they cannot be told. *file* is where it is from.
+    *token_ids* [tokens] has -1 in the places of images; it is None where the tokenizer's tokens are not those that the
+    front end made."""
 
     hidden: torch.Tensor
     is_image: torch.Tensor
@@ -48,6 +48,19 @@ class Inputs:
     file: DataFile | None = None
     token_ids: torch.Tensor | None = None
 
+    def places(self, loss: str) -> torch.Tensor:
+        """Whether it counts what comes next behind each token [tokens].
+
+        It does under the *loss* ``all``, unless that is an image's token: nobody reads what an image makes the model
+        say. Under ``answers``, it does where the tokens of answers come next; in a sample without answers, as in all.
+        """
+        places = self.is_image.new_ones(self.is_image.shape)
+        if loss == "answers" and self.is_answer is not None:
+            places[:-1], places[-1] = self.is_answer[1:], False
+        else:
+            places[:-1] = ~self.is_image[1:]
+        return places
+
 
 def make_inputs(
     checkpoint: Checkpoint,
@@ -55,15 +68,13 @@ def make_inputs(
     *,
     tower: Path | None = None,
     device: str = "cpu",
-    find_answers: bool = False,
     enough: int | None = None,
     progress: bool = False,
 ) -> list[Inputs]:
     """The inputs that *checkpoint*'s stock front end makes from *samples*, at most :data:`MAX_TOKENS` tokens each.
 
     Plain text becomes windows; in each of them the tokens begin as the tokenizer lets any text begin, and the last may
-    be shorter. *find_answers* finds out which of the tokens are those of answers. With *enough* tokens, those of images
-    included, no further sample is taken.
+    be shorter. With *enough* tokens, those of images included, no further sample is taken.
 
     *tower* is the directory of the vision tower, see :func:`~s4convert.model.front_end.open_front_end`.
 
@@ -81,7 +92,7 @@ def make_inputs(
             try:
                 with stock_front_end(checkpoint, "tokenizer" if image is None else "vision tower"):
                     is_packed = sample.file is not None and sample.file.window is not None
-                    whole = partial(_whole, front_end, sample, image, find_answers=find_answers)
+                    whole = partial(_whole, front_end, sample, image)
                     for one in _windows(checkpoint, front_end, sample) if is_packed else [whole()]:
                         inputs.append(one)
                         num_tokens += len(one.is_image)
@@ -98,12 +109,14 @@ def make_inputs(
     return inputs
 
 
-def _whole(front_end: FrontEnd, sample: Sample, image: Image.Image | None, *, find_answers: bool) -> Inputs:
+def _whole(front_end: FrontEnd, sample: Sample, image: Image.Image | None) -> Inputs:
     """*sample*, cut at :data:`MAX_TOKENS`."""
     hidden, is_image = front_end(sample.text, image)
     is_answer, token_ids = None, token_ids_of(front_end, sample.text, is_image)
-    if find_answers and sample.answers:
-        is_answer = _answers(front_end, sample, is_image)[:MAX_TOKENS].clone()
+    if sample.answers and token_ids is not None:
+        is_answer = _answers(front_end, sample, token_ids)[:MAX_TOKENS].clone()
+    elif sample.answers:
+        _log.warning("%s: its answers cannot be told from other text, so all of it counts", sample.where)
     return Inputs(
         hidden[:, :MAX_TOKENS].clone(),
         is_image[:MAX_TOKENS].clone(),
@@ -145,21 +158,16 @@ def _windows(checkpoint: Checkpoint, front_end: FrontEnd, sample: Sample) -> Ite
         yield Inputs(embed(checkpoint, window), is_image, file=sample.file, token_ids=torch.tensor(window))
 
 
-def _answers(front_end: FrontEnd, sample: Sample, is_image: torch.Tensor) -> torch.Tensor:
-    """Whether each token of *sample* is one of an answer [tokens].
+def _answers(front_end: FrontEnd, sample: Sample, token_ids: torch.Tensor) -> torch.Tensor:
+    """Whether each token of *sample*, of its *token_ids*, is one of an answer [tokens].
 
     An answer begins where the tokens of the text before it cease to be those of the whole text: a tokenizer may join
     the last letter before an answer with its first.
     """
     import torch
 
-    whole, places = front_end.text_tokens(sample.text), (~is_image).nonzero()[:, 0]
-    if len(whole) != len(places):
-        raise CheckpointError(
-            f"{sample.where}: the front end makes {len(places)} text tokens of it, but its tokenizer {len(whole)}, so "
-            "the answers cannot be found; use `loss='all'`"
-        )
-    is_answer = torch.zeros_like(is_image)
+    places = (token_ids >= 0).nonzero()[:, 0]
+    whole, is_answer = token_ids[places].tolist(), torch.zeros_like(token_ids, dtype=torch.bool)
     for begin, end in sample.answers:
         first, behind = (_num_common(front_end.text_tokens(sample.text[:at]), whole) for at in (begin, end))
         is_answer[places[first:behind]] = True

@@ -1,10 +1,11 @@
 """Distillation: q, k, v and o of kept heads are trained until the pruned model says what the original says.
 
-From the least-squares refit on, Adam lowers KL(original || pruned) over the text positions of calibration samples, of
-questions, answers and plain text alike; what an image makes the model say next is nothing that anybody reads. The two
-models share all weights but those that are trained. These are in float32, without the rows and columns of pruned heads,
-which are zero throughout; the model computes with them rounded to the dtype that they are stored in, and gradients
-pass that rounding by. Where held-out samples do not show that the training made it better, the refit stays.
+From the least-squares refit on, Adam lowers KL(original || pruned) on calibration samples, over questions, answers and
+plain text alike; every sample counts the same, or a page of text would outweigh hundreds of answers. The two models
+share all weights but those that are trained. These are in float32, without the rows and columns of pruned heads, which
+are zero throughout; the model computes with them rounded to the dtype that they are stored in, and gradients pass that
+rounding by. Held-out samples judge: what is kept makes all of them better, and neither those of a file nor the answers
+in it worse. Where there is no such thing, the refit stays.
 
 The same inputs give the same bytes on the same machine with the same number of threads.
 """
@@ -23,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..calibration.comparison import at_text, divergence, taught_states
+from ..calibration.comparison import Judges
 from ..calibration.inputs import Inputs
 from ..checkpoint import Checkpoint, StoredTensor
 from ..checkpoint.torch_file import torch_dtype
@@ -245,7 +246,7 @@ class _Adam:
 
 @dataclass
 class _Schedule:
-    """The *step* that is being taken, from 0, over *tokens* text positions."""
+    """The *step* that is being taken, from 0, over *tokens* places."""
 
     settings: TrainingSettings
     step: int = 0
@@ -274,34 +275,29 @@ def _train(
     for trained in maps:
         bias = getattr(model.module(trained.layer, trained.name), "bias", None)
         modules[trained.layer, trained.name] = _Pupil(trained, bias)
-    taught = taught_states(model, judges)
-
-    def judged() -> Divergence:
-        with model.replaced(modules):
-            return divergence(model, head, judges, taught)
-
-    start = judged()
-    refit = best = start.kl
-    best_step, since, checks, totals = 0, 0, list[Check](), list[tuple[torch.Tensor, int]]()
+    held_out = Judges(model, head, judges)
+    with model.replaced(modules):
+        refit = held_out.judge()
+    best = refit.of_all.kl
+    best_step, since, checks, seen = 0, 0, list[Check](), list[Compared]()
     schedule, every = _Schedule(settings), max(1, settings.steps // CHECKS)
     optimizers = [_Adam(schedule, trained.master) for trained in maps]
     with step_bar("distill", settings.steps, shown=progress) as bar, model.recomputing():
-        bar.set_postfix_str(f"held-out KL {refit:.4g}")
+        bar.set_postfix_str(f"held-out KL {best:.4g}")
         for step, batch in zip(range(settings.steps), _order(pupils), strict=False):
-            compared = _backward(model, head, modules, batch, schedule)
-            totals.append((compared.total, compared.tokens))
+            seen += _backward(model, head, modules, batch, schedule)
             schedule.step += 1
             bar.update(1)
             if (step + 1) % every and step + 1 < settings.steps:
                 continue
-            found = judged().kl
-            mean = sum(float(total) for total, _ in totals) / sum(tokens for _, tokens in totals)
-            checks.append(Check(step + 1, found, mean))
-            totals.clear()
-            bar.set_postfix_str(f"held-out KL {found:.4g}")
+            with model.replaced(modules):
+                found = held_out.judge()
+            checks.append(Check(step + 1, found.of_all.kl, Divergence.mean(seen).kl, found.worse_than(refit)))
+            seen.clear()
+            bar.set_postfix_str(f"held-out KL {found.of_all.kl:.4g}")
             since += 1
-            if found < best:
-                best, best_step, since = found, step + 1, 0
+            if found.of_all.kl < best and not checks[-1].worse:
+                best, best_step, since = found.of_all.kl, step + 1, 0
                 for trained in maps:
                     trained.keep()
             if since >= PATIENCE and step >= settings.steps // 2 + PATIENCE * every:
@@ -312,8 +308,8 @@ def _train(
         settings,
         len(pupils),
         len(judges),
-        start.tokens,
-        refit,
+        refit.of_all.tokens,
+        refit.of_all.kl,
         tuple(checks),
         best_step,
         torch.device(model.device).type,
@@ -327,23 +323,22 @@ def _backward(
     modules: Mapping[tuple[int, str], torch.nn.Module],
     batch: Sequence[Inputs],
     schedule: _Schedule,
-) -> Compared:
-    """Compare the two models on *batch*; on the way back, every master takes its step."""
+) -> list[Compared]:
+    """Compare the two models on every sample of *batch*; on the way back, every master takes its step."""
     hidden = [sample.hidden for sample in batch]
+    places = [sample.places("all").nonzero()[:, 0].to(model.device) for sample in batch]
+    schedule.tokens = sum(map(len, places))
     with torch.no_grad():
-        wanted = at_text(model.states(hidden), batch)
+        wanted = model.states(hidden)
     with model.replaced(modules):
-        states = model.states(hidden)
-        found = at_text(states.detach(), batch)
-        schedule.tokens = len(found)
-        compared = compare(head, wanted, found, with_gradient=True)
-        assert compared.gradient is not None
-        gradient, at = torch.zeros_like(states), 0
-        for row, sample in enumerate(batch):
-            is_text = ~sample.is_image.to(states.device)
-            count = int((~sample.is_image).sum())
-            gradient[row, : len(is_text)][is_text] = compared.gradient[at : at + count].to(states.dtype)
-            at += count
+        states, compared = model.states(hidden), []
+        gradient = torch.zeros_like(states)
+        for row, where in enumerate(places):
+            found = compare(head, wanted[row, where], states[row, where].detach(), with_gradient=True)
+            assert found.gradient is not None
+            weight = schedule.tokens / len(batch) / len(where)  # 1 where all are of a length: half precision is coarse
+            gradient[row, where] = (weight * found.gradient).to(states.dtype)
+            compared.append(replace(found, gradient=None))
         states.backward(gradient)  # type: ignore[no-untyped-call]
     return compared
 

@@ -57,20 +57,25 @@ class TrainedRows:
 
 @dataclass(frozen=True)
 class Check:
-    """After *step* steps: the KL to the original on held-out samples, and its mean in training since the last check."""
+    """After *step* steps: the KL to the original on held-out samples, and its mean in training since the last check.
+
+    *worse* names the parts of held-out samples that are further from the original than they were at the start.
+    """
 
     step: int
     held_out: float
     training: float
+    worse: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Training:
     """What became of a training by *settings*, on *num_samples* samples, judged by *num_held_out* others.
 
-    KL is the mean over text positions of the Kullback-Leibler divergence from the original's output, in nats; *refit*
-    is that of the least-squares refit that the training started from, *checks* are those on the way. Of all, the
-    weights of *best_step* are kept; 0 is the refit. It was computed in *dtype* on *device*.
+    KL is the Kullback-Leibler divergence from the original's output, in nats a token of text, over samples that count
+    the same; *refit* is that of the least-squares refit that the training started from, *checks* are those on the way.
+    Of those that make no part worse, the weights of the best are kept, those of *best_step*; 0 is the refit. It was
+    computed in *dtype* on *device*.
     """
 
     settings: TrainingSettings
@@ -97,6 +102,7 @@ class Training:
             "held_out_tokens": self.held_out_tokens,
             "refit_kl": rounded(self.refit),
             "checks": [[check.step, rounded(check.held_out), rounded(check.training)] for check in self.checks],
+            "worse": {str(check.step): list(check.worse) for check in self.checks if check.worse},
             "best_step": self.best_step,
             "kl": rounded(self.kl),
             "device": self.device,
@@ -112,8 +118,9 @@ class Training:
             f"to the original on {self.num_held_out} others: {self.refit:.4g} by least squares, "
         )
         if not self.best_step:
-            best = min((check.held_out for check in self.checks), default=self.refit)
-            return f"{text}{best:.4g} trained, so the least-squares refit stays"
+            best = min(self.checks, key=lambda check: check.held_out)
+            worse = f", but further on {' and '.join(best.worse)}" if best.held_out < self.refit else ""
+            return f"{text}{best.held_out:.4g} trained{worse}, so the least-squares refit stays"
         return f"{text}{self.kl:.4g} trained (step {self.best_step})"
 
 

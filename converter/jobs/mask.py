@@ -201,7 +201,6 @@ class _Data:
             self.samples.samples,
             tower=self.tower,
             device=options.device,
-            find_answers=options.loss == "answers" and (options.metric == "fisher" or options.search is not None),
             progress=options.progress,
         )
 
@@ -249,7 +248,7 @@ def _searched(data: _Data, mask: HeadMask, scores: HeadScores, schedule: Schedul
         before = int(((start.provenance or {}).get("search") or {}).get("total_proposals", 0))
     held_out = some_of([*compress(data.inputs, data.held_out)])
     model = ResidentModel(data.checkpoint, device=options.device, progress=options.progress)
-    searcher = Searcher(model, orders, data.train, held_out, Labels(held_out, options.loss, options.seed).positions)
+    searcher = Searcher(model, orders, data.train, held_out, Labels(held_out, options.loss, options.seed).places)
     frozen = () if isinstance(schedule, Adaptive) else schedule.protect or ()
     found = searcher.search(
         counts, seconds=options.search, seed=(options.seed, before), frozen=frozen, progress=options.progress

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,33 +12,42 @@ from .output_head import OutputHead
 if TYPE_CHECKING:
     import torch
 
+NOTICED = 0.01  # of a KL: by so much, two are told apart
+NOTHING = 1e-3  # nats a token: where a model is sure of what to say, KL is all but 0, and changes by less with anything
 _BLOCK = 512  # tokens at a time: a row has a number for each token of the vocabulary
 
 
 @dataclass(frozen=True)
 class Divergence:
-    """The mean KL(original || other) in nats over *tokens* positions, and *top1*, where both prefer the same token."""
+    """The mean KL(original || other) in nats a token, and *top1*, the share of places where both prefer the same token.
+
+    It is over *tokens* places of samples that count the same, however long they are: a question with an answer of one
+    letter tells as much of a model as a page of text.
+    """
 
     kl: float
     top1: float
     tokens: int
+
+    def is_nearer(self, other: Divergence) -> bool:
+        """Whether this is nearer to the original than *other*, by more than :data:`NOTICED` and :data:`NOTHING`."""
+        return self.kl < min(other.kl * (1 - NOTICED), other.kl - NOTHING)
 
     def to_json(self) -> dict[str, float]:
         """The figures, rounded to four significant digits."""
         return {"kl": float(f"{self.kl:.4g}"), "top1": float(f"{self.top1:.4g}")}
 
     @staticmethod
-    def mean(parts: list[Compared]) -> Divergence:
-        """Over all positions of *parts*."""
-        tokens = sum(part.tokens for part in parts)
-        return Divergence(
-            sum(float(part.total) for part in parts) / tokens, sum(int(part.equal) for part in parts) / tokens, tokens
-        )
+    def mean(samples: Sequence[Compared]) -> Divergence:
+        """Over *samples*, each by the mean over its own places."""
+        kl = sum(float(one.total) / one.tokens for one in samples) / len(samples)
+        top1 = sum(int(one.equal) / one.tokens for one in samples) / len(samples)
+        return Divergence(kl, top1, sum(one.tokens for one in samples))
 
 
 @dataclass(frozen=True)
 class Compared:
-    """The sum *total* [] of the divergences of *tokens* positions, and how many are *equal* [] in what they prefer.
+    """The sum *total* [] of the divergences of *tokens* places, and how many are *equal* [] in what they prefer.
 
     *gradient* [tokens, hidden_size] is that of *total* with respect to the other's states.
     """
@@ -46,6 +56,14 @@ class Compared:
     equal: torch.Tensor
     tokens: int
     gradient: torch.Tensor | None = None
+
+    @staticmethod
+    def together(parts: Sequence[Compared]) -> Compared:
+        """*parts* as if they were one sample, without their gradients."""
+        import torch
+
+        total, equal = (torch.stack(figures).sum() for figures in ([p.total for p in parts], [p.equal for p in parts]))
+        return Compared(total, equal, sum(part.tokens for part in parts))
 
 
 def compare(head: OutputHead, original: torch.Tensor, other: torch.Tensor, *, with_gradient: bool = False) -> Compared:

@@ -318,15 +318,23 @@ def _agreement(agreement: Mapping[str, Any] | None, mode: str) -> list[Table]:
     """How near the converted model, and what needs no data, is to the original."""
     if agreement is None:
         return []
-    columns = [
-        ("model", "none and scale: the original with hooks that prune, without and with the S4 scale"),
-        ("KL", "KL divergence of the original's next token from the model's, in nats a token; 0 is the same model"),
-        ("same top token", "the share of places where both find the same next token most likely"),
-    ]
+    measured = {"text": agreement} | ({"answers": agreement["answers"]} if "answers" in agreement else {})
+    columns = [("model", "none and scale: the original with hooks that prune, without and with the S4 scale")]
+    for kind in measured:
+        columns += [
+            (
+                f"KL, {kind}",
+                "KL divergence of the original's next token from the model's, in nats a token; 0 is the same",
+            ),
+            (f"same top token, {kind}", "the share of places where both find the same next token most likely"),
+        ]
     named = {name: name for name in ("none", "scale") if name != mode} | {"converted": f"{mode}, as stored"}
-    rows = [[shown, f"{agreement[name]['kl']:.3g}", f"{agreement[name]['top1']:.1%}"] for name, shown in named.items()]
-    text = f"Agreement with the original, on {agreement['num_tokens']:,} tokens of {agreement['num_samples']} samples"
-    return [Table(text, columns, rows)]
+    rows = [
+        [shown, *(text for one in measured.values() for text in (f"{one[name]['kl']:.3g}", f"{one[name]['top1']:.1%}"))]
+        for name, shown in named.items()
+    ]
+    tokens = ", ".join(f"{one['num_tokens']:,} tokens of {kind}" for kind, one in measured.items())
+    return [Table(f"Agreement with the original, on {agreement['num_samples']} samples: {tokens}", columns, rows)]
 
 
 def _next_token(behaviour: Mapping[str, Any] | None) -> list[Table]:

@@ -32,9 +32,10 @@ def what_is_left(evaluation: Mapping[str, Any] | None, verification: Mapping[str
             f"model {after['percent']:.1f} %: {_change(change)}."
         )
     if agreement is not None:
-        after = agreement["converted"]
+        read = agreement.get("answers", agreement)
+        after, of = read["converted"], "" if read is agreement else " of answers"
         lines.append(
-            f"On {agreement['num_tokens']:,} held-out tokens, both find the same next token most likely in "
+            f"On {read['num_tokens']:,} held-out tokens{of}, both find the same next token most likely in "
             f"{after['top1']:.1%} of the places; the KL divergence to the original is {after['kl']:.3g} nats a token."
         )
     files = behaviour.get("data", {}).get("files")

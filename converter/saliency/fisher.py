@@ -1,12 +1,13 @@
 """``fisher``: what it costs the model's output that a layer loses its first heads, and the others are fitted again.
 
 In each layer, heads go in the order of greedy least-squares reconstruction. With W = ``o_proj.weight``, x_t its input
-at token t, W'_j the refit of those that are left when the first j heads are gone, and L the cross-entropy, summed over
-tokens, against labels that are drawn from the model's own output,
+at token t, W'_j the refit of those that are left when the first j heads are gone, and L the cross-entropy of a sample,
+summed over its n labels that are drawn from the model's own output,
 
-    J_j = E_t[(g_t . r_t)^2]        r_t = (W'_j - W) x_t,  g_t = dL/dy_t at y_t = W x_t
+    J_j = E[sum_t (g_t . r_t)^2 / n]        r_t = (W'_j - W) x_t,  g_t = dL/dy_t at y_t = W x_t
 
-is twice the second-order growth of the KL divergence to the original. The next step of the greedy path is
+over the samples is twice the second-order growth of the KL divergence to the original, in nats a label. Every sample
+counts the same: a question with an answer of one letter tells as much as a page. The next step of the greedy path is
 W'_j+1 = W'_j - W'_jp G with the heads p that go and the update G [head_dim, columns]; so with u_t = W'_j^T g_t, which
 is at first the gradient at the *input* of ``o_proj``,
 
@@ -50,8 +51,7 @@ _ROWS = 256  # of logits at a time, at the most
 class Labels:
     """Where *inputs* have a label, and the numbers that draw it from the model's output; the same on every device.
 
-    Under the *loss* ``all``, there is one behind each token, unless an image's token comes next. Under ``answers``, a
-    sample with answers has labels in the places of their tokens, and every other sample all.
+    They are where what comes next counts under *loss*, see :meth:`~s4convert.calibration.inputs.Inputs.places`.
 
     Raises:
         CalibrationError: there is no label, because all answers were cut off.
@@ -61,25 +61,21 @@ class Labels:
         import torch
 
         generator = torch.Generator().manual_seed(seed)
-        self.positions: list[torch.Tensor] = []  # [tokens], of each sample: whether it is to say what comes next
+        self.places: list[torch.Tensor] = []  # [tokens], of each sample: whether there is a label
         self._draws: list[torch.Tensor] = []  # [tokens], uniform in [0, 1)
         for sample in inputs:
             self._draws.append(torch.rand(len(sample.is_image), dtype=torch.float64, generator=generator))
-            positions = torch.ones_like(sample.is_image)
-            if loss == "answers" and sample.is_answer is not None:
-                positions[:-1], positions[-1] = sample.is_answer[1:], False
-            else:
-                positions[:-1] = ~sample.is_image[1:]
-            self.positions.append(positions)
-        self.count = sum(int(positions.sum()) for positions in self.positions)
+            self.places.append(sample.places(loss))
+        self.count = sum(int(places.sum()) for places in self.places)
+        self.num_samples = sum(bool(places.any()) for places in self.places)
         if not self.count:
             raise CalibrationError(
                 "fisher: every sample was cut off before its answers; give shorter ones, or use `loss='all'`"
             )
 
     def gradients(self, numbers: Sequence[int], head: OutputHead, hidden: torch.Tensor) -> torch.Tensor:
-        """dL/dh of the samples *numbers*, whose residual stream h behind the last layer is *hidden* [samples, tokens,
-        width]."""
+        """dL/dh / sqrt(n) of the samples *numbers*, whose residual stream h behind the last layer is *hidden* [samples,
+        tokens, width]."""
         import torch
 
         return torch.stack([self._gradient(*one, head) for one in zip(numbers, hidden.float(), strict=True)])
@@ -88,7 +84,8 @@ class Labels:
         import torch
 
         gradient = torch.zeros_like(hidden)
-        for places in self.positions[number].nonzero()[:, 0].chunk(-(-len(hidden) // _ROWS)):
+        count = int(self.places[number].sum())
+        for places in self.places[number].nonzero()[:, 0].chunk(-(-len(hidden) // _ROWS)):
             draws = self._draws[number][places, None].to(hidden.device)
             rows = hidden[places.to(hidden.device)].requires_grad_()
             with torch.enable_grad():
@@ -97,7 +94,7 @@ class Labels:
             summed = probabilities.cumsum(-1)
             labels = torch.searchsorted(summed, draws * summed[:, -1:], right=True)
             labels.clamp_(max=summed.shape[1] - 1)
-            at_logits = probabilities.scatter_add_(1, labels, -torch.ones_like(draws)).float()
+            at_logits = probabilities.scatter_add_(1, labels, -torch.ones_like(draws)).div_(count**0.5).float()
             (gradient[places.to(hidden.device)],) = torch.autograd.grad(normed, rows, head.pull_back(at_logits))
         return gradient
 
@@ -108,10 +105,9 @@ class LosingHeads:
     def __init__(self, heads: Sequence[int], updates: torch.Tensor) -> None:
         self._heads, self._updates = tuple(heads), updates
         self._sums: torch.Tensor | None = None
-        self._num_tokens = 0
 
     def observe(self, outputs: torch.Tensor, gradient: torch.Tensor) -> None:
-        """Count in the input of ``o_proj`` [tokens, columns], and the gradient there."""
+        """Count in the input of ``o_proj`` [tokens, columns], and the gradient of L / sqrt(n) there."""
         import torch
 
         outputs, left = outputs.float(), gradient.float().clone()  # W'_j^T g_t
@@ -125,12 +121,11 @@ class LosingHeads:
             squares.append(change.square().sum())
         sums = torch.stack(squares)
         self._sums = sums if self._sums is None else self._sums + sums
-        self._num_tokens += len(outputs)
 
-    def ladder(self) -> Ladder:
-        """The order, and J_1 to J_n."""
+    def ladder(self, num_samples: int) -> Ladder:
+        """The order, and J_1 to J_n, of so many samples."""
         assert self._sums is not None
-        return Ladder(self._heads, tuple((self._sums / self._num_tokens).tolist()))
+        return Ladder(self._heads, tuple((self._sums / num_samples).tolist()))
 
 
 def streamed_ladders(
@@ -186,7 +181,7 @@ def streamed_ladders(
                     before, heads, at_heads = decoder.backward(hidden, behind.to(device))
                     together[place] = (numbers, inside, before.to(stay))
                     losing.observe(heads[inside], at_heads[inside])
-                ladders.append(losing.ladder())
+                ladders.append(losing.ladder(labels.num_samples))
                 bar.update(1)
     return ladders[::-1]
 
@@ -225,7 +220,7 @@ def resident_ladders(
                 partial(_count, losing, inside),
             )
             bar.update(len(numbers))
-    return [one.ladder() for one in losing]
+    return [one.ladder(labels.num_samples) for one in losing]
 
 
 def _count(

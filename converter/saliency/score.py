@@ -57,10 +57,7 @@ def score_heads(
     check_metric(metric, settings, has_data=samples is not None)
     if samples is None:
         return score_inputs(checkpoint, metric, [], settings, progress=progress)
-    find_answers = metric == "fisher" and loss == "answers"
-    inputs = make_inputs(
-        checkpoint, samples.samples, tower=tower, device=device, find_answers=find_answers, progress=progress
-    )
+    inputs = make_inputs(checkpoint, samples.samples, tower=tower, device=device, progress=progress)
     return score_inputs(checkpoint, metric, inputs, settings, progress=progress)
 
 

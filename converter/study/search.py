@@ -65,7 +65,7 @@ class Searched:
 class Searcher:
     """Swaps heads of *model*, which loses those of *orders*; fits are to the samples *train*.
 
-    *held_out* are the samples that judge, each where *positions* [tokens] says.
+    *held_out* are the samples that judge, each where *places* [tokens] says.
 
     Raises:
         OutOfMemoryError: the moments of all layers do not fit beside the model.
@@ -77,7 +77,7 @@ class Searcher:
         orders: Orders,
         train: Sequence[Inputs],
         held_out: Sequence[Inputs],
-        positions: Sequence[torch.Tensor],
+        places: Sequence[torch.Tensor],
     ) -> None:
         self._model, self._orders, self._head = model, orders, OutputHead(model.checkpoint, model.device)
         self._weights = [model.output_weight(layer).clone() for layer in range(len(orders))]
@@ -90,7 +90,7 @@ class Searcher:
                     moments[layer].add(heads[inside], is_image, lambda outputs: outputs.T @ outputs)
             self._moments = [moments.pop(0).mixed() for _ in orders]
             self._batches = [
-                [(held_out[number].hidden, positions[number].to(model.device)) for number in numbers]
+                [(held_out[number].hidden, places[number].to(model.device)) for number in numbers]
                 for numbers in batches([len(sample.is_image) for sample in held_out])
             ]
             self._original = self._states()
@@ -128,9 +128,9 @@ class Searcher:
         into.copy_(refitted)
 
     def divergence(self) -> float:
-        """KL(original || the model as it is), in nats a token of the held-out samples."""
+        """KL(original || the model as it is), in nats a token of the held-out samples, which count the same."""
         pairs = zip(self._original, self._states(), strict=True)
-        return Divergence.mean([compare(self._head, before, after) for before, after in pairs]).kl
+        return Divergence.mean([compare(self._head, before, after) for before, after in pairs if len(before)]).kl
 
     def search(
         self,
@@ -197,7 +197,7 @@ class Searcher:
         ]
 
     def _states(self) -> list[torch.Tensor]:
-        """What goes into ``lm_head`` at the positions of each held-out sample, [positions, hidden_size]."""
+        """What goes into ``lm_head`` at the places of each held-out sample, [places, hidden_size]."""
         import torch
 
         with torch.inference_mode():

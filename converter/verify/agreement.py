@@ -7,7 +7,7 @@ part: so the nearness of no compensation, of the S4 scale and of the converted w
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,74 +24,96 @@ from .claim import Claim
 if TYPE_CHECKING:
     import torch
 
-NOTICED = 0.01  # by which a KL must be smaller than another to be called nearer
 WITHOUT_DATA = ("none", "scale")
 
 
 @dataclass(frozen=True)
-class Agreement:
-    """What was measured on *num_tokens* tokens of text and answers in *num_samples* held-out samples.
+class Nearness:
+    """How near models are to the original at *num_tokens* places: *converted* are the weights as they stand in OUT;
+    *without_data* maps ``none`` and ``scale`` to what those would have been."""
 
-    *converted* are the weights as they stand in OUT, by the compensation *mode*; *without_data* maps ``none`` and
-    ``scale`` to what those would have been.
-    """
-
-    num_samples: int
     num_tokens: int
-    mode: str
     converted: Divergence
     without_data: dict[str, Divergence]
 
-    @property
-    def others(self) -> dict[str, Divergence]:
-        """:attr:`without_data` without the mode itself."""
-        return {mode: nearness for mode, nearness in self.without_data.items() if mode != self.mode}
+    def is_further(self, mode: str) -> bool:
+        """Whether *mode* is further from the original than the converted weights are."""
+        return self.converted.is_nearer(self.without_data[mode])
 
-    @property
-    def advice(self) -> str | None:
-        """A sentence where another mode, which needs no data, is nearer to the original; else None."""
-        nearer = {mode: other for mode, other in self.others.items() if _is_nearer(other, self.converted)}
-        if not nearer:
-            return None
-        best = min(nearer, key=lambda mode: nearer[mode].kl)
-        otherwise = ", or calibrate with more data" if MODES[self.mode].needs_moments else ""
-        return (
-            f"on {self.num_tokens:,} held-out tokens, {best} is nearer to the original than {self.mode} (KL "
-            f"{nearer[best].kl:.3g} against {self.converted.kl:.3g}); use `compensation='{best}'`{otherwise}"
-        )
+    def tells_apart(self, mode: str) -> bool:
+        """Whether *mode* is further from the original than the converted weights, or nearer."""
+        return self.is_further(mode) or self.without_data[mode].is_nearer(self.converted)
 
     def to_json(self) -> dict[str, Any]:
         """The figures for a script to read."""
         nearness = {mode: other.to_json() for mode, other in self.without_data.items()}
-        return {
-            "num_samples": self.num_samples,
-            "num_tokens": self.num_tokens,
-            **nearness,
-            "converted": self.converted.to_json(),
-        }
+        return {"num_tokens": self.num_tokens, **nearness, "converted": self.converted.to_json()}
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What was measured, by the compensation *mode*, in *num_samples* held-out samples.
+
+    It is on their *text*, answers included, and at their *answers* alone, if they have any. These are what people read:
+    what is nearer at the answers is called nearer, and only where they do not tell, what is nearer on the text.
+    """
+
+    num_samples: int
+    mode: str
+    text: Nearness
+    answers: Nearness | None
+
+    @property
+    def _told_apart(self) -> dict[str, Nearness]:
+        """The modes that can be told apart from the converted weights, and what tells."""
+        told: dict[str, Nearness] = {}
+        for measured in (self.text, self.answers):
+            if measured is not None:
+                told |= {mode: measured for mode in WITHOUT_DATA if measured.tells_apart(mode)}
+        return {mode: measured for mode, measured in told.items() if mode != self.mode}
+
+    @property
+    def advice(self) -> str | None:
+        """A sentence where another mode, which needs no data, is nearer to the original; else None."""
+        nearer = {mode: measured for mode, measured in self._told_apart.items() if not measured.is_further(mode)}
+        if not nearer:
+            return None
+        best = min(nearer, key=lambda mode: (nearer[mode] is self.text, nearer[mode].without_data[mode].kl))
+        measured = nearer[best]
+        otherwise = ", or calibrate with more data" if MODES[self.mode].needs_moments else ""
+        return (
+            f"on {measured.num_tokens:,} held-out tokens{'' if measured is self.text else ' of answers'}, {best} is "
+            f"nearer to the original than {self.mode} (KL {measured.without_data[best].kl:.3g} against "
+            f"{measured.converted.kl:.3g}); use `compensation='{best}'`{otherwise}"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures for a script to read."""
+        answers = {} if self.answers is None else {"answers": self.answers.to_json()}
+        return {"num_samples": self.num_samples, **self.text.to_json(), **answers}
 
     def to_lines(self) -> list[str]:
         """A small table, and what is better than what, for a person to read."""
-        rows = {**self.others, f"{self.mode}, as stored": self.converted}
-        width = max(map(len, rows))
+        measured = [self.text] if self.answers is None else [self.text, self.answers]
+        names = {mode: mode for mode in WITHOUT_DATA if mode != self.mode} | {"converted": f"{self.mode}, as stored"}
+        width = max(map(len, names.values()))
+        heads = [f"{kind}: {one.num_tokens:,} tokens" for kind, one in zip(("text", "answers"), measured, strict=False)]
         lines = [
-            f"agreement with the original, on {self.num_tokens:,} tokens of {self.num_samples} held-out samples:",
-            f"{'':<{width}}         KL  same top token",
-            *(f"{name:<{width}}  {row.kl:>9.3e}  {row.top1:>14.1%}" for name, row in rows.items()),
+            f"agreement with the original, on {self.num_samples} held-out samples:",
+            f"{'':<{width}}" + "".join(f"  {head:>25}" for head in heads),
+            f"{'':<{width}}" + "         KL  same top token" * len(measured),
         ]
-        worse = [mode for mode, other in self.others.items() if _is_nearer(self.converted, other)]
-        if worse:
-            lines.append(f"{self.mode} is nearer to the original than {' and '.join(worse)}")
+        for mode, name in names.items():
+            row = [one.converted if mode == "converted" else one.without_data[mode] for one in measured]
+            lines.append(f"{name:<{width}}" + "".join(f"  {one.kl:>9.3e}  {one.top1:>14.1%}" for one in row))
+        further = [mode for mode, measured in self._told_apart.items() if measured.is_further(mode)]
+        if further:
+            lines.append(f"{self.mode} is nearer to the original than {' and '.join(sorted(further))}")
         return lines
 
 
-def _is_nearer(one: Divergence, other: Divergence) -> bool:
-    """Whether the KL is smaller by more than :data:`NOTICED`."""
-    return one.kl < other.kl * (1 - NOTICED)
-
-
 def check_agreement(claim: Claim, inputs: Sequence[Inputs], *, device: str, advance: Advance) -> Agreement | None:
-    """The agreement on the text tokens of *inputs*, one decoder layer in memory at a time; None without such tokens.
+    """The agreement on the text of *inputs*, one decoder layer in memory at a time; None without samples.
 
     What needs no data is applied at the input of ``o_proj`` at run time; the converted weights are those of OUT. The
     models run on *device*; *advance* is told 1 after every layer.
@@ -104,27 +126,38 @@ def check_agreement(claim: Claim, inputs: Sequence[Inputs], *, device: str, adva
     """
     import torch
 
-    texts = [torch.nonzero(~sample.is_image).flatten().to(device) for sample in inputs]
-    if not sum(map(len, texts)):
+    if not inputs:
         return None
     streams = _through_layers(claim, [sample.hidden.to(device) for sample in inputs], device, advance)
     head = OutputHead(claim.original, device)
-    parts: dict[str, list[Compared]] = {model: [] for model in streams if model != "original"}
+    parts, at_answers = ({model: list[Compared]() for model in streams if model != "original"} for _ in range(2))
     with torch.inference_mode():
-        for number, places in enumerate(texts):
-            said = {model: head.normed(stream[number][0, places]) for model, stream in streams.items()}
-            for model, of_model in parts.items():
-                of_model.append(compare(head, said["original"], said[model]))
-    nearness = {model: Divergence.mean(of_model) for model, of_model in parts.items()}
-    if not all(math.isfinite(one.kl) for one in nearness.values()):
+        for number, sample in enumerate(inputs):
+            places, answers = sample.places("all"), sample.places("answers")
+            answers = answers[places] & (sample.is_answer is not None)
+            said = {model: head.normed(stream[number][0, places.to(device)]) for model, stream in streams.items()}
+            for model in parts:
+                parts[model].append(compare(head, said["original"], said[model]))
+                if bool(answers.any()):
+                    of_answers = (said[one][answers.to(device)] for one in ("original", model))
+                    at_answers[model].append(compare(head, *of_answers))
+    text = _nearness(parts)
+    if not all(math.isfinite(one.kl) for one in (text.converted, *text.without_data.values())):
         raise VerificationError("on held-out samples, what the model says is not finite; check IN's weights")
-    trained, none = nearness.pop("converted"), nearness["none"]
+    trained, none = text.converted, text.without_data["none"]
     if claim.fits.trains and not trained.kl < none.kl:
         raise VerificationError(
             f"{claim.converted.path}: on held-out samples, its KL to the original is {trained.kl:.4g}, and that of no "
             f"compensation {none.kl:.4g}; do not use it, and train with more data or a lower rate"
         )
-    return Agreement(len(inputs), trained.tokens, claim.fits.mode, trained, nearness)
+    return Agreement(len(inputs), claim.fits.mode, text, _nearness(at_answers) if at_answers["converted"] else None)
+
+
+def _nearness(parts: Mapping[str, list[Compared]]) -> Nearness:
+    """Of the samples of every model but the original."""
+    models = {model: Divergence.mean(of_model) for model, of_model in parts.items()}
+    converted = models.pop("converted")
+    return Nearness(converted.tokens, converted, models)
 
 
 def _through_layers(

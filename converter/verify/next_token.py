@@ -88,7 +88,7 @@ def compare_next_token(
                     loss[model] -= float(found[predicted, targets[predicted]].double().sum())
                 for model, parts in near.items():
                     parts.append(_compared(said["original"][at_text], said[model][at_text]))
-    reference, converted = (Divergence.mean(parts) for parts in near.values())
+    reference, converted = (Divergence.mean([Compared.together(parts)]) for parts in near.values())
     if not all(math.isfinite(one) for one in (reference.kl, converted.kl, *loss.values())):
         raise VerificationError("on the probe, what the model says comes next is not finite; check IN's weights")
     means = {model: total / num_predicted for model, total in loss.items()} if num_predicted else {}

@@ -15,6 +15,7 @@ import torch
 
 from s4convert import Checkpoint, HeadMask
 from s4convert.calibration.inputs import Inputs
+from s4convert.calibration.samples import DataFile
 from s4convert.compensation import Fits, fit
 from s4convert.compensation import distillation as distillation_module
 from s4convert.compensation.distillation import distill
@@ -70,16 +71,15 @@ def trained(
 
 
 def kl(original: torch.nn.Module, other: torch.nn.Module, samples: list[Inputs]) -> torch.Tensor:
-    """The mean over text positions, one sample at a time."""
-    total, tokens = torch.zeros(()), 0
+    """Where no image comes next, and then over samples."""
+    total = torch.zeros(())
     for sample in samples:
         with torch.no_grad():
             wanted = original(inputs_embeds=sample.hidden, use_cache=False).logits[0].log_softmax(-1)
         found = other(inputs_embeds=sample.hidden, use_cache=False).logits[0].log_softmax(-1)
         by_position = (wanted.exp() * (wanted - found)).sum(-1)
-        total = total + by_position[~sample.is_image].sum()
-        tokens += int((~sample.is_image).sum())
-    return total / tokens
+        total = total + by_position[(~sample.is_image).roll(-1)].mean()
+    return total / len(samples)
 
 
 @pytest.mark.parametrize(
@@ -163,6 +163,31 @@ def test_where_held_out_samples_do_not_get_nearer_the_refit_stays(source: Path, 
         weight = model.module(0, "self_attn.o_proj").get_parameter("weight").clone()
     with swapped(model, checkpoint, MASK, replace(fits, mode="least-squares")):
         assert torch.equal(weight, model.module(0, "self_attn.o_proj").get_parameter("weight"))
+
+
+def test_what_makes_a_file_or_its_answers_worse_is_not_kept_however_much_it_helps_others(
+    source: Path, refit: Fits, tmp_path: Path
+) -> None:
+    checkpoint = Checkpoint.open(source)
+    learnt, other = (DataFile(name, "0" * 64) for name in ("learnt.txt", "other.json"))
+    pupils = samples_of(checkpoint, 1, 4)
+    is_image, is_answer = torch.zeros(2, 9, dtype=torch.bool)
+    is_answer[5:7] = True
+    judges = [replace(one, file=learnt) for one in pupils]
+    judges.append(Inputs(torch.zeros(1, 9, GROUPED.hidden_size), is_image, is_answer=is_answer, file=other))
+    found = []
+    for rate in (6e-3, 1e-2):
+        settings, model = TrainingSettings(steps=20, learning_rate=rate), ResidentModel(checkpoint)
+        (tmp_path / str(rate)).mkdir()
+        found.append(distill(checkpoint, MASK, refit, model, pupils, judges, settings, tmp_path / str(rate)))
+    some, none = (fits.training for fits in found)
+    assert some is not None and none is not None
+    assert {check.worse for check in (*some.checks, *none.checks)} == {(), ("other.json", "the answers of other.json")}
+    assert some.best_step == min((check for check in some.checks if not check.worse), key=lambda one: one.held_out).step
+    assert none.best_step == 0 and not found[1].trained and min(check.held_out for check in none.checks) < none.refit
+    ending = "trained, but further on other.json and the answers of other.json, so the least-squares refit stays"
+    assert none.to_text().endswith(ending)
+    assert none.to_json()["worse"] == {str(check.step): list(check.worse) for check in none.checks}
 
 
 def test_a_step_has_four_samples_or_more_as_far_as_they_are_short_and_each_comes_once_an_epoch() -> None:

@@ -52,7 +52,7 @@ def searcher(inputs: list[Inputs]) -> Searcher:
 
 
 def divergence_by_stock_code(inputs: list[Inputs], counts: list[int], directory: Path) -> float:
-    """KL to the original on the samples behind the fourth, with the compensation of a conversion swapped in."""
+    """The KL to the original of the samples behind the fourth, with the compensation of a conversion swapped in."""
     checkpoint, stock = Checkpoint.open(MINI_LLAVA), full_model(MINI_LLAVA)
     rows: list[list[torch.Tensor]] = [[] for _ in range(8)]
     flags = torch.cat([sample.is_image for sample in inputs[:4]]).numpy()
@@ -70,15 +70,15 @@ def divergence_by_stock_code(inputs: list[Inputs], counts: list[int], directory:
     pruned = tuple(tuple(sorted(map(int, order[:count]))) for order, count in zip(ORDERS, counts, strict=True))
     mask = HeadMask(8, pruned)
     fits = fit("least-squares", checkpoint, mask, directory, moments=moments)
-    model, total, tokens = ResidentModel(checkpoint), 0.0, 0
+    model, total = ResidentModel(checkpoint), 0.0
     for sample in inputs[4:]:
         places = (~sample.is_image).nonzero()[:, 0]
         (before,) = model.logits([torch.cat([sample.hidden, sample.hidden[:, -1:]], 1)], [len(sample.is_image)])
         with swapped(model, checkpoint, mask, fits):
             (after,) = model.logits([torch.cat([sample.hidden, sample.hidden[:, -1:]], 1)], [len(sample.is_image)])
         before, after = (one[places].double().log_softmax(-1) for one in (before, after))
-        total, tokens = total + float((before.exp() * (before - after)).sum()), tokens + len(places)
-    return total / tokens
+        total += float((before.exp() * (before - after)).sum()) / len(places)
+    return total / len(inputs[4:])
 
 
 def test_a_state_has_the_kl_of_its_conversion_and_a_swap_stays_where_that_falls(
