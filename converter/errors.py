@@ -112,7 +112,7 @@ class HubError(S4ConvertError):
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[None]:
+def reading(path: Path | str) -> Iterator[None]:
     """Raise StorageError in place of an OSError while *path*, or what is in it, is read."""
     try:
         yield

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from .errors import StorageError
 from .progress import Advance
@@ -25,16 +25,14 @@ RUN_AHEAD_BYTES = 32 << 20  # by which a file is written before it is checked, a
 PASSED_BYTES = 8 << 20  # of which a file is told at a time
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """What *write*, given the file's descriptor, writes from byte *begin* on, up to the next part."""
 
     begin: int
     write: Callable[[int], object]
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """The bytes [*begin*, *begin* + *size*), which *check* is given as they stand in the file."""
 
     begin: int
@@ -101,49 +99,47 @@ class _Lane:
     """Where the pass stands in one file."""
 
     file: Passed
-    begun: Begun | None = None
-    part: Part | None = None  # the next one
+    begun: Begun
+    part: Part | None  # the next one
+    step: Step | None  # the next one
     being_written: dict[int, int] = field(default_factory=dict)  # the begin of each part that a thread is at
     parts_taken: int = 0
-    step: Step | None = None  # the next one
+    is_told: bool = False  # or about to be, that it is written
     steps_taken: int = 0
-    checked: dict[int, _Read] = field(default_factory=dict)  # what waits for its turn to be hashed
+    checked: dict[int, tuple[memoryview, bytearray]] = field(default_factory=dict)  # it waits for its turn to be hashed
     steps_hashed: int = 0
     hashed_bytes: int = 0
-    told_bytes: int = 0
-    is_hashing: bool = False
+    passed_bytes: int = 0
     is_ended: bool = False
     threads: int = 0  # that work on it
     digest: hashlib._Hash = field(default_factory=hashlib.sha256)
 
     @property
     def written_bytes(self) -> int:
-        """How far the file is written without a gap."""
-        assert self.begun is not None
-        return min(self.being_written.values(), default=self.begun.size if self.part is None else self.part.begin)
+        """How far the file is written without a gap; its last byte does not count before it is told so."""
+        unwritten = self.begun.size - (not self.is_told) if self.part is None else self.part.begin
+        return min(self.being_written.values(), default=unwritten)
 
     @property
     def is_done(self) -> bool:
-        is_written = self.part is None and not self.being_written
+        is_written = self.is_told and not self.being_written
         return is_written and self.step is None and self.steps_hashed == self.steps_taken
 
 
-@dataclass(frozen=True)
-class _Read:
-    """The *data* of a step, in a *buffer* that others wait for."""
-
-    data: memoryview
-    buffer: bytearray
+# What a thread does without the lock, and what it then, with the lock held, lets the others know.
+_Work = Callable[[], Callable[[], object]]
 
 
 class _Pass:
     """What the threads of a pass share. Methods that begin with ``_take`` are called with its lock held."""
 
     def __init__(self, files: Sequence[Passed], jobs: int, advance: Advance) -> None:
-        self._lock = threading.Condition()
-        self._new = sorted((_Lane(file) for file in files), key=lambda lane: lane.file.size)  # the last one comes first
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
+        self._new = sorted(files, key=lambda file: file.size)  # the last one comes first
         self._begun: list[_Lane] = []
         self._left = len(self._new)
+        self._waiting = 0  # threads that find nothing to do
         self._buffers = [bytearray(BLOCK_BYTES) for _ in range(2 * jobs)]
         self._advance = advance
         self._is_stopped = False
@@ -152,31 +148,37 @@ class _Pass:
         """Let every thread end when it has done what it is at."""
         with self._lock:
             self._is_stopped = True
-            self._lock.notify_all()
+            self._changed.notify_all()
 
     def close(self) -> None:
         """Close what is open still, because the pass was stopped."""
         for lane in self._begun:
-            if lane.begun is not None and not lane.is_ended:
-                os.close(lane.begun.descriptor)
+            os.close(lane.begun.descriptor)
 
     def work(self) -> None:
         """What each thread does until nothing is left, or one has failed."""
         lane: _Lane | None = None
+        let_know: Callable[[], object] | None = None
         try:
             while True:
                 with self._lock:
+                    if let_know is not None:
+                        let_know()
+                        if self._waiting:
+                            self._changed.notify_all()
                     while (taken := self._take(lane)) is None:
                         if self._is_stopped or not self._left:
                             return
-                        self._lock.wait()
+                        self._waiting += 1
+                        self._changed.wait()
+                        self._waiting -= 1
                 lane, do = taken
-                do()
+                let_know = do()
         except BaseException:
             self.stop()
             raise
 
-    def _take(self, last: _Lane | None) -> tuple[_Lane, Callable[[], None]] | None:
+    def _take(self, last: _Lane | None) -> tuple[_Lane | None, _Work] | None:
         """What to do next, in the file *last* if there is something: what a thread has written, it checks."""
         if self._is_stopped:
             return None
@@ -185,14 +187,14 @@ class _Pass:
             if do is not None:
                 return last, do
             last.threads -= 1
-        found = self._take_elsewhere()
-        if found is not None:
-            found[0].threads += 1
-        elif last is not None:
-            last.threads += 1
-        return found
+        lane, do = self._take_elsewhere()
+        if do is None:
+            lane = last
+        if lane is not None:
+            lane.threads += 1
+        return None if do is None else (lane, do)
 
-    def _take_elsewhere(self) -> tuple[_Lane, Callable[[], None]] | None:
+    def _take_elsewhere(self) -> tuple[_Lane | None, _Work | None]:
         """A file that no thread is at, or a new one, or else one with few threads."""
         for lane in sorted(self._begun, key=lambda lane: lane.threads):
             if lane.threads and self._new:
@@ -200,100 +202,81 @@ class _Pass:
             do = self._take_from(lane)
             if do is not None:
                 return lane, do
-        if not self._new:
-            return None
-        lane = self._new.pop()
-        self._begun.append(lane)
-        return lane, partial(self._begin, lane)
+        return None, partial(self._begin, self._new.pop()) if self._new else None
 
-    def _take_from(self, lane: _Lane) -> Callable[[], None] | None:
-        if lane.begun is None:  # a thread is at it
-            return None
+    def _take_from(self, lane: _Lane) -> _Work | None:
+        """What is next to its end, so that it is done while it is in the processor's cache."""
         step, part = lane.step, lane.part
+        if lane.steps_hashed in lane.checked:
+            return partial(self._hash, lane, *lane.checked.pop(lane.steps_hashed))
         if step is not None and self._buffers and step.begin + step.size <= lane.written_bytes:
             number, lane.steps_taken = lane.steps_taken, lane.steps_taken + 1
             lane.step = next(lane.begun.steps, None)
             return partial(self._check, lane, number, step, self._buffers.pop())
-        if part is not None and part.begin < lane.hashed_bytes + RUN_AHEAD_BYTES:
+        if part is None and not lane.is_told and not lane.being_written:
+            lane.is_told = True
+            part = Part(lane.begun.size - 1, lane.file.written)
+        elif part is not None and part.begin < lane.hashed_bytes + RUN_AHEAD_BYTES:
+            lane.part = next(lane.begun.parts, None)
+        else:
+            part = None
+        if part is not None:
             number, lane.parts_taken = lane.parts_taken, lane.parts_taken + 1
             lane.being_written[number] = part.begin
-            lane.part = next(lane.begun.parts, None)
             return partial(self._write, lane, number, part)
+        if lane.is_done and not lane.is_ended:
+            lane.is_ended = True
+            self._begun.remove(lane)
+            return partial(self._end, lane)
         return None
 
-    def _begin(self, lane: _Lane) -> None:
-        begun = lane.file.begin()
+    def _begin(self, file: Passed) -> Callable[[], object]:
+        begun = file.begin()
         try:
-            part, step = next(begun.parts, None), next(begun.steps, None)
-            if part is None:
-                lane.file.written(begun.descriptor)
+            lane = _Lane(file, begun, next(begun.parts, None), next(begun.steps, None))
         except BaseException:
             os.close(begun.descriptor)
             raise
-        with self._lock:
-            lane.begun, lane.part, lane.step = begun, part, step
-        self._end(lane)
+        return partial(self._begun.append, lane)
 
-    def _write(self, lane: _Lane, number: int, part: Part) -> None:
-        assert lane.begun is not None
+    def _write(self, lane: _Lane, number: int, part: Part) -> Callable[[], object]:
         part.write(lane.begun.descriptor)
-        with self._lock:
-            is_last = lane.part is None and len(lane.being_written) == 1
-            if not is_last:
-                del lane.being_written[number]
-        if is_last:  # the others wait for its step till it is told
-            lane.file.written(lane.begun.descriptor)
-            with self._lock:
-                del lane.being_written[number]
-        self._end(lane)
+        return partial(lane.being_written.pop, number)
 
-    def _check(self, lane: _Lane, number: int, step: Step, buffer: bytearray) -> None:
-        assert lane.begun is not None
+    def _check(self, lane: _Lane, number: int, step: Step, buffer: bytearray) -> Callable[[], object]:
         whole = buffer if step.size <= len(buffer) else bytearray(step.size)
         data = memoryview(whole)[: step.size]
         read_into(lane.begun.descriptor, step.begin, data, lane.file.name)
         step.check(data)
-        with self._lock:
-            lane.checked[number] = _Read(data, buffer)
-        while (read := self._next_to_hash(lane)) is not None:
-            lane.digest.update(read.data)
-            passed = lane.hashed_bytes + len(read.data) - lane.told_bytes
-            if passed >= PASSED_BYTES:
-                lane.file.passed(lane.begun.descriptor, lane.told_bytes, passed)
-                lane.told_bytes += passed
-            with self._lock:
-                lane.is_hashing = False
-                lane.steps_hashed += 1
-                lane.hashed_bytes += len(read.data)
-                self._buffers.append(read.buffer)
-                self._lock.notify_all()
-            self._advance(len(read.data))
-        self._end(lane)
+        if number == lane.steps_hashed:  # and stays so, as nobody else has what comes next
+            return self._hash(lane, data, buffer)
+        return partial(lane.checked.__setitem__, number, (data, buffer))
 
-    def _next_to_hash(self, lane: _Lane) -> _Read | None:
-        """What is to be hashed by the thread that asks: None where another is at it, or it has not been checked."""
-        with self._lock:
-            if lane.is_hashing or self._is_stopped or lane.steps_hashed not in lane.checked:
-                return None
-            lane.is_hashing = True
-            return lane.checked.pop(lane.steps_hashed)
+    def _hash(self, lane: _Lane, data: memoryview, buffer: bytearray) -> Callable[[], object]:
+        lane.digest.update(data)
+        passed = lane.hashed_bytes + len(data) - lane.passed_bytes
+        if passed >= PASSED_BYTES:
+            lane.file.passed(lane.begun.descriptor, lane.passed_bytes, passed)
+            lane.passed_bytes += passed
+        self._advance(len(data))
 
-    def _end(self, lane: _Lane) -> None:
-        """Let the others go on, and end *lane* where it is done."""
-        with self._lock:
-            self._lock.notify_all()
-            if not lane.is_done or lane.is_ended:
-                return
-            lane.is_ended = True
-            self._begun.remove(lane)
-        assert lane.begun is not None
+        def let_know() -> None:
+            lane.steps_hashed += 1
+            lane.hashed_bytes += len(data)
+            self._buffers.append(buffer)
+
+        return let_know
+
+    def _end(self, lane: _Lane) -> Callable[[], object]:
         try:
             lane.file.end(lane.begun.descriptor, lane.digest.hexdigest())
         finally:
             os.close(lane.begun.descriptor)
-        with self._lock:
+
+        def let_know() -> None:
             self._left -= 1
-            self._lock.notify_all()
+
+        return let_know
 
 
 def read_into(descriptor: int, offset: int, data: memoryview, name: str) -> None:

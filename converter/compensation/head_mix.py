@@ -81,7 +81,7 @@ class HeadMix:
     @cached_property
     def kept_columns(self) -> Indices:
         """All others."""
-        return np.setdiff1d(np.arange(len(self.factors)), self.pruned_columns)
+        return np.delete(np.arange(len(self.factors)), self.pruned_columns)
 
     @overload
     def apply_to_rows(self, rows: Float32Array) -> Float32Array | Float64Array: ...

@@ -214,24 +214,23 @@ class _Staged:
 
     def _copy(self, name: str, begin: int, end: int, shift: int, target: int) -> None:
         """Copy the bytes [begin, end) of IN's file *name* to *target*, *shift* bytes further on."""
-        with self._writing(name), open(f"{self.checkpoint.path}/{name}", "rb", 0) as source:
-            while begin < end:
-                try:
-                    copied = os.copy_file_range(source.fileno(), target, end - begin, begin, begin + shift)
-                except OSError as error:
-                    if error.errno not in _NOT_BY_THE_KERNEL:
-                        raise
-                    copied = 0
-                if not copied:  # the kernel cannot, or the file has come to its end
-                    copied = _write(target, os.pread(source.fileno(), end - begin, begin), begin + shift)
-                if not copied:
-                    raise StorageError(f"{name}: became shorter while it was copied; start again when IN is at rest")
-                begin += copied
+        with self._writing(name):
+            source = os.open(f"{self.checkpoint.path}/{name}", os.O_RDONLY)
+            try:
+                while begin < end:
+                    copied = _copy_some(source, target, begin, end, shift)
+                    if not copied:
+                        raise StorageError(
+                            f"{name}: became shorter while it was copied; start again when IN is at rest"
+                        )
+                    begin += copied
+            finally:
+                os.close(source)
 
     def _edit(self, edit: Edit, first: int, count: int, begin: int, target: int) -> None:
         """Write the rows [first, first + count) of *edit* into *target*, from byte *begin* on."""
         tensor = edit.tensor
-        where = f"{self.checkpoint.path / tensor.shard}: {tensor.name} (layer {edit.layer})"
+        where = f"{self.checkpoint.path}/{tensor.shard}: {tensor.name} (layer {edit.layer})"
         data = self.checkpoint.read_bytes(tensor, first, count)
         if not all_finite(data, tensor.dtype):
             raise CheckpointError(f"{where} holds NaN or infinity; mend the checkpoint first")
@@ -263,6 +262,19 @@ def _clone(source: Path, target: int) -> bool:
                 raise
             return False
     return True
+
+
+def _copy_some(source: int, target: int, begin: int, end: int, shift: int) -> int:
+    """Copy some of the bytes [begin, end) to *target*, *shift* bytes further on; how many, 0 where the file ends."""
+    try:
+        copied = os.copy_file_range(source, target, end - begin, begin, begin + shift)
+    except OSError as error:
+        if error.errno not in _NOT_BY_THE_KERNEL:
+            raise
+        copied = 0
+    if copied:
+        return copied
+    return _write(target, os.pread(source, end - begin, begin), begin + shift)  # what the kernel cannot
 
 
 def _edited(edit: Edit, data: bytearray, at: int) -> bytes:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import os
+import threading
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -31,6 +32,7 @@ from .claim import Claim, Terms
 
 # Of a weight, from which on it is cheaper to look its numbers up in a table of all products than to multiply them.
 TABLE_BYTES = 1 << 20
+LOOKED_UP_ROWS = 8  # at a time: numpy makes an index of 8 bytes of each number
 
 
 @dataclass(frozen=True)
@@ -207,28 +209,35 @@ def expected_rows(terms: Terms, tensor: StoredTensor, first: int, data: memoryvi
         if "o" in trained:
             return _expected_trained_columns(tensor, first, data, trained["o"], mix, is_recovered=is_recovered)
         return _expected_columns(data, tensor, mix, is_recovered=is_recovered)
-    geometry = original.geometry
     rows = np.frombuffer(data, np.uint8).reshape(-1, tensor.row_bytes)
-    numbers = np.arange(first, first + len(rows))
     is_free = np.zeros(len(rows), np.bool_)
     for part in held:
-        silenced: npt.NDArray[np.intp] = np.array(mask.pruned[layer])
-        if part.projection != "q":  # kv heads of which every query head is pruned
-            pruned_of = np.bincount(silenced // geometry.heads_per_group, minlength=geometry.num_kv_heads)
-            silenced = np.flatnonzero(pruned_of == geometry.heads_per_group)
-        within = (part.first <= numbers) & (numbers < part.first + part.count)
-        is_silenced = within & np.isin((numbers - part.first) // geometry.head_dim, silenced)
-        if part.kind == "weight" and part.projection in trained and within.any():
-            begin, count = int(numbers[within][0]) - part.first, int(within.sum())
-            given = trained[part.projection].read(begin, count)
-            rows[within] = np.frombuffer(given, np.uint8).reshape(count, -1)
-            is_free |= within & ~is_silenced & is_recovered
-        rows[is_silenced] = 0
+        begin, end = max(part.first, first), min(part.first + part.count, first + len(rows))
+        if part.kind == "weight" and part.projection in trained and begin < end:
+            given = trained[part.projection].read(begin - part.first, end - begin)
+            rows[begin - first : end - first] = np.frombuffer(given, np.uint8).reshape(end - begin, -1)
+            is_free[begin - first : end - first] = is_recovered
+        for head in _silenced_heads(terms, layer, part.projection):
+            row = part.first + head * original.geometry.head_dim - first
+            silenced = slice(max(row, 0), max(row + original.geometry.head_dim, 0))
+            rows[silenced] = 0
+            is_free[silenced] = False
         if part.projection == "v" and mix.values is not None:
+            numbers = np.arange(first, first + len(rows))
             return _expected_values(original, tensor, numbers, part.first, data, mix)
     if is_free.any():
         return ExpectedRows(data, None, np.repeat(is_free[:, None], math.prod(tensor.shape[1:]), axis=1))
     return ExpectedRows(data)
+
+
+def _silenced_heads(terms: Terms, layer: int, projection: str) -> Iterator[int]:
+    """The heads of ``q``, or the kv heads of ``k`` and ``v`` of which every query head is pruned."""
+    pruned, shared = terms.mask.pruned[layer], terms.original.geometry.heads_per_group
+    if projection == "q":
+        yield from pruned
+    else:
+        silent = Counter(head // shared for head in pruned)
+        yield from (head for head, count in silent.items() if count == shared)
 
 
 def _expected_trained_columns(
@@ -250,10 +259,12 @@ def _expected_columns(data: memoryview, tensor: StoredTensor, mix: HeadMix, *, i
     dtype, columns = tensor.dtype, tensor.shape[1]
     if mix.transfer is None and not is_recovered:
         kept = mix.factors[mix.kept_columns]
-        if tensor.entry.num_bytes >= TABLE_BYTES and ITEM_BYTES[dtype] == 2 and len(set(kept.tolist())) == 1:
+        is_one = len(kept) > 0 and bool((kept == kept[0]).all())
+        if is_one and tensor.entry.num_bytes >= TABLE_BYTES and ITEM_BYTES[dtype] == 2:
             numbers = np.frombuffer(data, "<u2").reshape(-1, mix.num_heads, mix.head_dim)
-            for row in numbers:  # one at a time: numpy makes an index of 8 bytes of each number
-                np.take(_times(dtype, float(kept[0])), row, out=row, mode="clip")
+            for row in range(0, len(numbers), LOOKED_UP_ROWS):
+                some = numbers[row : row + LOOKED_UP_ROWS]
+                np.take(_times(dtype, float(kept[0])), some, out=some, mode="clip")
             numbers[:, list(mix.pruned)] = 0
             return ExpectedRows(data)
     values = decode(data, dtype).reshape(-1, columns)
@@ -405,13 +416,15 @@ class _Seen:
 class _Span:
     """Bytes of a file of the converted checkpoint, from *begin* on, and what they are compared with.
 
-    *tensor* is the original's tensor that they hold; without one, they are the same bytes of the original's file of
-    that name, or, where it has no such file, a header or index, whose content was checked when it was read.
+    *tensor* is the original's tensor that they hold, and *layer* the touched layer that it is in; without one, they are
+    the same bytes of the original's file of that name, or, where it has no such file, a header or index, whose content
+    was checked when it was read.
     """
 
     begin: int
     size: int
-    tensor: StoredTensor | None
+    tensor: StoredTensor | None = None
+    layer: int | None = None
 
     @property
     def step(self) -> int:
@@ -421,6 +434,16 @@ class _Span:
         if not self.tensor.is_contiguous:
             return self.size  # gathering its rows means to read all of it
         return max(1, BLOCK_BYTES // self.tensor.row_bytes) * self.tensor.row_bytes
+
+
+class _Memory(threading.local):
+    """A thread's own, which it uses again and again, so that it stays in the processor's cache."""
+
+    def __init__(self) -> None:
+        self.block = bytearray(BLOCK_BYTES)
+
+
+_memory = _Memory()
 
 
 class _Comparison:
@@ -434,7 +457,6 @@ class _Comparison:
         is_shard = self._path.suffix == ".safetensors" if converted is None else name in converted.shards
         is_new = terms.rebuilt and (is_shard or name == INDEX_FILE)
         self._is_copied = name in terms.original.stamps.keys() - terms.own_files and not is_new
-        self._spare: list[bytearray] = []  # buffers that no thread is using
         self.entries = self._read_entries()
         self.changed_layers = set[int]()
         self.differences: list[_Difference] = []
@@ -442,9 +464,9 @@ class _Comparison:
     def steps(self) -> Iterator[Step]:
         """The steps, which leave no byte of the file out."""
         for span in self._spans():
-            for at in range(0, span.size, span.step):
-                size = min(span.step, span.size - at)
-                yield Step(span.begin + at, size, partial(self._compare, span, at))
+            size = span.step
+            for at in range(0, span.size, size):
+                yield Step(span.begin + at, min(size, span.size - at), partial(self._compare, span, at))
 
     def _read_entries(self) -> Sequence[TensorEntry]:
         original = self._terms.original
@@ -473,55 +495,48 @@ class _Comparison:
         position = 0
         for entry in self.entries:
             tensor = self._terms.original.tensors[entry.name]
-            is_compared = not self._is_copied or _touched_layer(self._terms, tensor) is not None
-            if not is_compared or entry.begin == entry.end:
+            layer = _touched_layer(self._terms, tensor)
+            if (self._is_copied and layer is None) or entry.begin == entry.end:
                 continue
-            yield _Span(position, entry.begin - position, None)
-            yield _Span(entry.begin, entry.end - entry.begin, tensor)
+            yield _Span(position, entry.begin - position)
+            yield _Span(entry.begin, entry.end - entry.begin, tensor, layer)
             position = entry.end
-        yield _Span(position, self._path.stat().st_size - position, None)
+        yield _Span(position, self._path.stat().st_size - position)
 
     def _compare(self, span: _Span, at: int, found: memoryview) -> None:
         """Compare what was *found* of *span*, from its byte *at* on."""
-        tensor, original = span.tensor, self._terms.original
-        off = None
-        touched = _touched_layer(self._terms, tensor)
-        layer = original.geometry.num_layers if touched is None else touched
+        tensor = span.tensor
         if tensor is not None:
-            first = at // tensor.row_bytes
-            with self._rows(tensor, at, len(found)) as rows:
-                if layer not in self.changed_layers and not _same(found, rows):
-                    self.changed_layers.add(layer)
-                off = expected_rows(self._terms, tensor, first, rows).first_difference(found, tensor.dtype)
+            rows = self._rows(tensor, at, len(found))
+            if span.layer is not None and span.layer not in self.changed_layers and not _same(found, rows):
+                self.changed_layers.add(span.layer)
+            off = expected_rows(self._terms, tensor, at // tensor.row_bytes, rows).first_difference(found, tensor.dtype)
         elif self._is_copied:
-            with self._originals(self._name, span.begin + at, len(found)) as wanted:
-                off = ExpectedRows(wanted).first_difference(found, "")
+            off = ExpectedRows(self._originals(self._name, span.begin + at, len(found))).first_difference(found, "")
+        else:
+            off = None
         if off is not None:
             byte = span.begin + at + off
-            self.differences.append(_Difference(layer, byte, self._message(touched, byte)))
+            layer = self._terms.original.geometry.num_layers if span.layer is None else span.layer
+            self.differences.append(_Difference(layer, byte, self._message(span.layer, byte)))
 
-    @contextmanager
-    def _rows(self, tensor: StoredTensor, at: int, size: int) -> Iterator[memoryview]:
+    def _rows(self, tensor: StoredTensor, at: int, size: int) -> memoryview:
         """*size* bytes of the original's *tensor*, from byte *at* on."""
         if tensor.is_contiguous:
-            with self._originals(tensor.shard, tensor.entry.begin + at, size) as data:
-                yield data
-        else:
-            yield memoryview(bytearray(self._terms.original.read_bytes(tensor)))
+            return self._originals(tensor.shard, tensor.entry.begin + at, size)
+        return memoryview(self._terms.original.read_bytes(tensor))
 
-    @contextmanager
-    def _originals(self, name: str, begin: int, size: int) -> Iterator[memoryview]:
-        """*size* bytes of the original's file *name*, from byte *begin* on, in memory that is used again."""
+    def _originals(self, name: str, begin: int, size: int) -> memoryview:
+        """*size* bytes of the original's file *name*, from byte *begin* on, until the thread asks for others."""
         path = f"{self._terms.original.path}/{name}"
-        try:
-            buffer = self._spare.pop()
-        except IndexError:
-            buffer = bytearray(BLOCK_BYTES)
-        data = memoryview(buffer if size <= BLOCK_BYTES else bytearray(size))[:size]
-        with reading(Path(path)), open(path, "rb", 0) as file:
-            read_into(file.fileno(), begin, data, path)
-        yield data
-        self._spare.append(buffer)
+        data = memoryview(_memory.block if size <= BLOCK_BYTES else bytearray(size))[:size]
+        with reading(path):
+            source = os.open(path, os.O_RDONLY)
+            try:
+                read_into(source, begin, data, path)
+            finally:
+                os.close(source)
+        return data
 
     def _message(self, layer: int | None, byte: int) -> str:
         where = f"{self._path}, byte {byte}"
@@ -541,4 +556,4 @@ def _same(one: bytes | memoryview, other: bytes | memoryview) -> bool:
     words = len(one) // 8
     if len(one) != len(other) or bytes(one[8 * words :]) != bytes(other[8 * words :]):
         return False
-    return not words or np.array_equal(np.frombuffer(one, np.uint64, words), np.frombuffer(other, np.uint64, words))
+    return not words or bool((np.frombuffer(one, np.uint64, words) == np.frombuffer(other, np.uint64, words)).all())
