@@ -29,7 +29,7 @@ from tests.support.synthetic import HUGGING_FACE, ORIGINAL, SEVEN_B, Spec, confi
 GB = 1e9
 LAYER_BYTES = 405e6
 OTHER_BYTES = 660e6
-COPY, HASH, COMPARE, CONVERT = "cp -r, sync", "sha256, all processors", "compare", "s4convert"
+COPY, HASH, COMPARE, CONVERT = "cp -r, sync", "sha256, all processors", "cp -r, diff", "s4convert"
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def contestants(source: Path, out: Path, mask: Path, size: float, mergekit: Path
         )
     yield Contestant(f"{CONVERT}, hidden states", (converting(source, out, mask),), rounds=1)
     yield Contestant("cp -r", (copy,))
-    yield Contestant(COMPARE, (copy, python("benchmarks.rivals", "compare", source, out, mask)))
+    yield Contestant(COMPARE, (copy, ("diff", "-r", str(source), str(out))))
     yield Contestant("safetensors", (python("benchmarks.rivals", "safetensors", source, out, mask), sync))
     available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if json.loads((source / "config.json").read_text())["model_type"] != "llava" and available > 1.3 * size:

@@ -1,8 +1,8 @@
 """What people would use in place of a conversion, and its floors, each as a command of its own.
 
-``python -m benchmarks.rivals NAME IN OUT MASK``: ``hash`` (sha256 of IN's files on all processors), ``compare`` (IN and
-OUT byte by byte), ``safetensors`` (load a shard, edit it, save it) and ``transformers`` (``from_pretrained``, edit,
-``save_pretrained``). None of the latter two brings anything to the disk, hashes or checks anything.
+``python -m benchmarks.rivals NAME IN OUT MASK``: ``hash`` (sha256 of IN's files on all processors), ``safetensors``
+(load a shard, edit it, save it) and ``transformers`` (``from_pretrained``, edit, ``save_pretrained``). None of the
+latter two brings anything to the disk, hashes or checks anything.
 """
 
 from __future__ import annotations
@@ -33,14 +33,6 @@ def hash_all(source: Path, out: Path, mask: Path) -> None:
 
     with ThreadPoolExecutor(os.cpu_count()) as executor:
         list(executor.map(hash_one, sorted(files_of(source), key=lambda path: -path.stat().st_size)))
-
-
-def compare_all(source: Path, out: Path, mask: Path) -> None:
-    one, other = bytearray(BLOCK_BYTES), bytearray(BLOCK_BYTES)
-    for path in files_of(source):
-        with path.open("rb", 0) as before, (out / path.relative_to(source)).open("rb", 0) as after:
-            while before.readinto(one) and after.readinto(other):
-                _ = one == other
 
 
 def edit(tensors: dict[str, Any], mask: Path, num_heads: int) -> None:
@@ -93,7 +85,6 @@ def heads_of(source: Path) -> int:
 
 RIVALS: dict[str, Callable[[Path, Path, Path], None]] = {
     "hash": hash_all,
-    "compare": compare_all,
     "safetensors": load_edit_save,
     "transformers": save_pretrained,
 }
