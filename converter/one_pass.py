@@ -134,7 +134,7 @@ class _Pass:
     """What the threads of a pass share. Methods that begin with ``_take`` are called with its lock held."""
 
     def __init__(self, files: Sequence[Passed], jobs: int, advance: Advance) -> None:
-        self._lock = threading.RLock()
+        self._lock = threading.RLock()  # entered for every block, and a Condition's way in is Python code
         self._changed = threading.Condition(self._lock)
         self._new = sorted(files, key=lambda file: file.size)  # the last one comes first
         self._begun: list[_Lane] = []

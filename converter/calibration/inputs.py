@@ -61,6 +61,14 @@ class Inputs:
             places[:-1] = ~self.is_image[1:]
         return places
 
+    @property
+    def answered(self) -> torch.Tensor:
+        """Of the places that count under ``all``, in their order, whether the token of an answer comes next."""
+        everywhere = self.places("all")
+        if self.is_answer is None:
+            return everywhere.new_zeros(int(everywhere.sum()))
+        return self.places("answers")[everywhere]
+
 
 def make_inputs(
     checkpoint: Checkpoint,

@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..calibration.comparison import Judges
 from ..calibration.inputs import Inputs
+from ..calibration.judges import Judges
 from ..checkpoint import Checkpoint, StoredTensor
 from ..checkpoint.torch_file import torch_dtype
 from ..errors import CheckpointError, enough_memory

@@ -6,8 +6,8 @@ from itertools import compress
 from pathlib import Path
 
 from ..calibration.answers import own_answers
-from ..calibration.comparison import judging
 from ..calibration.inputs import Inputs, make_inputs
+from ..calibration.judges import judging
 from ..calibration.statistics import CalibrationData, held_out_of
 from ..checkpoint import Checkpoint
 from ..compensation import Fits

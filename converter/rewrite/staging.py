@@ -16,10 +16,11 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 from ..checkpoint import MANIFEST_FILE, Checkpoint, read_json_object
 from ..checkpoint.checkpoint import FileStamp
@@ -191,7 +192,7 @@ def open_staging(out: Path) -> Iterator[Staging]:
         raise StorageError(f"{where}: {error.strerror or error}; OUT is as it was") from error
     finally:
         if descriptor is not None:
-            with uninterrupted():
+            with _uninterrupted():
                 _remove(staging.directory)
                 with _warning(staging.lock):
                     staging.lock.unlink(missing_ok=True)
@@ -210,7 +211,7 @@ def commit(staging: Staging, *, replace: Mapping[str, FileStamp] | None) -> None
     """
     out = staging.out
     _sync_directories(staging.checkpoint)
-    with uninterrupted():  # an interrupt must not deny that OUT stands
+    with _uninterrupted():  # an interrupt must not deny that OUT stands
         _remove(staging.scratch)  # later, it would outlive a kill behind the renaming
         is_moved = False
         try:
@@ -237,34 +238,36 @@ def commit(staging: Staging, *, replace: Mapping[str, FileStamp] | None) -> None
 
 
 @contextmanager
-def uninterrupted() -> Iterator[None]:
+def _uninterrupted() -> Iterator[None]:
     """Pay no heed to signals that end the program: what is going on takes a moment and must not be cut in two."""
-    if threading.current_thread() is not threading.main_thread():  # only the main thread hears signals
+    with _answered_by(signal.SIG_IGN):
         yield
-        return
-    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in ENDING_SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 @contextmanager
 def _held_back() -> Iterator[None]:
     """Let signals that end the program wait: what is going on takes a moment, and cannot be undone when half done."""
+    came: list[int] = []
+    try:
+        with _answered_by(lambda number, _: came.append(number)):
+            yield
+    finally:
+        for number in came:
+            signal.raise_signal(number)
+
+
+@contextmanager
+def _answered_by(handler: Callable[[int, FrameType | None], object] | signal.Handlers) -> Iterator[None]:
+    """Let *handler* have the signals that end the program; only the main thread hears any."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    came: list[int] = []
-    handlers = {number: signal.signal(number, lambda number, _: came.append(number)) for number in ENDING_SIGNALS}
+    before = {number: signal.signal(number, handler) for number in ENDING_SIGNALS}
     try:
         yield
     finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        for one in came:
-            signal.raise_signal(one)
+        for number, one in before.items():
+            signal.signal(number, one)
 
 
 def _put_back(staging: Staging) -> None:

@@ -133,14 +133,12 @@ def check_agreement(claim: Claim, inputs: Sequence[Inputs], *, device: str, adva
     parts, at_answers = ({model: list[Compared]() for model in streams if model != "original"} for _ in range(2))
     with torch.inference_mode():
         for number, sample in enumerate(inputs):
-            places, answers = sample.places("all"), sample.places("answers")
-            answers = answers[places] & (sample.is_answer is not None)
-            said = {model: head.normed(stream[number][0, places.to(device)]) for model, stream in streams.items()}
+            places, answered = sample.places("all").to(device), sample.answered.to(device)
+            said = {model: head.normed(stream[number][0, places]) for model, stream in streams.items()}
             for model in parts:
                 parts[model].append(compare(head, said["original"], said[model]))
-                if bool(answers.any()):
-                    of_answers = (said[one][answers.to(device)] for one in ("original", model))
-                    at_answers[model].append(compare(head, *of_answers))
+                if bool(answered.any()):
+                    at_answers[model].append(compare(head, said["original"][answered], said[model][answered]))
     text = _nearness(parts)
     if not all(math.isfinite(one.kl) for one in (text.converted, *text.without_data.values())):
         raise VerificationError("on held-out samples, what the model says is not finite; check IN's weights")

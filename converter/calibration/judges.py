@@ -54,8 +54,8 @@ class Judges:
             name = "the samples" if sample.file is None else sample.file.name
             compared.append(compare(self._head, wanted, states))
             parts.setdefault(name, []).append(compared[-1])
-            at = sample.places("answers")[sample.places("all")]
-            if sample.is_answer is not None and bool(at.any()):
+            at = sample.answered.to(states.device)
+            if bool(at.any()):
                 parts.setdefault(f"the answers of {name}", []).append(compare(self._head, wanted[at], states[at]))
         return Judgement(Divergence.mean(compared), {name: Divergence.mean(part) for name, part in parts.items()})
 
