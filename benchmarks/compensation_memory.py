@@ -92,7 +92,8 @@ def print_parts(
     from s4convert.calibration.statistics import PassingMoments, Statistics, held_out_of
     from s4convert.calibration.stream import LayerBatch
     from s4convert.compensation import fit
-    from s4convert.model.decoder import AttentionInput, LayerDecoder, full_float32
+    from s4convert.model.attention import AttentionInput
+    from s4convert.model.decoder import LayerDecoder, full_float32
     from s4convert.rewrite.assembly import assemble
     from s4convert.rewrite.plan import make_plan
     from s4convert.rewrite.writer import disk_flusher, stage

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from ..checkpoint import Checkpoint
 from ..errors import CheckpointError
+from ..model.attention import AttentionInput
 from ..model.batches import batches, padded
-from ..model.decoder import AttentionInput, LayerDecoder, full_float32, require_stock_code, stock_code
+from ..model.decoder import LayerDecoder, full_float32, require_stock_code, stock_code
 from .inputs import Inputs, modalities
 from .moments import ModalityMean
 

@@ -278,16 +278,32 @@ class Checkpoint:
             CheckpointError: *tensor* has fewer rows.
             StorageError: the file cannot be read, or became shorter.
         """
-        entry, path = tensor.entry, self.path / tensor.shard
         count = tensor.num_rows - first if count is None else count
+        self._check_rows(tensor, first, count)
+        begin, size = tensor.entry.begin + first * tensor.row_bytes, count * tensor.row_bytes
+        if not tensor.is_contiguous:
+            begin, size = tensor.entry.begin, tensor.entry.end - tensor.entry.begin
+        with enough_memory(f"{self.path / tensor.shard}: {tensor.name}"):
+            data = bytearray(size)
+            self._read(memoryview(data), tensor, begin)
+            if tensor.is_contiguous:
+                return data
+            return bytearray(_gather(data, tensor.entry)[first : first + count].tobytes())
+
+    def read_into(self, into: memoryview, tensor: StoredTensor, first: int, count: int) -> None:
+        """As :meth:`read_bytes`, of a contiguous *tensor*, *into* memory that has just the room for it."""
+        self._check_rows(tensor, first, count)
+        self._read(into, tensor, tensor.entry.begin + first * tensor.row_bytes)
+
+    def _check_rows(self, tensor: StoredTensor, first: int, count: int) -> None:
         if not 0 <= first <= first + count <= tensor.num_rows:
-            raise CheckpointError(f"{path}: {tensor.name} has {tensor.num_rows} rows, none up to {first + count}")
-        begin, end = entry.begin, entry.end
-        if entry.strides is None:
-            begin, end = begin + first * tensor.row_bytes, begin + (first + count) * tensor.row_bytes
-        with enough_memory(f"{path}: {tensor.name}"), reading(path), path.open("rb") as file:
-            data = read_span(file.fileno(), begin, end - begin, path)
-            return data if entry.strides is None else bytearray(_gather(data, entry)[first : first + count].tobytes())
+            where = f"{self.path / tensor.shard}: {tensor.name}"
+            raise CheckpointError(f"{where} has {tensor.num_rows} rows, none up to {first + count}")
+
+    def _read(self, into: memoryview, tensor: StoredTensor, begin: int) -> None:
+        path = self.path / tensor.shard
+        with reading(path), path.open("rb") as file:
+            read_span(file.fileno(), begin, into, path)
 
     def read_ahead(self, tensors: Iterable[StoredTensor]) -> None:
         """Have the kernel bring *tensors* into the page cache meanwhile; where it does not, they are read later."""

@@ -37,13 +37,11 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_span(descriptor: int, offset: int, size: int, path: Path) -> bytearray:
-    """The bytes [offset, offset + size) of the open file *path*; StorageError where the file ends before."""
-    data, done = bytearray(size), 0
-    with memoryview(data) as view:
-        while done < size:  # a network file system may return fewer bytes than asked
-            count = os.preadv(descriptor, [view[done:]], offset + done)
-            if not count:
-                raise StorageError(f"{path}: became shorter while it was read; start again when it is at rest")
-            done += count
-    return data
+def read_span(descriptor: int, offset: int, into: memoryview, path: Path) -> None:
+    """Fill *into* with the bytes of the open file *path* from *offset* on; StorageError where it ends before."""
+    done = 0
+    while done < len(into):  # a network file system may return fewer bytes than asked
+        count = os.preadv(descriptor, [into[done:]], offset + done)
+        if not count:
+            raise StorageError(f"{path}: became shorter while it was read; start again when it is at rest")
+        done += count

@@ -9,18 +9,18 @@ that the last of those is taken after the final norm.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..checkpoint import CONFIG_FILE, Checkpoint, StoredTensor
 from ..checkpoint.torch_file import torch_dtype
 from ..errors import CheckpointError, OutOfMemoryError, UsageError, enough_memory, shown
+from .attention import AttentionHook, attention_watched
+from .loading import RowReader, float_rows, load_tensor, row_reader
 
 if TYPE_CHECKING:
     import torch
@@ -40,13 +40,6 @@ _COMPUTATION = (
 _NUMBERS = ("rms_norm_eps", "rope_theta", "partial_rotary_factor")
 _MAX_TABLE_BYTES = 2 << 30  # of tables that stock code computes: old versions have the rotary ones for every position
 
-# (tensor, first row, number of rows) -> these rows.
-RowReader: TypeAlias = "Callable[[StoredTensor, int, int], torch.Tensor]"
-
-AttentionHook: TypeAlias = "Callable[[AttentionInput], object]"
-
-_LOAD_BYTES = 16 << 20  # read at a time, so that loading takes no second copy of a tensor
-
 
 def check_device(device: str) -> None:
     """Raise UsageError where torch does not know the *device*, or this machine does not have it."""
@@ -60,42 +53,6 @@ def check_device(device: str) -> None:
         raise UsageError(f"`device` {device}: models do not run there; use cpu or cuda")
     if kind == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"`device` {device}: torch finds no CUDA GPU here; use cpu")
-
-
-@dataclass(frozen=True)
-class AttentionInput:
-    """The input of one layer's attention kernel, after projections and rotary embedding.
-
-    *query* is [num_heads, tokens, head_dim]; *key* is the same, or [num_kv_heads, tokens, head_dim] where the
-    kernel shares kv heads itself. *mask* [1 or num_heads, tokens, tokens] is boolean (True = may attend) or added
-    to the scores; None means causal.
-    """
-
-    query: torch.Tensor
-    key: torch.Tensor
-    mask: torch.Tensor | None
-    scale: float
-
-    def until(self, tokens: int) -> AttentionInput:
-        """That of the first *tokens*."""
-        mask = None if self.mask is None else self.mask[:, :tokens, :tokens]
-        return AttentionInput(self.query[:, :tokens], self.key[:, :tokens], mask, self.scale)
-
-    def weights(self, rows: torch.Tensor) -> torch.Tensor:
-        """The attention weights [num_heads, len(rows), tokens] of the queries at the token positions *rows*."""
-        import torch
-
-        heads, tokens, _ = self.query.shape
-        key = self.key.repeat_interleave(heads // len(self.key), dim=0)
-        scores = (self.query[:, rows] * self.scale) @ key.transpose(1, 2)
-        if self.mask is None:
-            positions = torch.arange(tokens, device=rows.device)
-            scores = scores.masked_fill(positions > rows[:, None], float("-inf"))
-        elif self.mask.dtype == torch.bool:
-            scores = scores.masked_fill(~self.mask[:, rows], float("-inf"))
-        else:
-            scores = scores + self.mask[:, rows]
-        return scores.softmax(-1)
 
 
 class LayerDecoder:
@@ -118,7 +75,7 @@ class LayerDecoder:
             CheckpointError: they do not fit.
             StorageError: they cannot be read.
         """
-        self._load(checkpoint, layer, partial(_float_rows, checkpoint), only)
+        self._load(checkpoint, layer, partial(float_rows, checkpoint), only)
 
     def _load(self, checkpoint: Checkpoint, layer: int, read: RowReader, only: Collection[str] | None = None) -> None:
         _check_shapes(self._model, checkpoint, layer)
@@ -142,7 +99,7 @@ class LayerDecoder:
             coming = next(following, None)
             while coming is not None:
                 (checkpoint, layer), coming = coming, next(following, None)
-                self._load(checkpoint, layer, partial(stored_rows, checkpoint))
+                self._load(checkpoint, layer, row_reader(checkpoint, self._device))
                 if coming is not None:
                     coming[0].read_ahead(coming[0].layers[coming[1]].values())
                 yield layer
@@ -164,13 +121,13 @@ class LayerDecoder:
         import torch
 
         _check_shapes(self._model, checkpoint, layer)
-        weights = {}
+        weights, read = {}, row_reader(checkpoint, self._device)
         with torch.cuda.stream(beside):
             for name, _ in self._layer.named_parameters():
                 tensor = checkpoint.layers[layer][name]
                 checkpoint.check_computable(tensor)
                 weight = torch.empty(tensor.shape, dtype=torch_dtype(tensor.dtype), device=self._device)
-                load_tensor(weight, tensor, partial(stored_rows, checkpoint))
+                load_tensor(weight, tensor, read)
                 weights[name] = weight
         beside.synchronize()
         return weights
@@ -210,7 +167,7 @@ class LayerDecoder:
                 )
                 hooks.callback(handle.remove)
             if attention_hook is not None:
-                hooks.enter_context(_attention_watched(attention_hook))
+                hooks.enter_context(attention_watched(attention_hook))
             hooks.enter_context(enough_memory(f"a decoder layer on {hidden.shape[:2].numel()} tokens"))
             hooks.enter_context(torch.inference_mode())
             output: torch.Tensor = self._model(inputs_embeds=hidden, use_cache=False).last_hidden_state
@@ -266,68 +223,6 @@ def _plain_kernel() -> Iterator[None]:
     finally:
         for name, enabled in before.items():
             getattr(switches, f"enable_{name}_sdp")(enabled)
-
-
-def load_tensor(into: torch.Tensor, tensor: StoredTensor, read: RowReader) -> None:
-    """Copy *tensor*, a block of rows that *read* gives at a time, *into* one of any dtype and on any device."""
-    import torch
-
-    block = max(1, _LOAD_BYTES // tensor.row_bytes) if tensor.is_contiguous else tensor.num_rows
-    with torch.no_grad():
-        for first in range(0, tensor.shape[0], block):
-            count = min(block, tensor.shape[0] - first)
-            into[first : first + count] = read(tensor, first, count)
-
-
-def stored_rows(checkpoint: Checkpoint, tensor: StoredTensor, first: int = 0, count: int | None = None) -> torch.Tensor:
-    """Rows [first, first + count) of *tensor* in its stored dtype; all from *first* on where *count* is None."""
-    import torch
-
-    data = checkpoint.read_bytes(tensor, first, count)
-    count = tensor.num_rows - first if count is None else count
-    shape = (count, *tensor.shape[1:]) if tensor.shape else ()
-    return torch.frombuffer(data, dtype=torch_dtype(tensor.dtype)).reshape(shape)
-
-
-def _float_rows(checkpoint: Checkpoint, tensor: StoredTensor, first: int, count: int) -> torch.Tensor:
-    import torch
-
-    return torch.from_numpy(checkpoint.read_rows(tensor, first, count))
-
-
-@contextlib.contextmanager
-def _attention_watched(hook: AttentionHook) -> Iterator[None]:
-    """Call *hook* with the input of torch's attention kernel, which every version and family of stock code calls."""
-    import torch
-    from torch.overrides import TorchFunctionMode
-
-    kernel = torch.nn.functional.scaled_dot_product_attention
-    calls = 0
-
-    def show(query: Any, key: Any, value: Any, attn_mask: Any = None, *_: Any, scale: Any = None, **__: Any) -> None:
-        nonlocal calls
-        calls += 1
-        factor = query.shape[-1] ** -0.5 if scale is None else scale
-        masks = itertools.repeat(None) if attn_mask is None else attn_mask.expand(len(query), -1, -1, -1)
-        for of_one in zip(query, key, masks, strict=False):
-            hook(AttentionInput(*of_one, factor))
-
-    class Watch(TorchFunctionMode):
-        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if function is kernel:
-                show(*args, **(kwargs or {}))
-            return function(*args, **(kwargs or {}))
-
-    with Watch():
-        yield
-    if not calls:
-        import transformers
-
-        raise UsageError(
-            f"transformers {transformers.__version__} does not compute this model's attention with torch's kernel, so "
-            "attention cannot be watched; use another version, or a metric or a compensation that needs no calibration "
-            "data"
-        )
 
 
 @contextlib.contextmanager

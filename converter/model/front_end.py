@@ -24,7 +24,8 @@ from ..checkpoint.shards import open_shards
 from ..checkpoint.sidecars import list_files
 from ..checkpoint.tensors import TensorEntry
 from ..errors import CheckpointError, S4ConvertError, StorageError, enough_memory, shown
-from .decoder import full_float32, language_model_config, stock_code, stored_rows, without_initial_weights
+from .decoder import full_float32, language_model_config, stock_code, without_initial_weights
+from .loading import stored_rows
 
 if TYPE_CHECKING:
     import torch

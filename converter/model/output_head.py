@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoint import Checkpoint
 from ..checkpoint.torch_file import torch_dtype
-from .decoder import fitting, load_tensor, meta_model, stored_rows
+from .decoder import fitting, meta_model
+from .loading import load_tensor, row_reader
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +30,7 @@ class OutputHead:
         import torch
 
         self._norm: Any = meta_model(checkpoint).norm.to_empty(device=device)
-        parameter, read = self._norm.weight, partial(stored_rows, checkpoint)
+        parameter, read = self._norm.weight, row_reader(checkpoint, device)
         load_tensor(parameter, fitting(checkpoint, checkpoint.final_norm, parameter, "the final norm"), read)
         projection, width = checkpoint.vocabulary_projection, checkpoint.geometry.hidden_size
         checkpoint.check_computable(projection)

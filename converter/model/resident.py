@@ -26,16 +26,15 @@ from .decoder import (
     fitting,
     gradients_through,
     language_model_config,
-    load_tensor,
     stock_code,
-    stored_rows,
     without_initial_weights,
 )
+from .loading import load_tensor, row_reader
 
 if TYPE_CHECKING:
     import torch
 
-_LOADERS = 8  # threads, with some 30 MB each
+_LOADERS = 8  # threads, with a block each
 GENERATION_CONFIG_FILE = "generation_config.json"
 
 
@@ -77,7 +76,7 @@ class ResidentModel:
         self._parameters: dict[str, torch.nn.Parameter] = {}
         pairs = list(self._stored_parameters())
         with byte_bar("load", sum(tensor.entry.num_bytes for tensor, _ in pairs), shown=progress) as bar:
-            read = partial(stored_rows, checkpoint)
+            read = row_reader(checkpoint, device)
             with ThreadPoolExecutor(min(_LOADERS, os.cpu_count() or 1)) as pool:
                 loads = [pool.submit(load_tensor, parameter, tensor, read) for tensor, parameter in pairs]
                 for (tensor, parameter), load in zip(pairs, loads, strict=True):
@@ -184,9 +183,10 @@ class ResidentModel:
         """Raise VerificationError where a weight is not the checkpoint's, bit for bit; all of them are read again."""
         import torch
 
+        read = row_reader(self.checkpoint, self.device)
         for tensor, parameter in self._stored_parameters():
             again = torch.empty_like(parameter)
-            load_tensor(again, tensor, partial(stored_rows, self.checkpoint))
+            load_tensor(again, tensor, read)
             if not torch.equal(again, parameter):
                 raise VerificationError(f"{tensor.name}: is not as it was loaded; this is a fault in s4convert")
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ..calibration.stream import LayerBatch
 from ..errors import CalibrationError
-from ..model.decoder import AttentionInput
+from ..model.attention import AttentionInput
 
 if TYPE_CHECKING:
     import torch

@@ -211,7 +211,7 @@ def resident_ladders(
             for layer, heads in enumerate(model.heads(padded(sample.hidden for sample in batch))):
                 moments[layer].add(heads[inside], is_image, lambda outputs: outputs.T @ outputs)
             bar.update(len(numbers))
-        losing = [LosingHeads(*_path(moments.pop(0))) for _ in layers]
+        losing = [LosingHeads(*_path(moments.pop(0), model.output_weight(layer))) for layer in layers]
         head = OutputHead(checkpoint, device)
         for numbers, inside in together:
             model.backward(
@@ -230,12 +230,12 @@ def _count(
     losing[layer].observe(heads[inside], at_heads[inside])
 
 
-def _path(moments: Reconstruction) -> tuple[list[int], torch.Tensor]:
+def _path(moments: Reconstruction, weight: torch.Tensor | None = None) -> tuple[list[int], torch.Tensor]:
     """(the heads in the order in which they go, the updates [heads, head_dim, columns] in float32)."""
     import torch
 
     heads, updates = [], []
-    for step in moments.steps():
+    for step in moments.steps(weight):
         heads.append(step.head)
         updates.append(step.update.float())
     return heads, torch.stack(updates)

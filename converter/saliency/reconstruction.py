@@ -43,11 +43,16 @@ class Reconstruction(SecondMoments):
         removed = [(step.head, step.error) for step in self.steps()]
         return rising([head for head, _ in removed], [error for _, error in removed])
 
-    def steps(self) -> Iterator[Removal]:
-        """Greedy removal; CalibrationError where S + lambda I cannot be factorised."""
+    def steps(self, weight: torch.Tensor | None = None) -> Iterator[Removal]:
+        """Greedy removal; CalibrationError where S + lambda I cannot be factorised.
+
+        *weight* is that of ``o_proj`` where it is in memory already; else it is read.
+        """
         import torch
 
-        weight = torch.from_numpy(self._checkpoint.read_projection(self._layer, "o")).to(self._device)
+        if weight is None:
+            weight = torch.from_numpy(self._checkpoint.read_projection(self._layer, "o"))
+        weight = weight.to(self._device, torch.float64)
         gram = weight.T @ weight
         del weight
         geometry = self._checkpoint.geometry

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from transformers import AutoConfig, AutoModel
 
 from s4convert.checkpoint import Checkpoint
 from s4convert.errors import StorageError
+from s4convert.model.attention import AttentionInput
 from s4convert.model.decoder import LayerDecoder
 from tests.support.synthetic import HUGGING_FACE, ORIGINAL, Spec, write_checkpoint
 
@@ -70,3 +73,19 @@ def test_no_weights_are_made_up_for_those_that_are_loaded(tmp_path: Path) -> Non
     before = torch.get_rng_state()
     LayerDecoder(checkpoint)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_what_a_hook_saw_is_gone_with_it(tmp_path: Path) -> None:
+    """Without the collector of cycles: on a GPU, what it has not found yet is memory that is missed."""
+    write_checkpoint(tmp_path / "ckpt", Spec(num_layers=1))
+    checkpoint = Checkpoint.open(tmp_path / "ckpt")
+    decoder, seen = LayerDecoder(checkpoint), list[AttentionInput]()
+    decoder.load(checkpoint, 0)
+    gc.collect()
+    gc.disable()
+    try:
+        decoder.forward(torch.randn(1, 5, checkpoint.geometry.hidden_size), attention_hook=seen.append)
+        query = weakref.ref(seen.pop().query)
+        assert query() is None
+    finally:
+        gc.enable()
