@@ -7,13 +7,14 @@ import logging
 import math
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..calibration.inputs import Inputs
 from ..calibration.samples import Samples
 from ..calibration.statistics import CalibrationData, Statistics
 from ..checkpoint import Checkpoint, Repository
@@ -32,7 +33,7 @@ from ..study.points import NAME_DIGITS, Point
 from ..study.results import Measured, Result, Results
 from ..study.swap import relative_change, swapped
 from ..version import __version__
-from .distill import distilled
+from .distill import distilled, training_inputs
 from .evaluate import embedded, read_asked
 
 if TYPE_CHECKING:
@@ -129,8 +130,14 @@ class SweepData:
         decided = [__version__, self.checkpoint.fingerprint, HOLDOUT, self.options.device, tower and Path(tower).name]
         return digest_of_data(samples, decided)[:NAME_DIGITS]
 
-    def fit(self, point: Point, model: ResidentModel) -> Fits:
-        """The compensation of *point*; *model* is the checkpoint's."""
+    def pupils(self, model: ResidentModel) -> list[Inputs]:
+        """What trainings are trained and judged on; *model* is the checkpoint's."""
+        assert self._calibration is not None, "check_training has seen it"
+        given = self.checkpoint, self._calibration, self.options.training
+        return training_inputs(*given, model=model, tower=self._tower)
+
+    def fit(self, point: Point, model: ResidentModel, pupils: Callable[[], Sequence[Inputs]]) -> Fits:
+        """The compensation of *point*; *model* is the checkpoint's, and *pupils* give what trainings need."""
         assert point.mask is not None and point.compensation is not None
         statistics = None if self.directory is None else Statistics(self.directory, device=self.options.device)
         # What is mapped into memory from there stays after the files are gone.
@@ -139,9 +146,8 @@ class SweepData:
             mode = REFIT if is_trained else point.compensation
             fits = fit(mode, self.checkpoint, point.mask, scratch, moments=statistics)
             if is_trained:
-                assert self._calibration is not None, "check_training has seen it"
-                given = (self.checkpoint, point.mask, fits, self._calibration, self.options.training, scratch)
-                fits, _ = distilled(*given, model=model, tower=self._tower)
+                how = pupils(), HOLDOUT, self.options.training, scratch
+                fits, _ = distilled(self.checkpoint, point.mask, fits, model, *how)
             return fits
 
 
@@ -173,6 +179,10 @@ class SweepBench:
                 raise
             return Result(None, failure=str(error))
 
+    @cached_property
+    def _pupils(self) -> list[Inputs]:
+        return self.data.pupils(self.model)
+
     def check_unchanged(self) -> None:
         """Raise VerificationError where the model is not as it was loaded."""
         self.model.check_unchanged()
@@ -187,7 +197,7 @@ class SweepBench:
             if point.mask is None:
                 return Result(self._evaluate())
             with _noted() as notes:
-                fits = self.data.fit(point, self.model)
+                fits = self.data.fit(point, self.model, lambda: self._pupils)
             if fits.training is not None:
                 notes.append(f"training: {fits.training.to_text()}")
             before, unpruned_seconds = self._probe()

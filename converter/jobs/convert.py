@@ -20,7 +20,7 @@ from ..checkpoint.loader_names import check_loader_name
 from ..checkpoint.refusals import refuse_delta_name
 from ..checkpoint.sidecars import perhaps_private
 from ..choices import HOLDOUT
-from ..compensation import MODES, fit
+from ..compensation import MODES, Fits, fit
 from ..compensation.fitting import check_mode, known_before_fitting, scratch_bytes
 from ..compensation.modes import REFIT, default_mode
 from ..compensation.training import trained_bytes
@@ -40,6 +40,7 @@ from ..hub.names import check_repo_id
 from ..mask import HeadMask
 from ..model.decoder import check_device, require_stock_code
 from ..model.front_end import check_takes_images
+from ..model.resident import ResidentModel
 from ..output.card import CARD_FILES, BaseCard, draw_picture, public_command, read_base_card, write_card
 from ..output.html_report import html_report
 from ..output.manifest import Digest, manifest, write_manifest
@@ -62,7 +63,7 @@ from ..verify.checks import check_claim, default_jobs
 from ..verify.claim import Claim, Terms
 from ..verify.report import Report
 from ..verify.structure import ByteChecks
-from .distill import check_training, distilled
+from .distill import check_training, distilled, training_inputs
 from .notes import notes_on, notes_on_probe
 from .options import ConversionOptions, TrainingOptions, as_path, images_called, options_of
 from .recipe import RECIPES, check_recipe, mask_by_recipe
@@ -500,9 +501,7 @@ def stage_and_check(planned: PlannedConversion, staging: Staging, flusher: DiskF
     fits = fit(mode, checkpoint, mask, staging.scratch, moments=moments, progress=options.progress)
     moments = moments if passing is None else passing.finish()
     if is_trained:
-        assert options.calibration_data is not None, "check_training has seen it"
-        how = options.calibration_data, options.training, staging.scratch
-        fits, held_out = distilled(checkpoint, mask, fits, *how, tower=planned.tower, progress=options.progress)
+        fits, held_out = _trained(planned, fits, staging)
     plan = make_plan(checkpoint, mask, fits, planned.files)
     checks = ByteChecks(Terms(checkpoint, mask, fits, planned.own_files), staging.checkpoint)
     with byte_bar("write and check", plan.file_bytes, shown=options.progress) as bar:
@@ -526,6 +525,17 @@ def stage_and_check(planned: PlannedConversion, staging: Staging, flusher: DiskF
         notes = (*report.notes, *notes_on_probe(options.probe_samples, calibration))
         report = replace(report, calibration=calibration or {}, notes=notes)
     return Staged(plan, claim.converted, report, calibration)
+
+
+def _trained(planned: PlannedConversion, refit: Fits, staging: Staging) -> tuple[Fits, list[Inputs]]:
+    """(what a training makes of *refit*, the samples that are held out of it); its model is gone afterwards."""
+    checkpoint, options = planned.checkpoint, planned.options
+    data, settings, progress = options.calibration_data, options.training, options.progress
+    assert data is not None, "check_training has seen it"
+    model = ResidentModel(checkpoint, device=data.device, progress=progress)
+    inputs = training_inputs(checkpoint, data, settings, model=model, tower=planned.tower, progress=progress)
+    how = model, inputs, data.holdout, settings, staging.scratch
+    return distilled(checkpoint, planned.mask, refit, *how, progress=progress)
 
 
 def _calibrated(planned: PlannedConversion, staging: Staging) -> tuple[PassingMoments | None, list[Inputs]]:

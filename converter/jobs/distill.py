@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import compress
 from pathlib import Path
 
@@ -35,33 +36,54 @@ def check_training(data: CalibrationData | None, settings: TrainingSettings) -> 
         raise UsageError("the `calibration` data has no questions to answer, only texts; leave `self_answers` out")
 
 
-def distilled(
+def training_inputs(
     checkpoint: Checkpoint,
-    mask: HeadMask,
-    refit: Fits,
     data: CalibrationData,
-    settings: TrainingSettings,
-    scratch: Path,
+    settings: TrainingSettings | None,
     *,
     model: ResidentModel | None = None,
     tower: Path | None = None,
     progress: bool = False,
-) -> tuple[Fits, list[Inputs]]:
-    """(what a training by *settings* on *data* makes of *refit*, the samples that are held out of it).
+) -> list[Inputs]:
+    """The samples of *data* as a training by *settings* takes them, with the answers that those ask for.
 
-    *model* is *checkpoint*'s, loaded if None. *tower* is the directory of the vision tower, as
-    :func:`~s4convert.calibration.inputs.make_inputs` takes it.
+    *model* is *checkpoint*'s, and is loaded if None where it is to answer. *tower* is the directory of the vision
+    tower, as :func:`~s4convert.calibration.inputs.make_inputs` takes it.
+
+    Raises:
+        S4ConvertError: as :func:`~s4convert.calibration.inputs.make_inputs` says.
+    """
+    if settings is None or not settings.self_answers:
+        return data.inputs(checkpoint, tower=tower, progress=progress)
+    if model is None:
+        model = ResidentModel(checkpoint, device=data.device, progress=progress)
+    samples = own_answers(checkpoint, model, data.read.samples, tower=tower, progress=progress)
+    return make_inputs(checkpoint, samples, tower=tower, device=data.device, progress=progress)
+
+
+def distilled(
+    checkpoint: Checkpoint,
+    mask: HeadMask,
+    refit: Fits,
+    model: ResidentModel,
+    inputs: Sequence[Inputs],
+    holdout: float,
+    settings: TrainingSettings,
+    scratch: Path,
+    *,
+    progress: bool = False,
+) -> tuple[Fits, list[Inputs]]:
+    """(what a training by *settings* makes of *refit*, the share *holdout* of *inputs*, which are held out of it).
+
+    *model* is *checkpoint*'s; *inputs* are :func:`training_inputs`.
 
     Raises:
         UsageError: there are too few samples to hold any out.
-        S4ConvertError: as :func:`~s4convert.compensation.distillation.distill` and :func:`make_inputs` say.
+        S4ConvertError: as :func:`~s4convert.compensation.distillation.distill` says.
     """
     from ..compensation.distillation import distill  # torch takes a second to import
 
-    if model is None:
-        model = ResidentModel(checkpoint, device=data.device, progress=progress)
-    inputs = _inputs(checkpoint, data, settings, model, tower=tower, progress=progress)
-    flags = _held_out(len(inputs), data.holdout)
+    flags = _held_out(len(inputs), holdout)
     pupils, held_out = ([one for one, out in zip(inputs, flags, strict=True) if out == wanted] for wanted in (0, 1))
     judges = judging(held_out)
     return distill(checkpoint, mask, refit, model, pupils, judges, settings, scratch, progress=progress), held_out
@@ -76,7 +98,7 @@ def held_out_inputs(
     progress: bool = False,
 ) -> list[Inputs]:
     """The samples of *data* that are held out of a training by *settings*, or of any fit; all where none are."""
-    inputs = _inputs(checkpoint, data, settings, None, tower=tower, progress=progress)
+    inputs = training_inputs(checkpoint, data, settings, tower=tower, progress=progress)
     return [*compress(inputs, held_out_of(len(inputs), data.holdout))] or inputs
 
 
@@ -89,20 +111,3 @@ def _held_out(num_samples: int, holdout: float) -> list[bool]:
             "ones; give more `calibration` data, or a larger share"
         )
     return flags
-
-
-def _inputs(
-    checkpoint: Checkpoint,
-    data: CalibrationData,
-    settings: TrainingSettings | None,
-    model: ResidentModel | None,
-    *,
-    tower: Path | None,
-    progress: bool,
-) -> list[Inputs]:
-    if settings is None or not settings.self_answers:
-        return data.inputs(checkpoint, tower=tower, progress=progress)
-    if model is None:
-        model = ResidentModel(checkpoint, device=data.device, progress=progress)
-    samples = own_answers(checkpoint, model, data.read.samples, tower=tower, progress=progress)
-    return make_inputs(checkpoint, samples, tower=tower, device=data.device, progress=progress)
