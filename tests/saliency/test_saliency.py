@@ -236,7 +236,7 @@ def test_the_order_of_samples_does_not_matter(metric: str) -> None:
     inputs = make_inputs(checkpoint, read_samples(FILE, QUESTIONS, 3).samples)
     forwards = score_inputs(checkpoint, metric, list(inputs), Settings())
     backwards = score_inputs(checkpoint, metric, inputs[::-1], Settings())
-    np.testing.assert_allclose(np.array(forwards.scores), np.array(backwards.scores), rtol=1e-9)
+    np.testing.assert_allclose(np.array(forwards.scores), np.array(backwards.scores), rtol=1e-6)
 
 
 class LargestTensor(TorchDispatchMode):
