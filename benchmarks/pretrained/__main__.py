@@ -40,7 +40,7 @@ def prepare(directory: Path) -> None:
             texts.write(directory / f"{name}-{part}.txt", kind[part][:count])
     write_scienceqa(directory / "asked", drawings, held_out=True, num_image=400, num_text=400, seed=HELD_OUT_SEED)
     write_scienceqa(
-        directory / "calibration", drawings, held_out=False, num_image=320, num_text=320, seed=CALIBRATION_SEED
+        directory / "calibration", drawings, held_out=False, num_image=1600, num_text=1600, seed=CALIBRATION_SEED
     )
     print(f"{len(drawings.pixels)} drawings of {len(drawings.names)} things, {drawings.held_out.sum()} held out")
 
