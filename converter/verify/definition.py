@@ -25,7 +25,7 @@ from ..errors import VerificationError
 from .claim import Claim
 
 SLACK = 1e-6  # for arithmetic, in units of the largest number of a row
-SAMPLED_ROWS = 64  # of a weight: one map makes all of them, which the comparison of bytes has seen
+SAMPLED_STRETCHES, STRETCH = 8, 8  # rows of a weight: one map makes all of them, which the comparison of bytes has seen
 TIE = 1e-9  # cosines this near are equal
 
 
@@ -112,13 +112,15 @@ class _Stored:
 
 
 def sampled_rows(num_rows: int) -> list[int]:
-    """The numbers of some rows, spread evenly."""
-    return sorted({round(number) for number in np.linspace(0, num_rows - 1, SAMPLED_ROWS)})
+    """The numbers of some rows: stretches of them, spread evenly."""
+    firsts = np.linspace(0, max(0, num_rows - STRETCH), SAMPLED_STRETCHES).round().astype(int)
+    return sorted({row for first in firsts.tolist() for row in range(first, min(first + STRETCH, num_rows))})
 
 
 def read_some(checkpoint: Checkpoint, tensor: StoredTensor, rows: list[int]) -> Float64Array:
     """The *rows* of *tensor* [len(rows), ...]; StorageError where they cannot be read."""
-    return np.concatenate([checkpoint.read_rows(tensor, row, 1) for row in rows]).astype(np.float64)
+    stretches = np.split(np.array(rows), np.flatnonzero(np.diff(rows) != 1) + 1)
+    return np.concatenate([checkpoint.read_rows(tensor, int(one[0]), len(one)) for one in stretches]).astype(np.float64)
 
 
 def _is_rounded(found: Float64Array, wanted: Float64Array, dtype: str) -> bool:
