@@ -32,6 +32,7 @@ from .assembly import OutputFile, Piece
 from .plan import ColumnEdit, Edit, Plan, RowEdit
 
 COPY_BYTES = 512 << 10  # so that what is copied is checked while it is in the processor's cache
+READ_AHEAD_BYTES = 16 << 20  # of IN: by itself, the kernel looks ahead by little where a file is opened for each block
 EDIT_BYTES = 512 << 10  # stored bytes of a block of rows; its float32 working copies bound the memory of an edit
 TABLE_BYTES = 1 << 20  # of a weight, from which on a table of all products is worth its making
 LOOKED_UP_ROWS = 8  # at a time: numpy makes an index of 8 bytes of each number
@@ -217,6 +218,7 @@ class _Staged:
         with self._writing(name):
             source = os.open(f"{self.checkpoint.path}/{name}", os.O_RDONLY)
             try:
+                _ask_for(source, begin + READ_AHEAD_BYTES, end - begin)
                 while begin < end:
                     copied = _copy_some(source, target, begin, end, shift)
                     if not copied:
@@ -262,6 +264,12 @@ def _clone(source: Path, target: int) -> bool:
                 raise
             return False
     return True
+
+
+def _ask_for(source: int, begin: int, size: int) -> None:
+    """Have the kernel bring these bytes into the page cache meanwhile."""
+    with suppress(OSError):  # it is advice
+        os.posix_fadvise(source, begin, size, os.POSIX_FADV_WILLNEED)
 
 
 def _copy_some(source: int, target: int, begin: int, end: int, shift: int) -> int:
