@@ -24,12 +24,14 @@ from pathlib import Path
 
 from benchmarks.checkpoints import write_large, write_mask
 from benchmarks.processes import Run, run
+from benchmarks.saliency_memory import synthetic_inputs
 from tests.support.synthetic import HUGGING_FACE, ORIGINAL, SEVEN_B, Spec, config
 
 GB = 1e9
 LAYER_BYTES = 405e6
 OTHER_BYTES = 660e6
 COPY, HASH, COMPARE, CONVERT = "cp -r, sync", "sha256, all processors", "cp -r, cmp", "s4convert"
+FITTED = "least-squares"
 
 
 @dataclass(frozen=True)
@@ -49,14 +51,14 @@ def converting(source: Path, out: Path, mask: Path, *options: str) -> tuple[str,
     return python("s4convert", source, out, "--mask", mask, "-q", "--allow-name", *options)
 
 
-def floors(source: Path, out: Path, mask: Path) -> list[Contestant]:
-    """What the time of a conversion is compared with, and the conversion."""
+def floors(source: Path, out: Path, mask: Path, *options: str) -> list[Contestant]:
+    """What the time of a conversion is compared with, and the conversion with *options*."""
     copy, sync = ("cp", "-r", str(source), str(out)), ("sync", "-f", str(out))
     return [
         Contestant(COPY, (copy, sync)),
         Contestant(HASH, (python("benchmarks.rivals", "hash", source, out, mask),)),
         Contestant(COMPARE, (copy, *(("cmp", str(file), str(out / file.name)) for file in source.iterdir()))),
-        Contestant(CONVERT, (converting(source, out, mask, "--no-verify"),)),
+        Contestant(CONVERT, (converting(source, out, mask, "--no-verify", *options),)),
     ]
 
 
@@ -166,19 +168,35 @@ def compare_rivals(directory: Path, gigabytes: float, rounds: int, mergekit: Pat
             print_table(race(entered, out, rounds))
 
 
+def gather_statistics(source: Path, directory: Path) -> Path:
+    """Statistics of a few samples of noise, which a fit takes as long for as for any; they go into *directory*."""
+    from s4convert.calibration.statistics import PassingMoments, Statistics
+    from s4convert.checkpoint import Checkpoint
+
+    checkpoint = Checkpoint.open(source)
+    inputs, layers = synthetic_inputs(checkpoint.geometry.hidden_size, 5), range(checkpoint.geometry.num_layers)
+    PassingMoments(checkpoint, inputs, layers, 0.2, "cpu", kept=Statistics(directory), whole=True).finish()
+    return directory
+
+
 def show_growth(directory: Path, rounds: int, largest: float) -> None:
-    """Size, shards and share of heads, each changed alone."""
+    """Size, shards, share of heads and compensation, each changed alone."""
     cases: list[tuple[str, Spec, float]] = []
     cases += [(f"{size} GB", shaped(size), 0.3) for size in (0.5, 2, 8, 16) if size <= largest]
     middle = min(8.0, largest)
     cases += [(f"{middle:g} GB in {shards} shards", shaped(middle, num_shards=shards), 0.3) for shards in (1, 30)]
     cases += [(f"{middle:g} GB, {share:.0%} of heads", shaped(middle), share) for share in (0.1, 0.6)]
+    cases.append((f"{middle:g} GB, {FITTED}", shaped(middle), 0.3))
     print("| | GB | s4convert, s | to cp -r, sync | to the floor | processor s for a GB | peak MB |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for name, spec, share in cases:
         with tempfile.TemporaryDirectory(dir=directory) as scratch:
             source, out, mask, size = write(Path(scratch), spec, share)
-            runs = race(floors(source, out, mask), out, rounds)
+            options: tuple[str, ...] = ()
+            if FITTED in name:
+                gathered = gather_statistics(source, Path(scratch) / "statistics")
+                options = ("--compensate", FITTED, "--statistics", str(gathered))
+            runs = race(floors(source, out, mask, *options), out, rounds)
         of_ours, copies, hashes = runs[CONVERT], runs[COPY], runs[HASH]
         floor = [max(one.seconds, other.seconds) for one, other in zip(copies, hashes, strict=True)]
         print(
