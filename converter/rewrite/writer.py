@@ -32,7 +32,7 @@ from .assembly import OutputFile, Piece
 from .plan import ColumnEdit, Edit, Plan, RowEdit
 
 COPY_BYTES = 512 << 10  # so that what is copied is checked while it is in the processor's cache
-READ_AHEAD_BYTES = 16 << 20  # of IN: by itself, the kernel looks ahead by little where a file is opened for each block
+READ_AHEAD_BYTES = 8 << 20  # of IN: by itself, the kernel looks ahead by little where a file is opened for each block
 EDIT_BYTES = 512 << 10  # stored bytes of a block of rows; its float32 working copies bound the memory of an edit
 TABLE_BYTES = 1 << 20  # of a weight, from which on a table of all products is worth its making
 LOOKED_UP_ROWS = 8  # at a time: numpy makes an index of 8 bytes of each number
@@ -215,10 +215,10 @@ class _Staged:
 
     def _copy(self, name: str, begin: int, end: int, shift: int, target: int) -> None:
         """Copy the bytes [begin, end) of IN's file *name* to *target*, *shift* bytes further on."""
+        self._ask_ahead(name, begin, end - begin)
         with self._writing(name):
             source = os.open(f"{self.checkpoint.path}/{name}", os.O_RDONLY)
             try:
-                _ask_for(source, begin + READ_AHEAD_BYTES, end - begin)
                 while begin < end:
                     copied = _copy_some(source, target, begin, end, shift)
                     if not copied:
@@ -233,6 +233,7 @@ class _Staged:
         """Write the rows [first, first + count) of *edit* into *target*, from byte *begin* on."""
         tensor = edit.tensor
         where = f"{self.checkpoint.path}/{tensor.shard}: {tensor.name} (layer {edit.layer})"
+        self._ask_ahead(tensor.shard, tensor.entry.begin + first * tensor.row_bytes, count * tensor.row_bytes)
         data = self.checkpoint.read_bytes(tensor, first, count)
         if not all_finite(data, tensor.dtype):
             raise CheckpointError(f"{where} holds NaN or infinity; mend the checkpoint first")
@@ -244,6 +245,14 @@ class _Staged:
             )
         with self._writing(tensor.shard):
             _write(target, edited, begin)
+
+    def _ask_ahead(self, name: str, begin: int, size: int) -> None:
+        """Once in so many bytes of IN's file *name*, have the kernel bring the next but one so many into its cache."""
+        on = -begin % READ_AHEAD_BYTES
+        if on < size:
+            with suppress(OSError), open(f"{self.checkpoint.path}/{name}", "rb", 0) as file:  # it is advice
+                at = begin + on + READ_AHEAD_BYTES
+                os.posix_fadvise(file.fileno(), at, READ_AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
 
     @staticmethod
     @contextmanager
@@ -264,12 +273,6 @@ def _clone(source: Path, target: int) -> bool:
                 raise
             return False
     return True
-
-
-def _ask_for(source: int, begin: int, size: int) -> None:
-    """Have the kernel bring these bytes into the page cache meanwhile."""
-    with suppress(OSError):  # it is advice
-        os.posix_fadvise(source, begin, size, os.POSIX_FADV_WILLNEED)
 
 
 def _copy_some(source: int, target: int, begin: int, end: int, shift: int) -> int:
