@@ -193,7 +193,7 @@ def show_growth(directory: Path, rounds: int, largest: float) -> None:
         with tempfile.TemporaryDirectory(dir=directory) as scratch:
             source, out, mask, size = write(Path(scratch), spec, share)
             options: tuple[str, ...] = ()
-            if FITTED in name:
+            if name.endswith(FITTED):
                 gathered = gather_statistics(source, Path(scratch) / "statistics")
                 options = ("--compensate", FITTED, "--statistics", str(gathered))
             runs = race(floors(source, out, mask, *options), out, rounds)

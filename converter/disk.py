@@ -152,3 +152,18 @@ def free_bytes(path: Path) -> int:
     """What the file system that *path* will stand on has left for this user."""
     status = os.statvfs(path.absolute().parent)
     return status.f_bavail * status.f_frsize
+
+
+def read_into(descriptor: int, offset: int, data: memoryview, name: str) -> None:
+    """Fill *data* with the bytes from *offset* on of the open file *name*; StorageError where it ends before."""
+    while data:
+        count = os.preadv(descriptor, [data], offset)
+        if not count:
+            raise StorageError(f"{name}: became shorter while it was read; start again when it is at rest")
+        data, offset = data[count:], offset + count
+
+
+def ask_for(path: Path, begin: int, size: int) -> None:
+    """Have the kernel bring these bytes of the file *path* into the page cache meanwhile; it is advice."""
+    with suppress(OSError), path.open("rb", 0) as file:
+        os.posix_fadvise(file.fileno(), begin, size, os.POSIX_FADV_WILLNEED)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple, Protocol
 
-from .errors import StorageError
+from .disk import read_into
 from .progress import Advance
 
 BLOCK_BYTES = 512 << 10  # so that what is read of both sides stays in the processor's cache until it is hashed
@@ -277,12 +277,3 @@ class _Pass:
             self._left -= 1
 
         return let_know
-
-
-def read_into(descriptor: int, offset: int, data: memoryview, name: str) -> None:
-    """Fill *data* with the bytes from *offset* on of the open file *name*; StorageError where it ends before."""
-    while data:
-        count = os.preadv(descriptor, [data], offset)
-        if not count:
-            raise StorageError(f"{name}: became shorter while it was read; start again when it is at rest")
-        data, offset = data[count:], offset + count

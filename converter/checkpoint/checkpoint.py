@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -17,10 +16,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..disk import ask_for, read_into
 from ..errors import CheckpointError, StorageError, enough_memory, reading, shown
 from .dtypes import ITEM_BYTES, Float32Array, Float64Array, decode
 from .families import Family, LanguageModel, check_entries, read_family
-from .files import CONFIG_FILE, MANIFEST_FILE, TORCH_INDEX_FILE, read_json_object, read_span
+from .files import CONFIG_FILE, MANIFEST_FILE, TORCH_INDEX_FILE, read_json_object
 from .fingerprint import fingerprint
 from .geometry import PROJECTIONS, Geometry, ProjectionRows, expected_shape, projections_in, read_geometry
 from .shards import open_shards
@@ -303,14 +303,12 @@ class Checkpoint:
     def _read(self, into: memoryview, tensor: StoredTensor, begin: int) -> None:
         path = self.path / tensor.shard
         with reading(path), path.open("rb") as file:
-            read_span(file.fileno(), begin, into, path)
+            read_into(file.fileno(), begin, into, str(path))
 
     def read_ahead(self, tensors: Iterable[StoredTensor]) -> None:
         """Have the kernel bring *tensors* into the page cache meanwhile; where it does not, they are read later."""
         for tensor in tensors:
-            with suppress(OSError), (self.path / tensor.shard).open("rb") as file:
-                size = tensor.entry.end - tensor.entry.begin
-                os.posix_fadvise(file.fileno(), tensor.entry.begin, size, os.POSIX_FADV_WILLNEED)
+            ask_for(self.path / tensor.shard, tensor.entry.begin, tensor.entry.end - tensor.entry.begin)
 
     def silent_heads(self, layer: int) -> tuple[int, ...]:
         """The heads of *layer* whose ``o_proj`` columns are all zero, sorted; StorageError as :meth:`read_rows`."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 from .. import strict_json
 from ..disk import read_file
-from ..errors import CheckpointError, StorageError, enough_memory
+from ..errors import CheckpointError, enough_memory
 
 CONFIG_FILE = "config.json"
 SINGLE_FILE = "model.safetensors"
@@ -35,13 +34,3 @@ def read_json_object(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: is not a JSON object; restore the file")
     return content
-
-
-def read_span(descriptor: int, offset: int, into: memoryview, path: Path) -> None:
-    """Fill *into* with the bytes of the open file *path* from *offset* on; StorageError where it ends before."""
-    done = 0
-    while done < len(into):  # a network file system may return fewer bytes than asked
-        count = os.preadv(descriptor, [into[done:]], offset + done)
-        if not count:
-            raise StorageError(f"{path}: became shorter while it was read; start again when it is at rest")
-        done += count

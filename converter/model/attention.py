@@ -73,7 +73,9 @@ def attention_watched(hook: AttentionHook) -> Iterator[None]:
         )
 
 
-@functools.cache  # a class is part of a cycle: one of each call would keep what its hook saw until Python collects them
+# A class is part of a cycle, which stays until Python looks for some: so there is one for all calls, and the hook, with
+# all that it saw, belongs to the instance.
+@functools.cache
 def _watch_class() -> Any:
     import torch
     from torch.overrides import TorchFunctionMode

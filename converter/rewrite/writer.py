@@ -24,7 +24,7 @@ import numpy.typing as npt
 from ..checkpoint import Checkpoint
 from ..checkpoint.checkpoint import FileStamp
 from ..checkpoint.dtypes import ITEM_BYTES, all_finite, decode, encode, every_value
-from ..disk import keep_sha256, sync
+from ..disk import ask_for, keep_sha256, sync
 from ..errors import CheckpointError, StorageError, enough_memory
 from ..one_pass import Begun, Part, Step, go_over
 from ..progress import Advance
@@ -250,9 +250,7 @@ class _Staged:
         """Once in so many bytes of IN's file *name*, have the kernel bring the next but one so many into its cache."""
         on = -begin % READ_AHEAD_BYTES
         if on < size:
-            with suppress(OSError), open(f"{self.checkpoint.path}/{name}", "rb", 0) as file:  # it is advice
-                at = begin + on + READ_AHEAD_BYTES
-                os.posix_fadvise(file.fileno(), at, READ_AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
+            ask_for(self.checkpoint.path / name, begin + on + READ_AHEAD_BYTES, READ_AHEAD_BYTES)
 
     @staticmethod
     @contextmanager

@@ -25,8 +25,9 @@ from ..checkpoint.safetensors_header import SafetensorsHeader, read_header
 from ..checkpoint.tensors import TensorEntry
 from ..compensation import HeadMix
 from ..compensation.training import TrainedRows
+from ..disk import read_into
 from ..errors import CheckpointError, VerificationError, reading
-from ..one_pass import BLOCK_BYTES, Begun, Step, go_over, read_into
+from ..one_pass import BLOCK_BYTES, Begun, Step, go_over
 from ..progress import Advance
 from .claim import Claim, Terms
 

@@ -85,7 +85,8 @@ def test_what_a_hook_saw_is_gone_with_it(tmp_path: Path) -> None:
     gc.disable()
     try:
         decoder.forward(torch.randn(1, 5, checkpoint.geometry.hidden_size), attention_hook=seen.append)
-        query = weakref.ref(seen.pop().query)
+        query = weakref.ref(seen[0].query)
+        del seen
         assert query() is None
     finally:
         gc.enable()
