@@ -7,7 +7,7 @@ import logging
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -85,9 +85,9 @@ class SweepData:
             scores = score_heads(
                 self.checkpoint,
                 metric,
-                samples=None if self._calibration is None else self._calibration.read,
+                samples=None if self.calibration is None else self.calibration.read,
                 device=self.options.device,
-                tower=self._tower,
+                tower=self.tower,
                 progress=self.options.progress,
             )
             scores.save(path)
@@ -97,7 +97,7 @@ class SweepData:
     @cached_property
     def directory(self) -> Path | None:
         """The statistics that compensations are fitted to; None without calibration data."""
-        data = self._calibration
+        data = self.calibration
         if data is None:
             return None
 
@@ -105,50 +105,32 @@ class SweepData:
             layers = range(self.checkpoint.geometry.num_layers)
             progress = self.options.progress
             Statistics(path, device=self.options.device).gather(
-                self.checkpoint, data, layers, tower=self._tower, progress=progress
+                self.checkpoint, data, layers, tower=self.tower, progress=progress
             )
 
         return self.results.made_once(f"statistics-{self._name}", make)
 
     @cached_property
-    def _calibration(self) -> CalibrationData | None:
+    def calibration(self) -> CalibrationData | None:
+        """What metrics and compensations are measured on."""
         return self.options.calibration_data
 
     @cached_property
-    def _tower(self) -> Path | None:
-        if self._calibration is None:
+    def tower(self) -> Path | None:
+        """The directory of the vision tower, where the calibration data needs it."""
+        if self.calibration is None:
             return None
-        needed = self._calibration.read.has_images
+        needed = self.calibration.read.has_images
         return locate_tower(self.checkpoint, self.options.vision_tower, needed=needed, progress=self.options.progress)
 
     @cached_property
     def _name(self) -> str:
         """The hash of what scores and statistics are measured on."""
-        data = self._calibration
+        data = self.calibration
         samples = Samples(()) if data is None else data.read
         tower = self.options.vision_tower
         decided = [__version__, self.checkpoint.fingerprint, HOLDOUT, self.options.device, tower and Path(tower).name]
         return digest_of_data(samples, decided)[:NAME_DIGITS]
-
-    def pupils(self, model: ResidentModel) -> list[Inputs]:
-        """What trainings are trained and judged on; *model* is the checkpoint's."""
-        assert self._calibration is not None, "check_training has seen it"
-        given = self.checkpoint, self._calibration, self.options.training
-        return training_inputs(*given, model=model, tower=self._tower)
-
-    def fit(self, point: Point, model: ResidentModel, pupils: Callable[[], Sequence[Inputs]]) -> Fits:
-        """The compensation of *point*; *model* is the checkpoint's, and *pupils* give what trainings need."""
-        assert point.mask is not None and point.compensation is not None
-        statistics = None if self.directory is None else Statistics(self.directory, device=self.options.device)
-        # What is mapped into memory from there stays after the files are gone.
-        with tempfile.TemporaryDirectory(dir=self.results.scratch) as name:
-            scratch, is_trained = Path(name), MODES[point.compensation].trained
-            mode = REFIT if is_trained else point.compensation
-            fits = fit(mode, self.checkpoint, point.mask, scratch, moments=statistics)
-            if is_trained:
-                how = pupils(), HOLDOUT, self.options.training, scratch
-                fits, _ = distilled(self.checkpoint, point.mask, fits, model, *how)
-            return fits
 
 
 def open_bench(path: Path, repository: Repository | None, options: SweepOptions, directory: Path) -> SweepBench:
@@ -181,7 +163,26 @@ class SweepBench:
 
     @cached_property
     def _pupils(self) -> list[Inputs]:
-        return self.data.pupils(self.model)
+        """What trainings are trained and judged on."""
+        data = self.data
+        assert data.calibration is not None, "check_training has seen it"
+        given = data.checkpoint, data.calibration, data.options.training
+        return training_inputs(*given, model=self.model, tower=data.tower)
+
+    def _fit(self, point: Point) -> Fits:
+        """The compensation of *point*."""
+        assert point.mask is not None and point.compensation is not None
+        data, settings = self.data, self.data.options.training
+        statistics = None if data.directory is None else Statistics(data.directory, device=data.options.device)
+        # What is mapped into memory from there stays after the files are gone.
+        with tempfile.TemporaryDirectory(dir=data.results.scratch) as name:
+            scratch, is_trained = Path(name), MODES[point.compensation].trained
+            mode = REFIT if is_trained else point.compensation
+            fits = fit(mode, data.checkpoint, point.mask, scratch, moments=statistics)
+            if is_trained:
+                given = data.checkpoint, point.mask, fits, self.model, self._pupils
+                fits, _ = distilled(*given, HOLDOUT, settings, scratch)
+            return fits
 
     def check_unchanged(self) -> None:
         """Raise VerificationError where the model is not as it was loaded."""
@@ -197,7 +198,7 @@ class SweepBench:
             if point.mask is None:
                 return Result(self._evaluate())
             with _noted() as notes:
-                fits = self.data.fit(point, self.model, lambda: self._pupils)
+                fits = self._fit(point)
             if fits.training is not None:
                 notes.append(f"training: {fits.training.to_text()}")
             before, unpruned_seconds = self._probe()
