@@ -1,19 +1,23 @@
 """Measures points on several workers at once, by Ray: on this machine, or on a cluster of machines.
 
-Each worker is an actor with a GPU, or some processors, of its own; it loads the model once. Where one is lost, Ray
-starts another in its place, and runs its point again.
+Each worker is an actor with a GPU, or some processors, of its own; it loads the model once. Where one is lost, another
+takes its place, and its point is measured again; a point at which several were lost has failed.
 """
 
 from __future__ import annotations
 
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cached_property
 from typing import Any, Protocol
 
 from ..choices import RAY_LOCAL
 from ..errors import UsageError
 from .points import Point
 from .results import Result
+
+ATTEMPTS = 3  # at a point at which workers are lost, as where memory is short
 
 
 class Bench(Protocol):
@@ -30,10 +34,14 @@ class _Worker:
     """What lives in a process of its own."""
 
     def __init__(self, open_bench: Callable[[], Bench]) -> None:
-        self._bench = open_bench()
+        self._open_bench = open_bench
 
-    def measured(self, point: Point) -> tuple[Point, Result]:
-        return point, self._bench.measured(point)
+    @cached_property
+    def _bench(self) -> Bench:
+        return self._open_bench()  # not before it is asked for, so that what is wrong with it is told as it is
+
+    def measured(self, point: Point) -> Result:
+        return self._bench.measured(point)
 
     def check_unchanged(self) -> None:
         self._bench.check_unchanged()
@@ -48,9 +56,10 @@ def measured_by_workers(
 
     Raises:
         UsageError: Ray cannot be reached, or has no room for one worker.
+        S4ConvertError: what a worker raised.
     """
     import ray
-    from ray.util import ActorPool
+    from ray.exceptions import RayError
 
     with _connected(ray, address):
         is_gpu = device.partition(":")[0] != "cpu"
@@ -60,11 +69,39 @@ def measured_by_workers(
             wanted = "a GPU" if is_gpu else f"{cpus} processors"
             raise UsageError(f"`ray`: the cluster has no room for a worker with {wanted}")
         taken: dict[str, Any] = {"num_gpus": 1} if is_gpu else {"num_cpus": cpus}
-        actor = ray.remote(max_restarts=-1, max_task_retries=-1, **taken)(_Worker)
-        workers = [actor.remote(open_bench) for _ in range(min(room, len(points)))]
-        pool = ActorPool(workers)
-        yield from pool.map_unordered(lambda worker, point: worker.measured.remote(point), list(points))
-        ray.get([worker.check_unchanged.remote() for worker in workers])
+        actor = ray.remote(**taken)(_Worker)
+        waiting, losses = deque(points), Counter[str]()
+        idle: list[Any] = [None] * min(room, len(points))  # None becomes a worker when there is a point for it
+        running: dict[Any, tuple[Any, Point]] = {}
+        while waiting or running:
+            while waiting and idle:
+                worker, point = idle.pop() or actor.remote(open_bench), waiting.popleft()
+                running[worker.measured.remote(point)] = worker, point
+            [done], _ = ray.wait(list(running))
+            worker, point = running.pop(done)
+            try:
+                result = _answer(ray, done)
+            except RayError:
+                idle.append(None)
+                losses[point.name] += 1
+                if losses[point.name] < ATTEMPTS:
+                    waiting.append(point)
+                    continue
+                result = Result(None, failure=f"its worker was lost {ATTEMPTS} times; is the memory too small for it?")
+            else:
+                idle.append(worker)
+            yield point, result
+        for worker in filter(None, idle):
+            with suppress(RayError):  # of a worker that is lost meanwhile, nobody can say so
+                _answer(ray, worker.check_unchanged.remote())
+
+
+def _answer(ray: Any, asked: Any) -> Any:
+    """What a worker answers, or raises; RayError where it is lost."""
+    try:
+        return ray.get(asked)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from error
 
 
 @contextmanager

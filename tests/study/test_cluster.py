@@ -10,6 +10,10 @@ from pathlib import Path
 import pytest
 
 from s4convert.demo import MINI_LLAVA, QUESTIONS
+from s4convert.errors import StorageError, VerificationError
+from s4convert.study.cluster import ATTEMPTS, measured_by_workers
+from s4convert.study.points import Point
+from s4convert.study.results import Result
 from tests.support.command_line import outcome_of, run_here, start
 from tests.support.sweeps import rows_of
 
@@ -48,3 +52,34 @@ def test_two_workers_one_of_them_killed_find_what_one_process_finds(tmp_path: Pa
     assert outcome.exit_code == 0, outcome.stderr
     assert rows_of(together) == rows_of(alone)
     assert len(rows_of(together)) == 5
+
+
+class Deadly:
+    """A bench whose process one point ends, and whose model is not what it was."""
+
+    def measured(self, point: Point) -> Result:
+        if point.compensation == "deadly":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return Result(None, failure="measured")
+
+    def check_unchanged(self) -> None:
+        raise VerificationError("it was changed")
+
+
+def test_a_point_that_kills_its_workers_fails_and_the_others_are_measured() -> None:
+    points = [Point(None, kind, (), {"kind": kind}) for kind in ("one", "deadly", "other")]
+    found: dict[str | None, str | None] = {}
+    with pytest.raises(VerificationError, match=r"^it was changed$"):
+        for point, result in measured_by_workers("local", points, Deadly, device="cpu", cpus=1):
+            found[point.compensation] = result.failure
+    assert (found["one"], found["other"]) == ("measured", "measured")
+    assert found["deadly"] == f"its worker was lost {ATTEMPTS} times; is the memory too small for it?"
+
+
+def refuse() -> Deadly:
+    raise StorageError("gone: cannot be read")
+
+
+def test_what_a_worker_cannot_open_ends_the_sweep() -> None:
+    with pytest.raises(StorageError, match=r"^gone: cannot be read$"):
+        list(measured_by_workers("local", [Point(None, "one", (), {})], refuse, device="cpu", cpus=1))
