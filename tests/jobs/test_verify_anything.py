@@ -85,6 +85,15 @@ def test_mask_and_mode_are_read_off(tmp_path: Path, mode: str, spec: Spec, mask:
     assert "read off the weights" in str(report)
 
 
+def test_a_head_that_was_silent_before_is_pruned_where_its_queries_went(tmp_path: Path) -> None:
+    original, out = write_checkpoint(tmp_path / "in", SPEC), tmp_path / "out"
+    for head in (1, 2):
+        change(original, 0, "o", lambda weight, head=head: weight[:, 8 * head : 8 * head + 8].fill(0))
+    convert(original, out, MASK, compensation="none", check_behaviour=False, card=False, allow_converted=True)
+    (out / "s4convert.json").unlink()
+    assert read_off(original, out).mask.pruned == MASK.pruned
+
+
 def test_factors_of_the_masks_own_are_told_from_n_over_n(tmp_path: Path) -> None:
     report = read_off(*converted(tmp_path, "scale", mask=replace(MASK, scale={2: 1.1})))
     assert report.compensation == "scale"
