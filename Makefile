@@ -73,7 +73,7 @@ check: $(BIN)/.installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-# BENCH=--quick for 2 GB in place of 14, BENCH=--growth, BENCH=--xfs: see benchmarks/conversion.py.
+# BENCH=--quick for 2 GB in place of 14, BENCH=--growth, BENCH=--xfs and others: see benchmarks/conversion.py.
 bench: $(BIN)/.installed
 	$(BIN)/python -m benchmarks.conversion $(BENCH)
 	$(BIN)/python -m benchmarks.memory

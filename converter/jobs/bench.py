@@ -172,7 +172,7 @@ class SweepBench:
     def _fit(self, point: Point) -> Fits:
         """The compensation of *point*."""
         assert point.mask is not None and point.compensation is not None
-        data, settings = self.data, self.data.options.training
+        data = self.data
         statistics = None if data.directory is None else Statistics(data.directory, device=data.options.device)
         # What is mapped into memory from there stays after the files are gone.
         with tempfile.TemporaryDirectory(dir=data.results.scratch) as name:
@@ -181,7 +181,7 @@ class SweepBench:
             fits = fit(mode, data.checkpoint, point.mask, scratch, moments=statistics)
             if is_trained:
                 given = data.checkpoint, point.mask, fits, self.model, self._pupils
-                fits, _ = distilled(*given, HOLDOUT, settings, scratch)
+                fits, _ = distilled(*given, HOLDOUT, data.options.training, scratch)
             return fits
 
     def check_unchanged(self) -> None:

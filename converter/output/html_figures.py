@@ -13,6 +13,7 @@ from typing import NamedTuple
 from ..mask import HeadMask
 from .heatmap import ranks_of, shade_of
 
+NO_FIGURE = "-"  # in a table, where there is none
 SHAPES = ("circle", "diamond", "triangle", "square")  # a series is told by its shape as well as by its colour
 _LEFT, _RIGHT, _TOP = 32, 34, 16
 _PLOT_WIDTH = 286

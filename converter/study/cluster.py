@@ -59,7 +59,6 @@ def measured_by_workers(
         S4ConvertError: what a worker raised.
     """
     import ray
-    from ray.exceptions import RayError
 
     with _connected(ray, address):
         is_gpu = device.partition(":")[0] != "cpu"
@@ -70,30 +69,38 @@ def measured_by_workers(
             raise UsageError(f"`ray`: the cluster has no room for a worker with {wanted}")
         taken: dict[str, Any] = {"num_gpus": 1} if is_gpu else {"num_cpus": cpus}
         actor = ray.remote(**taken)(_Worker)
-        waiting, losses = deque(points), Counter[str]()
-        idle: list[Any] = [None] * min(room, len(points))  # None becomes a worker when there is a point for it
-        running: dict[Any, tuple[Any, Point]] = {}
-        while waiting or running:
-            while waiting and idle:
-                worker, point = idle.pop() or actor.remote(open_bench), waiting.popleft()
-                running[worker.measured.remote(point)] = worker, point
-            [done], _ = ray.wait(list(running))
-            worker, point = running.pop(done)
-            try:
-                result = _answer(ray, done)
-            except RayError:
-                idle.append(None)
-                losses[point.name] += 1
-                if losses[point.name] < ATTEMPTS:
-                    waiting.append(point)
-                    continue
-                result = Result(None, failure=f"its worker was lost {ATTEMPTS} times; is the memory too small for it?")
+        yield from _shared_out(ray, points, lambda: actor.remote(open_bench), min(room, len(points)))
+
+
+def _shared_out(
+    ray: Any, points: Sequence[Point], new_worker: Callable[[], Any], most: int
+) -> Iterator[tuple[Point, Result]]:
+    """Every one of *points* with its result, from *most* workers at once."""
+    waiting, losses = deque(points), Counter[str]()
+    idle: list[Any] = [None] * most  # None becomes a worker when there is a point for it
+    running: dict[Any, tuple[Any, Point]] = {}
+    while waiting or running:
+        while waiting and idle:
+            worker, point = idle.pop() or new_worker(), waiting.popleft()
+            running[worker.measured.remote(point)] = worker, point
+        [done], _ = ray.wait(list(running))
+        worker, point = running.pop(done)
+        try:
+            result = _answer(ray, done)
+        except ray.exceptions.RayError:
+            worker = None
+            losses[point.name] += 1
+            if losses[point.name] < ATTEMPTS:
+                result = None
+                waiting.append(point)
             else:
-                idle.append(worker)
+                result = Result(None, failure=f"its worker was lost {ATTEMPTS} times; is the memory too small for it?")
+        idle.append(worker)
+        if result is not None:
             yield point, result
-        for worker in filter(None, idle):
-            with suppress(RayError):  # of a worker that is lost meanwhile, nobody can say so
-                _answer(ray, worker.check_unchanged.remote())
+    for asked in [worker.check_unchanged.remote() for worker in idle if worker is not None]:
+        with suppress(ray.exceptions.RayError):  # of a worker that is lost meanwhile, nobody can say so
+            _answer(ray, asked)
 
 
 def _answer(ray: Any, asked: Any) -> Any:
